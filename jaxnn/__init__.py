@@ -1,0 +1,25 @@
+"""Neural-network layers for JAX whose derivatives are derived by hand, from lecture notes, and checked.
+
+Layers: linear, conv2d, relu, sigmoid, tanh, max_pool2d, max_pool2d_with_indices, dropout, softmax, log_softmax.
+Losses: nll, nll_loss, cross_entropy, binary_cross_entropy, squared_error, l1_penalty, l2_penalty.
+Each is a pure function with a `jax.custom_vjp` rule, and carries its plain definition as `.definition`.
+`jaxnn.models` and `jaxnn.training` hold the notes' networks and the SGD step.
+"""
+
+from jaxnn.layers import conv2d as conv2d
+from jaxnn.layers import dropout as dropout
+from jaxnn.layers import linear as linear
+from jaxnn.layers import log_softmax as log_softmax
+from jaxnn.layers import max_pool2d as max_pool2d
+from jaxnn.layers import max_pool2d_with_indices as max_pool2d_with_indices
+from jaxnn.layers import relu as relu
+from jaxnn.layers import sigmoid as sigmoid
+from jaxnn.layers import softmax as softmax
+from jaxnn.layers import tanh as tanh
+from jaxnn.losses import binary_cross_entropy as binary_cross_entropy
+from jaxnn.losses import cross_entropy as cross_entropy
+from jaxnn.losses import l1_penalty as l1_penalty
+from jaxnn.losses import l2_penalty as l2_penalty
+from jaxnn.losses import nll as nll
+from jaxnn.losses import nll_loss as nll_loss
+from jaxnn.losses import squared_error as squared_error

@@ -1,0 +1,91 @@
+"""Argument checks of the components: one line that names the argument, its value, the requirement and the cure."""
+
+import operator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def described(name: str, x: jax.Array) -> str:
+    """Name an array in a message: "`w` (shape (3, 4))"."""
+    return f"`{name}` (shape {x.shape})"
+
+
+def floating(name: str, x: ArrayLike) -> jax.Array:
+    """Return `x` as an array, which must be of a real floating-point dtype."""
+    if x is None or isinstance(x, (str, bytes, dict)):
+        raise TypeError(f"`{name}` ({type(x).__name__}) must be an array of a floating-point dtype")
+    array = jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` (dtype {array.dtype}) must have a floating-point dtype; "
+            f"convert it with `{name}.astype(jnp.float32)`"
+        )
+    return array
+
+
+def class_ids(name: str, x: ArrayLike) -> jax.Array:
+    """Return `x` as an int32 (or wider) array of class ids."""
+    array = jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(
+            f"`{name}` (dtype {array.dtype}) must hold integer class ids; convert it with `{name}.astype(jnp.int32)`"
+        )
+    return array.astype(jnp.promote_types(array.dtype, jnp.int32))
+
+
+def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
+    """Return an option given as an int or as (int, int) as a pair, each at least `minimum`."""
+    values = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(values) != 2:
+        raise ValueError(f"`{name}` ({value!r}) must be an int or a pair of ints, (height, width)")
+    height, width = integer(name, values[0], minimum), integer(name, values[1], minimum)
+    return height, width
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    """Return a static int option, at least `minimum`."""
+    try:
+        # A bool counts as an int in Python; as a stride or a group count it is a mistake.
+        number = operator.index(value) if not isinstance(value, (bool, np.bool_)) else None
+    except (TypeError, jax.errors.JAXTypeError):
+        number = None
+    if number is None:
+        raise TypeError(f"`{name}` ({value!r}) must be a static int, of type int and not {type(value).__name__}")
+    if number < minimum:
+        raise ValueError(f"`{name}` ({number}) must be at least {minimum}")
+    return number
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """Return an option that must be one of a few words."""
+    if value not in choices:
+        raise ValueError(f"`{name}` ({value!r}) must be one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def layout(value: str) -> Literal["NCHW", "NHWC"]:
+    """Return the layout of an image."""
+    one_of("layout", value, ("NCHW", "NHWC"))
+    return "NCHW" if value == "NCHW" else "NHWC"
+
+
+def axis_in_range(name: str, axis: int, x: jax.Array) -> int:
+    """Return `axis` counted from the front."""
+    number = integer("axis", axis, -x.ndim)
+    if number >= x.ndim:
+        raise ValueError(f"`axis` ({axis}) must be one of the axes of {described(name, x)}")
+    return number % x.ndim
+
+
+def same_shape(name: str, x: jax.Array, other_name: str, other: jax.Array) -> None:
+    """Require equal shapes: broadcasting a loss is nearly always a mistake."""
+    if x.shape != other.shape:
+        raise ValueError(
+            f"{described(name, x)} must have the shape of {described(other_name, other)}; reshape or broadcast it first"
+        )

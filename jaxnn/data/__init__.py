@@ -1,0 +1,7 @@
+"""The data sets, in NumPy alone and without a network: digits, and MNIST and Fashion-MNIST from IDX files."""
+
+from jaxnn.data.dataset import DATASETS as DATASETS
+from jaxnn.data.dataset import Dataset as Dataset
+from jaxnn.data.dataset import Split as Split
+from jaxnn.data.dataset import load as load
+from jaxnn.data.idx import DataError as DataError

@@ -1,0 +1,125 @@
+"""Load a data set and part it, once and for all, into training, validation and test images.
+
+The validation part is taken from the training images and picks defaults and the best epoch; the test part
+is looked at once, at the end. Both are the same in every run, whatever its seed: runs can be compared.
+"""
+
+import difflib
+import os
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxnn.data.idx import DataError
+from jaxnn.data.mnist import read_folder
+
+DATASETS = ("digits", "mnist", "fashion_mnist")
+
+_DIGITS = tuple("0123456789")
+_CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+
+class Split(NamedTuple):
+    """Images and their labels.
+
+    Attributes:
+        images: Pixels, shape (N, H, W, 1). Digits use the values 0 to 16, the others 0 to 255.
+        labels: Class ids, shape (N,).
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+
+
+class Dataset(NamedTuple):
+    """A data set in its three parts, which share no image.
+
+    Attributes:
+        name: One of `DATASETS`.
+        train: What the gradient sees.
+        validation: What choices are made by; a fixed, stratified part of the published training images.
+        test: What is reported, evaluated once.
+        classes: The name of each class id.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+
+
+def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Load a data set, verified, from this machine alone.
+
+    Args:
+        name: "digits" (scikit-learn's 1,797 of 8x8), "mnist" or "fashion_mnist".
+        data_dir: The folder with the four IDX files of mnist or fashion_mnist, raw or .gz.
+
+    Returns:
+        The data set. The arrays are the caller's own, and in the published order.
+
+    Raises:
+        ValueError: `name` is not one of `DATASETS`.
+        DataError: The data are missing, damaged, or not those of `name`.
+
+    Example:
+        >>> digits = load("digits")
+        >>> [len(split.labels) for split in (digits.train, digits.validation, digits.test)]
+        [1294, 144, 359]
+        >>> digits.train.images.shape
+        (1294, 8, 8, 1)
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(str(name).lower(), DATASETS, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"`name` ({name!r}) must be one of {', '.join(map(repr, DATASETS))}{hint}")
+    if name == "digits":
+        if data_dir is not None:
+            raise DataError(
+                f"--data-dir ({os.fspath(data_dir)!r}) is not used by digits, which come with scikit-learn:"
+                " leave it out, or choose mnist or fashion_mnist"
+            )
+        everything = _read_digits()
+        rest, test = _hold_out(everything, round(len(everything.labels) / 5))
+        train, validation = _hold_out(rest, round(len(rest.labels) / 10))
+        return Dataset(name, train, validation, test, _DIGITS)
+    arrays = read_folder(name, data_dir)
+    rest = _split(arrays["train-images"], arrays["train-labels"])
+    train, validation = _hold_out(rest, len(rest.labels) // 12)  # 5,000 of the 60,000
+    test = _split(arrays["t10k-images"], arrays["t10k-labels"])
+    return Dataset(name, train, validation, test, _DIGITS if name == "mnist" else _CLOTHES)
+
+
+def _split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Split:
+    return Split(images[..., np.newaxis], labels.astype(np.int32))
+
+
+def _hold_out(split: Split, count: int) -> tuple[Split, Split]:
+    """Return `split` less `count` of its images, and those: stratified, at random, and the same each time.
+
+    The images are shuffled, then sorted by class, and evenly spaced ones are taken: each class gives its
+    share to within one image, and the total is exact.
+    """
+    total = len(split.labels)
+    order = np.random.default_rng(0).permutation(total)
+    order = order[np.argsort(split.labels[order], kind="stable")]
+    held = np.zeros(total, bool)
+    held[order[(np.arange(count) * total + total // 2) // count]] = True
+    return Split(split.images[~held], split.labels[~held]), Split(split.images[held], split.labels[held])
+
+
+def _read_digits() -> Split:
+    """Return scikit-learn's digits; it carries them, and is imported only here."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "digits come with scikit-learn, which cannot be imported: pip install scikit-learn"
+            " (or, in a clone, pip install '.[train]')"
+        ) from error
+    digits = load_digits()
+    return _split(digits.images.astype(np.uint8), digits.target)

@@ -1,0 +1,141 @@
+"""Read a folder of MNIST's or Fashion-MNIST's four IDX files, and prove that they are what they are called.
+
+The two data sets share their file names, shapes and label range, so one in the other's place trains well
+and reports a wrong result. Only the content tells them apart: each file must have its published SHA-256. The
+other checks come first, because they name the cause.
+"""
+
+import hashlib
+import os
+import struct
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxnn.data.idx import DataError, read_idx
+
+FILES = {  # each part's usual file name
+    "train-images": "train-images-idx3-ubyte",
+    "train-labels": "train-labels-idx1-ubyte",
+    "t10k-images": "t10k-images-idx3-ubyte",
+    "t10k-labels": "t10k-labels-idx1-ubyte",
+}
+SOURCES = {
+    "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+}
+SHA256 = {  # of the uncompressed files, so that compressing them again changes nothing
+    "mnist": {
+        "train-images": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+    "fashion_mnist": {
+        "train-images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+}
+
+
+def read_folder(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, NDArray[np.uint8]]:
+    """Read and verify the four files of a data set.
+
+    Args:
+        name: "mnist" or "fashion_mnist".
+        data_dir: The folder that holds them.
+
+    Returns:
+        The arrays by the keys of `FILES`: images (N, H, W) and labels (N,).
+
+    Raises:
+        DataError: A file is missing, damaged, inconsistent with its partner, or another data set's.
+    """
+    paths = _find(name, data_dir)
+    arrays = {part: read_idx(path) for part, path in paths.items()}
+    for split in ("train", "t10k"):
+        images, labels = f"{split}-images", f"{split}-labels"
+        _check_pair(paths[images], arrays[images], paths[labels], arrays[labels])
+    for part, array in arrays.items():
+        _check_published(name, part, paths[part], _sha256(array))
+    return arrays
+
+
+def _find(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, Path]:
+    """Return the path of each part, under either spelling, raw before gzipped."""
+    if data_dir is None:
+        raise _missing(name, FILES.values(), "as no folder was given")
+    folder = Path(os.path.expanduser(data_dir))  # the shell leaves the ~ of --data-dir=~/mnist alone
+    try:
+        present = set(os.listdir(folder))
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise _missing(name, FILES.values(), f"as {str(folder)!r} cannot be read ({reason})") from error
+    paths = {}
+    for part, file in FILES.items():
+        spellings = [file, file.replace("-idx", ".idx"), f"{file}.gz", f"{file.replace('-idx', '.idx')}.gz"]
+        found = [folder / spelling for spelling in spellings if spelling in present]
+        if found:
+            # Kaggle's copy has a folder under one spelling beside the file under the other.
+            paths[part] = min(found, key=os.path.isdir)
+    if absent := [file for part, file in FILES.items() if part not in paths]:
+        raise _missing(name, absent, f"in {str(folder)!r}")
+    return paths
+
+
+def _missing(name: str, files: Collection[str], where: str) -> DataError:
+    """Return the error that says which files are missing where, and how to come by them."""
+    which = "all four files" if len(files) == len(FILES) else ", ".join(files)
+    return DataError(
+        f"{name} misses {which} {where}: put {', '.join(FILES.values())} (each raw or .gz)"
+        f" from {SOURCES[name]} into one folder and name it with --data-dir"
+    )
+
+
+def _check_pair(images_path: Path, images: NDArray[np.uint8], labels_path: Path, labels: NDArray[np.uint8]) -> None:
+    """Refuse images and labels that cannot belong to each other."""
+    if (images.ndim, labels.ndim) == (1, 3):
+        raise DataError(
+            f"{str(images_path)!r} holds labels and {str(labels_path)!r} holds images: they are swapped, rename them"
+        )
+    for path, array, rank, kind in ((images_path, images, 3, "images"), (labels_path, labels, 1, "labels")):
+        if array.ndim != rank:
+            raise DataError(f"{str(path)!r} does not hold {kind} (rank {array.ndim}, not {rank}): download it again")
+    if len(images) != len(labels):
+        raise DataError(
+            f"{str(images_path)!r} holds {len(images)} images and {str(labels_path)!r} {len(labels)} labels,"
+            " and the counts must be equal: download both again"
+        )
+    if labels.max() > 9:
+        row = int(labels.argmax())
+        raise DataError(
+            f"{str(labels_path)!r} holds the label {labels[row]} (row {row}),"
+            " and labels go from 0 to 9: download it again"
+        )
+
+
+def _check_published(name: str, part: str, path: Path, digest: str) -> None:
+    """Refuse a file whose content is not the published one, saying what it is where that is known."""
+    if digest == SHA256[name][part]:
+        return
+    for other, digests in SHA256.items():
+        for other_part, published in digests.items():
+            if digest == published:
+                cure = "rename it" if other == name else f"use --dataset {other} or another folder"
+                expected = f"{name}'s" if other_part == part else f"{name}'s {part}"
+                raise DataError(f"{str(path)!r} is {other}'s {other_part}, not {expected}: {cure}")
+    raise DataError(
+        f"{str(path)!r} is not the published {part} of {name}"
+        f" (SHA-256 {digest} differs from {SHA256[name][part]}): download it again"
+    )
+
+
+def _sha256(array: NDArray[np.uint8]) -> str:
+    """Return the SHA-256 of the raw IDX file of `array`, whose header follows from the shape."""
+    digest = hashlib.sha256(struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape))
+    digest.update(array.data)
+    return digest.hexdigest()

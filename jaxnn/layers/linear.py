@@ -1,0 +1,126 @@
+"""Linear: y = x Wᵀ + b.
+
+Definition:
+    y_i = Σ_j W_ij x_j + b_i, for each row x of a batch s: y_si = Σ_j W_ij x_sj + b_i
+    x (..., I), W (O, I), b (O,) → y (..., O); s runs over all leading axes.
+
+Derivation (the chain rule over every y that the variable affects; dy stands for ∂L/∂y):
+    x_sj affects y_si for all i:       dx_sj = Σ_i dy_si W_ij    so  dx = dy W
+    W_ij affects y_si for all s:       dW_ij = Σ_s dy_si x_sj    so  dW = dyᵀ x
+    b_i  affects y_si for all s:       db_i  = Σ_s dy_si
+
+Residuals:
+    x and W, the factors of the two products: both are inputs, so nothing new is stored.
+
+Conventions:
+    Sums run in at least float32; every cotangent has its primal's dtype. Without leading axes dW is the outer
+    product dy xᵀ of the notes.
+
+Source:
+    Taura, Neural Networks Basics: "Linear (a.k.a. Fully Connected Layer)", "Linear (Back Propagation 1)" and
+    "(Back Propagation 2)". The sum over the samples s is derived here; the slides treat one sample.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxnn import _checks
+from jaxnn._rules import cotangent, defined_by, resolve_precision, type_of, wide
+
+
+def _definition(x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, *, precision: Any = None) -> Array:
+    x, w, b = _checked(x, w, b)
+    y = jnp.matmul(x, w.T, precision=precision)
+    return y if b is None else y + jnp.broadcast_to(b, y.shape)
+
+
+@defined_by(_definition)
+def linear(
+    x: Float[ArrayLike, "*batch inputs"],
+    w: Float[ArrayLike, "outputs inputs"],
+    b: Float[ArrayLike, " outputs"] | None = None,
+    *,
+    precision: Any = None,
+) -> Float[Array, "*batch outputs"]:
+    """Multiply the last axis by a matrix and add a bias.
+
+    .. math:: y_i = \\sum_j W_{ij} x_j + b_i
+
+    Args:
+        x: input, shape (..., I), any floating dtype.
+        w: weights, shape (O, I).
+        b: bias, shape (O,), or None.
+        precision: as in `jax.lax.dot_general`; None takes `jax.default_matmul_precision` as it is at this call, and
+            the backward pass keeps it.
+
+    Returns:
+        y, shape (..., O), of the arguments' promoted dtype.
+
+    Raises:
+        TypeError: an argument is not of a floating-point dtype.
+        ValueError: the shapes do not match.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> linear(jnp.array([1.0, 2.0]), jnp.array([[3.0, 4.0], [5.0, 6.0]]), jnp.array([0.0, 1.0]))
+        Array([11., 18.], dtype=float32)
+
+    References:
+        Taura, Neural Networks Basics, "Linear (a.k.a. Fully Connected Layer)".
+    """
+    x, w, b = _checked(x, w, b)
+    return _linear(resolve_precision(precision), x, w, b)
+
+
+def _checked(x: ArrayLike, w: ArrayLike, b: ArrayLike | None) -> tuple[Array, Array, Array | None]:
+    x, w = _checks.floating("x", x), _checks.floating("w", w)
+    b = None if b is None else _checks.floating("b", b)
+    if x.ndim < 1:
+        raise ValueError("`x` (shape ()) must have at least one axis, of input features")
+    if w.ndim != 2:
+        raise ValueError(f"{_checks.described('w', w)} must have two axes, (outputs, inputs)")
+    if w.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"{_checks.described('w', w)} must have {x.shape[-1]} input features to match "
+            f"{_checks.described('x', x)}; `w` is (outputs, inputs)"
+        )
+    if b is not None and b.shape != w.shape[:1]:
+        raise ValueError(f"{_checks.described('b', b)} must have shape {w.shape[:1]} to match `w`'s outputs")
+    dtype = jnp.result_type(x, w) if b is None else jnp.result_type(x, w, b)
+    return x.astype(dtype), w.astype(dtype), None if b is None else b.astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear(precision: Any, x: Array, w: Array, b: Array | None) -> Array:
+    return _linear_fwd(precision, x, w, b)[0]
+
+
+def _linear_fwd(precision: Any, x: Array, w: Array, b: Array | None) -> tuple[Array, Any]:
+    y = _contract(x, w, x.ndim - 1, 1, precision)
+    y = y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
+    return y.astype(x.dtype), (x, w, None if b is None else type_of(b))
+
+
+def _linear_bwd(precision: Any, residuals: Any, dy: Array) -> tuple[Array, Array, Array | None]:
+    x, w, b = residuals
+    samples = tuple(range(dy.ndim - 1))
+    dx = _contract(dy, w, dy.ndim - 1, 0, precision)
+    dw = lax.dot_general(
+        dy, x, ((samples, samples), ((), ())), precision=precision, preferred_element_type=wide(x.dtype)
+    )
+    db = None if b is None else cotangent(jnp.sum(dy.astype(wide(dy.dtype)), axis=samples), b)
+    return cotangent(dx, type_of(x)), cotangent(dw, type_of(w)), db
+
+
+_linear.defvjp(_linear_fwd, _linear_bwd)
+
+
+def _contract(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any) -> Array:
+    contracted = (((a_axis,), (b_axis,)), ((), ()))
+    return lax.dot_general(a, b, contracted, precision=precision, preferred_element_type=wide(a.dtype))

@@ -1,0 +1,97 @@
+"""Log-softmax: y = log softmax(x).
+
+Definition:
+    y_a = x_a − log Σ_k exp(x_k)
+
+Derivation (derived here, in the manner of the notes' two cases for softmax; dy stands for ∂L/∂y, p for softmax(x)):
+    x_j affects every y_a, in two cases:
+        j = a:  ∂y_a/∂x_a = 1 − exp(x_a) / Σ = 1 − p_a
+        j ≠ a:  ∂y_a/∂x_j =   − exp(x_j) / Σ =   − p_j
+    The chain rule sums over every y that x_j affects:
+        dx_j = dy_j − p_j Σ_a dy_a
+
+Residuals:
+    y, the output, since p = exp(y) (and `where`, an input, if given).
+
+Conventions:
+    As softmax; entries where `where` is False are −∞ (as in `jax.nn.log_softmax`) and their gradient is 0.
+
+Source:
+    Taura, Neural Networks Basics: "softmax" (its logarithm); the derivative is derived here.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from jaxnn._rules import defined_by, wide
+from jaxnn._softmax import Axes, checked, shifted, total
+
+
+def _definition(x: ArrayLike, axis: int | Axes = -1, where: Bool[ArrayLike, "..."] | None = None) -> Array:
+    x, axes, where = checked(x, axis, where)
+    x = x - lax.stop_gradient(jnp.max(x, axes, keepdims=True, where=where, initial=-jnp.inf))
+    exp = jnp.exp(x) if where is None else jnp.where(where, jnp.exp(x), jnp.zeros((), x.dtype))
+    y = x - jnp.log(jnp.sum(exp, axes, keepdims=True))
+    return y if where is None else jnp.where(where, y, -jnp.inf)
+
+
+@defined_by(_definition)
+def log_softmax(
+    x: Float[ArrayLike, "*shape"], axis: int | Axes = -1, where: Bool[ArrayLike, "..."] | None = None
+) -> Float[Array, "*shape"]:
+    """Turn logits into logarithms of probabilities, without forming the probabilities.
+
+    .. math:: y_a = x_a - \\log \\sum_k \\exp(x_k)
+
+    Args:
+        x: logits, any shape and floating dtype.
+        axis: the axis, or axes, over which exp(y) sums to 1.
+        where: booleans that broadcast to x's shape; entries where it is False are left out, and are −∞.
+
+    Returns:
+        y, of x's shape and dtype.
+
+    Raises:
+        TypeError: `x` is not of a floating-point dtype, or `where` not boolean.
+        ValueError: `axis` is none of x's, or `where` does not broadcast to x.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> log_softmax(jnp.array([0.0, 1000.0]))
+        Array([-1000.,     0.], dtype=float32)
+
+    References:
+        Taura, Neural Networks Basics, "softmax".
+    """
+    x, axes, where = checked(x, axis, where)
+    return _log_softmax(axes, x, where)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_softmax(axes: Axes, x: Array, where: Array | None) -> Array:
+    return _log_softmax_fwd(axes, x, where)[0]
+
+
+def _log_softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, tuple[Array, Array | None]]:
+    from_largest = shifted(axes, x, where)
+    y = from_largest - jnp.log(total(axes, jnp.exp(from_largest), where))
+    y = y.astype(x.dtype)
+    return y, (y, where)
+
+
+def _log_softmax_bwd(axes: Axes, residuals: Any, dy: Array) -> tuple[Array, None]:
+    y, where = residuals
+    dtype = y.dtype
+    p, dy = jnp.exp(y.astype(wide(dtype))), dy.astype(wide(dtype))
+    dy = dy if where is None else jnp.where(where, dy, jnp.zeros((), dy.dtype))
+    dx = dy - p * jnp.sum(dy, axes, keepdims=True)
+    return dx.astype(dtype), None
+
+
+_log_softmax.defvjp(_log_softmax_fwd, _log_softmax_bwd)

@@ -1,0 +1,99 @@
+"""Softmax: y = exp(x) / Σ exp(x).
+
+Definition (the notes' p of logits l is y of x here):
+    y_a = exp(x_a) / Σ_k exp(x_k)
+
+Derivation (the notes', by the rule of the quotient; dy stands for ∂L/∂y):
+    x_j affects every y_a, in two cases:
+        j = a:  ∂y_a/∂x_a = [exp(x_a) Σ − exp(x_a)²] / Σ² = (1 − y_a) y_a
+        j ≠ a:  ∂y_a/∂x_j = [0 − exp(x_a) exp(x_j)] / Σ²  = −y_j y_a
+    The chain rule sums over every y that x_j affects:
+        dx_j = dy_j (1 − y_j) y_j − Σ_{a≠j} dy_a y_j y_a = y_j (dy_j − Σ_a dy_a y_a)
+
+Residuals:
+    y, the output, which both cases are written in (and `where`, an input, if given).
+
+Conventions:
+    The largest x is taken off first: y does not change, and nothing overflows. Entries where `where` is False are
+    no part of the sum: their y and their gradient are 0, also when all of them are. Computed in at least float32.
+
+Source:
+    "The Softmax Function" and "The Chain Rule in Our Network" ff. (two cases, j = a and j ≠ a), lecture 001, on
+    multi-class classification and backpropagation; Taura, Neural Networks Basics: "softmax". `where` is derived here.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from jaxnn._rules import defined_by, wide
+from jaxnn._softmax import Axes, checked, shifted, total
+
+
+def _definition(x: ArrayLike, axis: int | Axes = -1, where: Bool[ArrayLike, "..."] | None = None) -> Array:
+    x, axes, where = checked(x, axis, where)
+    exp = jnp.exp(x - lax.stop_gradient(jnp.max(x, axes, keepdims=True, where=where, initial=-jnp.inf)))
+    exp = exp if where is None else jnp.where(where, exp, jnp.zeros((), x.dtype))
+    return exp / jnp.sum(exp, axes, keepdims=True)
+
+
+@defined_by(_definition)
+def softmax(
+    x: Float[ArrayLike, "*shape"], axis: int | Axes = -1, where: Bool[ArrayLike, "..."] | None = None
+) -> Float[Array, "*shape"]:
+    """Turn logits into probabilities.
+
+    .. math:: y_a = \\exp(x_a) / \\sum_k \\exp(x_k)
+
+    Args:
+        x: logits, any shape and floating dtype.
+        axis: the axis, or axes, over which y sums to 1.
+        where: booleans that broadcast to x's shape; entries where it is False are left out, and are 0.
+
+    Returns:
+        y, of x's shape and dtype.
+
+    Raises:
+        TypeError: `x` is not of a floating-point dtype, or `where` not boolean.
+        ValueError: `axis` is none of x's, or `where` does not broadcast to x.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> jax.jacrev(softmax)(jnp.array([0.0, 0.0]))
+        Array([[ 0.25, -0.25],
+               [-0.25,  0.25]], dtype=float32)
+
+    References:
+        Lecture 001, "The Softmax Function"; Taura, Neural Networks Basics, "softmax".
+    """
+    x, axes, where = checked(x, axis, where)
+    return _softmax(axes, x, where)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _softmax(axes: Axes, x: Array, where: Array | None) -> Array:
+    return _softmax_fwd(axes, x, where)[0]
+
+
+def _softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, tuple[Array, Array | None]]:
+    exp = jnp.exp(shifted(axes, x, where))
+    y = (exp / total(axes, exp, where)).astype(x.dtype)
+    return y, (y, where)
+
+
+def _softmax_bwd(axes: Axes, residuals: Any, dy: Array) -> tuple[Array, None]:
+    y, where = residuals
+    dtype = y.dtype
+    y, dy = y.astype(wide(dtype)), dy.astype(wide(dtype))
+    dy = dy if where is None else jnp.where(where, dy, jnp.zeros((), dy.dtype))
+    dx = y * (dy - jnp.sum(dy * y, axes, keepdims=True))
+    return dx.astype(dtype), None
+
+
+_softmax.defvjp(_softmax_fwd, _softmax_bwd)

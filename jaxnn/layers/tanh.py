@@ -1,0 +1,75 @@
+"""Tanh: y = tanh(x).
+
+Definition:
+    y_i = (e^{x_i} − e^{−x_i}) / (e^{x_i} + e^{−x_i})
+
+Derivation (derived here: the notes define no derivative; dy stands for ∂L/∂y):
+    By the rule of the quotient ∂y/∂x = 4 / (e^x + e^−x)² = 4 σ(2x) σ(−2x) with σ(x) = 1 / (1 + e^−x), so
+        dx_i = 4 dy_i σ(2 x_i) σ(−2 x_i)
+
+Residuals:
+    x, an input, so nothing new is stored. The usual 1 − y² would keep y instead, and lose both tails: at x = 8 in
+    float32 it is 6% off, at x = 10 it is 0, where the product is exact to rounding.
+
+Conventions:
+    Computed in at least float32. tanh(±∞) = ±1, with derivative 0.
+
+Source:
+    not in the notes; beside the sigmoid for completeness.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxnn import _checks
+from jaxnn._rules import defined_by, wide
+
+
+def _definition(x: ArrayLike) -> Array:
+    return jnp.tanh(_checks.floating("x", x))
+
+
+@defined_by(_definition)
+def tanh(x: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
+    """Squash into (−1, 1).
+
+    .. math:: y = \\tanh(x)
+
+    Args:
+        x: input, any shape and floating dtype.
+
+    Returns:
+        y, of x's shape and dtype.
+
+    Raises:
+        TypeError: `x` is not of a floating-point dtype.
+
+    Example:
+        >>> import jax
+        >>> jax.grad(tanh)(0.0)
+        Array(1., dtype=float32)
+
+    References:
+        Derived here; see the module's docstring.
+    """
+    return _tanh(_checks.floating("x", x))
+
+
+@jax.custom_vjp
+def _tanh(x: Array) -> Array:
+    return _tanh_fwd(x)[0]
+
+
+def _tanh_fwd(x: Array) -> tuple[Array, Array]:
+    return jnp.tanh(x.astype(wide(x.dtype))).astype(x.dtype), x
+
+
+def _tanh_bwd(x: Array, dy: Array) -> tuple[Array]:
+    twice = 2 * x.astype(wide(x.dtype))
+    dx = dy.astype(twice.dtype) * (4 * jax.lax.logistic(twice) * jax.lax.logistic(-twice))
+    return (dx.astype(x.dtype),)
+
+
+_tanh.defvjp(_tanh_fwd, _tanh_bwd)

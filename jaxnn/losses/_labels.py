@@ -1,0 +1,85 @@
+"""Class labels: which of them count, and what their rows weigh."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxnn import _checks
+from jaxnn._rules import wide
+
+
+class Rows(NamedTuple):
+    """The arguments of a loss over class ids, checked, with the class axis last."""
+
+    x: Float[Array, "*rows classes"]
+    labels: Int[Array, "*rows"]
+    weight: Float[Array, " classes"] | None
+    ignore_index: int | None
+
+
+def checked(
+    name: str, x: ArrayLike, targets: ArrayLike, axis: int, weight: ArrayLike | None, ignore_index: int | None
+) -> Rows:
+    """Check the arguments of a loss over class ids and move the class axis to the end."""
+    x = class_axis_last(name, x, axis)
+    labels = _checks.class_ids("targets", targets)
+    if labels.shape != x.shape[:-1]:
+        raise ValueError(
+            f"{_checks.described('targets', labels)} must have shape {x.shape[:-1]}, that of `{name}` without its "
+            f"class axis"
+        )
+    index = None if ignore_index is None else _checks.integer("ignore_index", ignore_index, -(2**31))
+    return Rows(x, labels, class_weight(weight, x.shape[-1]), index)
+
+
+def class_axis_last(name: str, x: ArrayLike, axis: int) -> Array:
+    """Return `x` with its class axis at the end."""
+    x = _checks.floating(name, x)
+    if x.ndim < 1:
+        raise ValueError(f"`{name}` (shape ()) must have at least one axis, of classes")
+    return jnp.moveaxis(x, _checks.axis_in_range(name, axis, x), -1)
+
+
+def class_weight(weight: ArrayLike | None, classes: int) -> Array | None:
+    """Return the class weights, in at least float32."""
+    if weight is None:
+        return None
+    weight = _checks.floating("weight", weight)
+    if weight.shape != (classes,):
+        raise ValueError(f"{_checks.described('weight', weight)} must have shape ({classes},), one weight a class")
+    return weight.astype(wide(weight.dtype))
+
+
+def is_label(labels: Int[Array, "*rows"], classes: int) -> Bool[Array, "*rows"]:
+    """Tell which labels name a class."""
+    return (labels >= 0) & (labels < classes)
+
+
+def is_ignored(labels: Int[Array, "*rows"], ignore_index: int | None) -> Bool[Array, "*rows"]:
+    """Tell which rows are left out."""
+    if ignore_index is None:
+        return jnp.zeros(labels.shape, bool)
+    return labels == jnp.asarray(ignore_index, labels.dtype)
+
+
+def one_hot(labels: Int[Array, "*rows"], classes: int) -> Bool[Array, "*rows classes"]:
+    """Return e(t), as booleans; a row of False where t is no label."""
+    ids = jnp.arange(classes, dtype=labels.dtype)
+    return labels[..., None] == ids.reshape((1,) * labels.ndim + (classes,))
+
+
+def row_weight(rows: Rows, dtype: Any) -> Float[Array, "*rows"]:
+    """Return the weight of each row's label: 0 where it is ignored, 1 where it is no label."""
+    ones = jnp.ones(rows.labels.shape, dtype)
+    if rows.weight is None:
+        weight = ones
+    else:
+        valid = is_label(rows.labels, rows.x.shape[-1])
+        # An out-of-range label must not reach the gather, which would clip or wrap it to some class.
+        # With no classes at all there is nothing to gather from.
+        safe = jnp.where(valid, rows.labels, jnp.zeros((), rows.labels.dtype))
+        gathered = rows.weight.astype(dtype)[safe] if rows.x.shape[-1] else ones
+        weight = jnp.where(valid, gathered, ones)
+    return jnp.where(is_ignored(rows.labels, rows.ignore_index), jnp.zeros((), dtype), weight)

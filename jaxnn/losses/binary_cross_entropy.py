@@ -1,0 +1,117 @@
+"""Binary cross entropy of logits: the loss of the notes' tasks with 0/1 targets.
+
+Definition (x: logit, t: target in [0, 1], σ(x) = 1 / (1 + e^−x)):
+    l = −t log σ(x) − (1 − t) log σ(−x)
+
+Derivation (derived here, in the manner of the notes' NLL∘softmax, of which it is the case of two classes with logits
+(0, x); dl stands for the upstream gradient):
+    ∂ log σ(x)/∂x = σ(−x) and ∂ log σ(−x)/∂x = −σ(x), so
+        dx = dl ((1 − t) σ(x) − t σ(−x))          (= dl (σ(x) − t), without its cancellation at σ(x) ≈ t)
+        dt = dl (log σ(−x) − log σ(x)) = −dl x
+
+Residuals:
+    x and t, which are inputs.
+
+Conventions:
+    log σ is formed without overflow, −log σ(x) = max(−x, 0) + log(1 + e^−|x|). 0 · ∞ = 0: a certain and right answer
+    costs nothing. An integer target other than 0 and 1 makes its loss and gradient NaN. Losses are at least float32.
+
+Source:
+    Taura, Neural Networks Basics, "What is machine learning?" names the task; the loss and its derivative are made
+    here.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxnn import _checks
+from jaxnn._rules import cotangent, defined_by, type_of, wide
+from jaxnn.losses._reduction import reduce
+
+
+def _definition(logits: ArrayLike, targets: ArrayLike, *, reduction: str = "mean") -> Array:
+    x, t = _checked(logits, targets, reduction)
+    x, t = x.astype(wide(x.dtype)), t.astype(wide(x.dtype))
+    l = -_times(t, jax.nn.log_sigmoid(x)) - _times(1 - t, jax.nn.log_sigmoid(-x))
+    if reduction == "none":
+        return l
+    return jnp.sum(l) if reduction == "sum" else jnp.mean(l)
+
+
+@defined_by(_definition)
+def binary_cross_entropy(
+    logits: Float[ArrayLike, "*shape"], targets: ArrayLike, *, reduction: str = "mean"
+) -> Float[Array, "..."]:
+    """Cross entropy of yes/no answers, from logits.
+
+    .. math:: l = -t \\log \\sigma(x) - (1 - t) \\log \\sigma(-x)
+
+    Args:
+        logits: any shape and floating dtype.
+        targets: of logits' shape: probabilities of "yes", floating, which get a gradient too; or 0 and 1, integer or
+            boolean.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        The loss in nats, at least float32: a scalar, or of logits' shape with "none".
+
+    Raises:
+        TypeError: `logits` is not floating.
+        ValueError: the shapes differ, or `reduction` is not one of its choices.
+
+    Example:
+        >>> import jax
+        >>> jax.value_and_grad(binary_cross_entropy)(0.0, 1)
+        (Array(0.6931472, dtype=float32), Array(-0.5, dtype=float32))
+
+    References:
+        Derived here; see the module's docstring.
+    """
+    x, t = _checked(logits, targets, reduction)
+    l = _binary_cross_entropy(x, t)
+    return reduce(l, jnp.ones_like(l), reduction)
+
+
+@jax.custom_vjp
+def _binary_cross_entropy(x: Array, t: Array) -> Array:
+    return _binary_cross_entropy_fwd(x, t)[0]
+
+
+def _binary_cross_entropy_fwd(x: Array, t: Array) -> tuple[Array, Any]:
+    wide_x = x.astype(wide(x.dtype))
+    wide_t = t.astype(wide_x.dtype)
+    return _times(wide_t, _minus_log_sigmoid(wide_x)) + _times(1 - wide_t, _minus_log_sigmoid(-wide_x)), (x, t)
+
+
+def _binary_cross_entropy_bwd(residuals: Any, dl: Array) -> tuple[Array, Array]:
+    x, t = residuals
+    wide_x = x.astype(wide(x.dtype))
+    wide_t = t.astype(wide_x.dtype)
+    dx = dl * ((1 - wide_t) * lax.logistic(wide_x) - wide_t * lax.logistic(-wide_x))
+    return cotangent(dx, type_of(x)), cotangent(-dl * wide_x, type_of(t))
+
+
+_binary_cross_entropy.defvjp(_binary_cross_entropy_fwd, _binary_cross_entropy_bwd)
+
+
+def _minus_log_sigmoid(x: Array) -> Array:
+    return jnp.maximum(-x, jnp.zeros((), x.dtype)) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+def _times(t: Array, x: Array) -> Array:
+    return jnp.where(t == 0, jnp.zeros((), x.dtype), t * x)
+
+
+def _checked(logits: ArrayLike, targets: ArrayLike, reduction: str) -> tuple[Array, Array]:
+    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
+    x, t = _checks.floating("logits", logits), jnp.asarray(targets)
+    _checks.same_shape("targets", t, "logits", x)
+    if jnp.issubdtype(t.dtype, jnp.floating):
+        return x, t
+    answers = t.astype(wide(x.dtype))
+    return x, jnp.where((answers == 0) | (answers == 1), answers, jnp.nan)

@@ -1,0 +1,216 @@
+"""Cross entropy of logits: the notes' fused NLL∘softmax.
+
+Definition (x: logits of one row, p = softmax(x), q: the target, e(t) for class t):
+    l = −Σ_c q_c log p_c = Σ_c q_c (log Σ_k exp(x_k) − x_c)
+    With q = e(t) it is l = −log p_t = −x_t + log Σ_k exp(x_k). Label smoothing ε and class weights ω change q only:
+    q_c = ω_c u_c, with u_c = (1 − ε) T_c + ε/C and T = e(t), or the probabilities given.
+
+Derivation (the notes', for q = e(t); dl stands for the upstream gradient):
+    x_c affects l through p_t, in two cases:
+        c = t:  ∂l/∂x_t = (−1/p_t) (1 − p_t) p_t = −1 + p_t
+        c ≠ t:  ∂l/∂x_c = (−1/p_t) (−p_c p_t)    =      p_c        so  dx = dl (p − e(t))
+    For any q (derived here): the same for each class of the sum, times q_c,
+        dx_c = Σ_t q_t dl (p_c − e(t)_c) = dl (p_c Σ_t q_t − q_c)
+        dq_c = −dl log p_c;   dT_c = (1 − ε) ω_c dq_c;   dω_c = Σ over rows of u_c dq_c
+
+Residuals:
+    x and the targets, which are inputs, and two numbers a row: the shift m = max x and the sum Σ exp(x − m). p is
+    made again from them.
+
+Conventions:
+    A label outside [0, C) that is not `ignore_index` makes its row's loss and gradient NaN and leaves the other rows
+    alone; ignored rows are 0 in both. 0 · log 0 = 0. Losses are at least float32. The mean divides by the sum of the
+    labels' weights, or by the number of rows if the targets are probabilities, as in PyTorch.
+
+Source:
+    Taura, Neural Networks Basics, "NLL softmax (Back propagation)"; Larochelle, Neural networks, "Gradient
+    computation", loss gradient at output pre-activation (−(e(y) − f(x))); lecture 001, "Gradient Descent:
+    Conclusion". Smoothing, weights and probability targets are derived here.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from jaxnn import _checks
+from jaxnn._rules import cotangent, defined_by, type_of, wide
+from jaxnn._softmax import shifted
+from jaxnn.losses import _labels
+from jaxnn.losses._reduction import reduce
+
+
+class _Options(NamedTuple):
+    label_smoothing: float
+    ignore_index: int | None
+
+
+def _definition(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Array:
+    rows, options = _checked(logits, targets, axis, weight, ignore_index, label_smoothing, reduction)
+    x = rows.x.astype(wide(rows.x.dtype))
+    log_p = jax.nn.log_softmax(x)
+    q = _weighted(rows.weight, _smoothed(options, rows.labels, x))
+    l = jnp.sum(_times(q, -log_p), -1)
+    l = _by_label(options, rows.labels, x.shape[-1], l)
+    if reduction == "none":
+        return l
+    return jnp.sum(l) if reduction == "sum" else jnp.sum(l) / jnp.sum(_counts(rows, l))
+
+
+@defined_by(_definition)
+def cross_entropy(
+    logits: Float[ArrayLike, "*rows"],
+    targets: Int[ArrayLike, "..."] | Float[ArrayLike, "*rows"],
+    *,
+    axis: int = -1,
+    weight: Float[ArrayLike, " classes"] | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Float[Array, "..."]:
+    """Cross entropy between logits and labels: softmax and negative log-likelihood in one.
+
+    .. math:: l = -x_t + \\log \\sum_k \\exp(x_k), \\quad \\partial l / \\partial x = p - e(t)
+
+    Args:
+        logits: any shape with a class axis of size C, any floating dtype.
+        targets: class ids, integers, of logits' shape without the class axis; or probabilities, floating, of logits'
+            shape, which get a gradient too.
+        axis: the class axis.
+        weight: weight of each class, shape (C,), or None for 1 each; it gets a gradient too.
+        ignore_index: the label of rows to leave out, or None.
+        label_smoothing: ε in [0, 1]: the target becomes (1 − ε) target + ε/C.
+        reduction: "mean", "sum" or "none"; as in `torch.nn.functional.cross_entropy`, the mean divides by the sum of
+            the labels' weights, or by the number of rows if targets are probabilities.
+
+    Returns:
+        The loss in nats, at least float32: a scalar, or of logits' shape without the class axis with "none".
+
+    Raises:
+        TypeError: `logits` or `weight` is not floating, or `targets` neither integer nor floating.
+        ValueError: the shapes do not match, or an option is not one of its choices.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> jax.grad(cross_entropy)(jnp.array([0.0, 0.0]), 1)
+        Array([ 0.5, -0.5], dtype=float32)
+
+    References:
+        Taura, Neural Networks Basics, "NLL softmax (Back propagation)"; Szegedy et al. 2016, arXiv:1512.00567 (label
+        smoothing).
+    """
+    rows, options = _checked(logits, targets, axis, weight, ignore_index, label_smoothing, reduction)
+    l = _cross_entropy(options, rows.x, rows.labels, rows.weight)
+    return reduce(l, _counts(rows, l), reduction)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(options: _Options, x: Array, targets: Array, weight: Array | None) -> Array:
+    return _cross_entropy_fwd(options, x, targets, weight)[0]
+
+
+def _cross_entropy_fwd(options: _Options, x: Array, targets: Array, weight: Array | None) -> tuple[Array, Any]:
+    classes = x.shape[-1]
+    from_largest = shifted((x.ndim - 1,), x)
+    total = jnp.sum(jnp.exp(from_largest), -1, keepdims=True)
+    q = _weighted(weight, _smoothed(options, targets, from_largest))
+    l = jnp.sum(_times(q, jnp.log(total) - from_largest), -1)
+    return _by_label(options, targets, classes, l), (x, total, targets, weight)
+
+
+def _cross_entropy_bwd(options: _Options, residuals: Any, dl: Array) -> tuple[Array, Array | None, Array | None]:
+    x, total, targets, weight = residuals
+    from_largest, dl = shifted((x.ndim - 1,), x), dl[..., None]
+    u = _smoothed(options, targets, from_largest)
+    q = _weighted(weight, u)
+    p = jnp.exp(from_largest) / total
+    dx = dl * (p * jnp.sum(q, -1, keepdims=True) - q)
+    dx = _by_label(options, targets, x.shape[-1], dx)
+
+    floating = jnp.issubdtype(targets.dtype, jnp.floating)
+    minus_log_p = jnp.log(total) - from_largest
+    dt = (1 - options.label_smoothing) * dl * _weighted(weight, minus_log_p) if floating else None
+    dweight = None
+    if weight is not None:
+        du = _by_label(options, targets, x.shape[-1], dl * _times(u, minus_log_p), bad=0.0)
+        dweight = cotangent(jnp.sum(du, tuple(range(du.ndim - 1))), type_of(weight))
+    return cotangent(dx, type_of(x)), None if dt is None else cotangent(dt, type_of(targets)), dweight
+
+
+_cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+
+
+def _smoothed(options: _Options, targets: Array, like: Array) -> Array:
+    """Return u = (1 − ε) T + ε/C, with T = e(t) for class ids."""
+    classes = like.shape[-1]
+    floating = jnp.issubdtype(targets.dtype, jnp.floating)
+    u = (targets if floating else _labels.one_hot(targets, classes)).astype(like.dtype)
+    epsilon = options.label_smoothing
+    return u if epsilon == 0 else (1 - epsilon) * u + epsilon / classes
+
+
+def _weighted(weight: Array | None, u: Array) -> Array:
+    return u if weight is None else jnp.broadcast_to(weight.astype(u.dtype), u.shape) * u
+
+
+def _times(q: Array, x: Array) -> Array:
+    """Return q x, with 0 where q is 0 and x infinite: a class that has no part in the target adds nothing."""
+    return jnp.where(q == 0, jnp.zeros((), x.dtype), q * x)
+
+
+def _by_label(options: _Options, targets: Array, classes: int, x: Array, bad: float = jnp.nan) -> Array:
+    """Return x with `bad` in the rows whose label is no class, and 0 in those that are left out."""
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        return x
+    valid, ignored = _labels.is_label(targets, classes), _labels.is_ignored(targets, options.ignore_index)
+    if x.ndim > targets.ndim:
+        valid, ignored = valid[..., None], ignored[..., None]
+    return jnp.where(ignored, jnp.zeros((), x.dtype), jnp.where(valid, x, jnp.asarray(bad, x.dtype)))
+
+
+def _counts(rows: _labels.Rows, l: Array) -> Array:
+    """Return what each row counts for in the mean."""
+    if jnp.issubdtype(rows.labels.dtype, jnp.floating):
+        return jnp.ones_like(l)
+    return _labels.row_weight(rows, l.dtype)
+
+
+def _checked(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: int,
+    weight: ArrayLike | None,
+    ignore_index: int | None,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[_labels.Rows, _Options]:
+    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"`label_smoothing` ({label_smoothing}) must lie in [0, 1]")
+    targets = jnp.asarray(targets)
+    if not jnp.issubdtype(targets.dtype, jnp.floating):
+        rows = _labels.checked("logits", logits, targets, axis, weight, ignore_index)
+        return rows, _Options(float(label_smoothing), rows.ignore_index)
+    if ignore_index is not None:
+        raise ValueError(
+            f"`ignore_index` ({ignore_index}) must be None when `targets` (dtype {targets.dtype}) are probabilities; "
+            f"pass class ids, or give the rows to ignore `targets` of 0"
+        )
+    x = _labels.class_axis_last("logits", logits, axis)
+    targets = _labels.class_axis_last("targets", targets, axis)
+    _checks.same_shape("targets", targets, "logits", x)
+    rows = _labels.Rows(x, targets, _labels.class_weight(weight, x.shape[-1]), None)
+    return rows, _Options(float(label_smoothing), None)

@@ -1,0 +1,134 @@
+"""Penalties Ω(θ) on the parameters: Σ|w| and Σw².
+
+Definition (w runs over every element of every parameter):
+    l1_penalty: Ω = Σ |w|          l2_penalty: Ω = Σ w²     (without a half)
+
+Derivation (derived here: the notes ask for ∇Ω and leave it open; dΩ stands for the upstream gradient):
+    each w affects its own term alone:
+        l1_penalty: dw = dΩ sign(w)        l2_penalty: dw = 2 w dΩ
+
+Residuals:
+    the parameters, which are inputs.
+
+Conventions:
+    sign(0) = 0, the middle of |w|'s subgradients [−1, 1]; JAX's derivative of |w| at 0 is 0 too. Sums run in at least
+    float32; the result is the widest of the parameters' dtypes.
+
+Source:
+    Larochelle, Neural networks, "stochastic gradient descent (SGD)", which asks for the regularizer and its gradient.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxnn import _checks
+from jaxnn._rules import cotangent, defined_by, type_of, wide
+
+
+def _l1_definition(params: PyTree[Array]) -> Array:
+    return _sum_over(jnp.abs, _checked(params))
+
+
+@defined_by(_l1_definition)
+def l1_penalty(params: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
+    """Sum of the parameters' absolute values.
+
+    .. math:: \\Omega(\\theta) = \\sum |w|
+
+    Args:
+        params: a pytree of floating arrays.
+
+    Returns:
+        Ω, a scalar of at least float32.
+
+    Raises:
+        TypeError: a parameter is not of a floating-point dtype.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> jax.grad(l1_penalty)({"w": jnp.array([-2.0, 0.0, 3.0])})
+        {'w': Array([-1.,  0.,  1.], dtype=float32)}
+
+    References:
+        Larochelle, Neural networks, "stochastic gradient descent (SGD)".
+    """
+    return _l1_penalty(_checked(params))
+
+
+@jax.custom_vjp
+def _l1_penalty(leaves: list[Array]) -> Array:
+    return _l1_penalty_fwd(leaves)[0]
+
+
+def _l1_penalty_fwd(leaves: list[Array]) -> tuple[Array, list[Array]]:
+    return _sum_over(jnp.abs, leaves), leaves
+
+
+def _l1_penalty_bwd(leaves: list[Array], d: Array) -> tuple[list[Array]]:
+    return ([cotangent(jnp.sign(w).astype(wide(w.dtype)) * d.astype(wide(w.dtype)), type_of(w)) for w in leaves],)
+
+
+_l1_penalty.defvjp(_l1_penalty_fwd, _l1_penalty_bwd)
+
+
+def _l2_definition(params: PyTree[Array]) -> Array:
+    return _sum_over(jnp.square, _checked(params))
+
+
+@defined_by(_l2_definition)
+def l2_penalty(params: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
+    """Sum of the parameters' squares, without a half.
+
+    .. math:: \\Omega(\\theta) = \\sum w^2
+
+    Args:
+        params: a pytree of floating arrays.
+
+    Returns:
+        Ω, a scalar of at least float32.
+
+    Raises:
+        TypeError: a parameter is not of a floating-point dtype.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> jax.grad(l2_penalty)({"w": jnp.array([-2.0, 0.0, 3.0])})
+        {'w': Array([-4.,  0.,  6.], dtype=float32)}
+
+    References:
+        Larochelle, Neural networks, "stochastic gradient descent (SGD)".
+    """
+    return _l2_penalty(_checked(params))
+
+
+@jax.custom_vjp
+def _l2_penalty(leaves: list[Array]) -> Array:
+    return _l2_penalty_fwd(leaves)[0]
+
+
+def _l2_penalty_fwd(leaves: list[Array]) -> tuple[Array, list[Array]]:
+    return _sum_over(jnp.square, leaves), leaves
+
+
+def _l2_penalty_bwd(leaves: list[Array], d: Array) -> tuple[list[Array]]:
+    return ([cotangent(2 * w.astype(wide(w.dtype)) * d.astype(wide(w.dtype)), type_of(w)) for w in leaves],)
+
+
+_l2_penalty.defvjp(_l2_penalty_fwd, _l2_penalty_bwd)
+
+
+def _sum_over(of: Callable[[Array], Array], leaves: list[Array]) -> Array:
+    dtype: Any = functools.reduce(jnp.promote_types, (w.dtype for w in leaves), jnp.float32)
+    return functools.reduce(jnp.add, (jnp.sum(of(w.astype(dtype))) for w in leaves), jnp.zeros((), dtype))
+
+
+def _checked(params: PyTree[Array]) -> list[Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [_checks.floating(f"params{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]

@@ -1,0 +1,101 @@
+"""Squared error: l = (y − t)².
+
+Definition (y: prediction, t: truth):
+    l_n = (y_n − t_n)²
+
+Derivation (the notes', by the chain rule through the difference; dl stands for the upstream gradient):
+    ∂l_n/∂y_n = 2 (y_n − t_n):    dy_n = 2 (y_n − t_n) dl_n,   dt_n = −dy_n
+
+Residuals:
+    y and t, which are inputs. (Their difference alone would do, and would be a new array.)
+
+Conventions:
+    Shapes must be equal. Computed in at least float32, which the loss keeps.
+
+Source:
+    Taura, Neural Networks Basics, "A simple example (linear regression)" and "A linear regression example"; lecture
+    001, "Recap: Backpropagation". The gradient with respect to t is derived here.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxnn import _checks
+from jaxnn._rules import cotangent, defined_by, type_of, wide
+from jaxnn.losses._reduction import reduce
+
+
+def _definition(y: ArrayLike, t: ArrayLike, *, reduction: str = "mean") -> Array:
+    y, t = _checked(y, t, reduction)
+    dtype = wide(jnp.promote_types(y.dtype, t.dtype))
+    l = (y.astype(dtype) - t.astype(dtype)) ** 2
+    if reduction == "none":
+        return l
+    return jnp.sum(l) if reduction == "sum" else jnp.mean(l)
+
+
+@defined_by(_definition)
+def squared_error(
+    y: Float[ArrayLike, "*shape"], t: Float[ArrayLike, "*shape"], *, reduction: str = "mean"
+) -> Float[Array, "..."]:
+    """Squared distance between predictions and truth.
+
+    .. math:: l = (y - t)^2
+
+    Args:
+        y: predictions, any shape and floating dtype.
+        t: true values, of y's shape.
+        reduction: "mean" (over all elements), "sum" (the notes') or "none".
+
+    Returns:
+        The loss, at least float32: a scalar, or of y's shape with "none".
+
+    Raises:
+        TypeError: an argument is not of a floating-point dtype.
+        ValueError: the shapes differ, or `reduction` is not one of its choices.
+
+    Example:
+        >>> import jax
+        >>> jax.grad(squared_error)(3.0, 1.0)
+        Array(4., dtype=float32)
+
+    References:
+        Taura, Neural Networks Basics, "A linear regression example".
+    """
+    y, t = _checked(y, t, reduction)
+    l = _squared_error(y, t)
+    return reduce(l, jnp.ones_like(l), reduction)
+
+
+@jax.custom_vjp
+def _squared_error(y: Array, t: Array) -> Array:
+    return _squared_error_fwd(y, t)[0]
+
+
+def _squared_error_fwd(y: Array, t: Array) -> tuple[Array, Any]:
+    return _difference(y, t) ** 2, (y, t)
+
+
+def _squared_error_bwd(residuals: Any, dl: Array) -> tuple[Array, Array]:
+    y, t = residuals
+    dy = 2 * _difference(y, t) * dl
+    return cotangent(dy, type_of(y)), cotangent(-dy, type_of(t))
+
+
+_squared_error.defvjp(_squared_error_fwd, _squared_error_bwd)
+
+
+def _difference(y: Array, t: Array) -> Array:
+    dtype = wide(jnp.promote_types(y.dtype, t.dtype))
+    return y.astype(dtype) - t.astype(dtype)
+
+
+def _checked(y: ArrayLike, t: ArrayLike, reduction: str) -> tuple[Array, Array]:
+    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
+    y, t = _checks.floating("y", y), _checks.floating("t", t)
+    _checks.same_shape("y", y, "t", t)
+    return y, t
