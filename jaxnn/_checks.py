@@ -36,7 +36,7 @@ def class_ids(name: str, x: ArrayLike) -> jax.Array:
         raise TypeError(
             f"`{name}` (dtype {array.dtype}) must hold integer class ids; convert it with `{name}.astype(jnp.int32)`"
         )
-    return array.astype(jnp.promote_types(array.dtype, jnp.int32))
+    return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
 
 
 def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:

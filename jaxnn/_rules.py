@@ -70,7 +70,7 @@ def vary_with(x: jax.Array, *types: Type) -> jax.Array:
 
 def wide(dtype: DTypeLike) -> Any:
     """Return the dtype to accumulate in: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize)
 
 
 def resolve_precision(precision: Any) -> Any:

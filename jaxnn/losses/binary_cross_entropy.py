@@ -37,7 +37,7 @@ from jaxnn.losses._reduction import reduce
 def _definition(logits: ArrayLike, targets: ArrayLike, *, reduction: str = "mean") -> Array:
     x, t = _checked(logits, targets, reduction)
     x, t = x.astype(wide(x.dtype)), t.astype(wide(x.dtype))
-    l = -_times(t, jax.nn.log_sigmoid(x)) - _times(1 - t, jax.nn.log_sigmoid(-x))
+    l = jax.nn.softplus(x) - x * t
     if reduction == "none":
         return l
     return jnp.sum(l) if reduction == "sum" else jnp.mean(l)

@@ -11,7 +11,8 @@ Residuals:
     the parameters, which are inputs.
 
 Conventions:
-    sign(0) = 0, the middle of |w|'s subgradients [−1, 1]; JAX's derivative of |w| at 0 is 0 too. Sums run in at least
+    sign(0) = 0, the middle of |w|'s subgradients [−1, 1], so that a weight at 0 stays there (autodiff of |w|
+    gives 1, its upper end). Sums run in at least
     float32; the result is the widest of the parameters' dtypes.
 
 Source:
@@ -125,7 +126,7 @@ _l2_penalty.defvjp(_l2_penalty_fwd, _l2_penalty_bwd)
 
 
 def _sum_over(of: Callable[[Array], Array], leaves: list[Array]) -> Array:
-    dtype: Any = functools.reduce(jnp.promote_types, (w.dtype for w in leaves), jnp.float32)
+    dtype: Any = max((wide(w.dtype) for w in leaves), key=lambda dtype: dtype.itemsize, default=jnp.float32)
     return functools.reduce(jnp.add, (jnp.sum(of(w.astype(dtype))) for w in leaves), jnp.zeros((), dtype))
 
 

@@ -31,8 +31,7 @@ from jaxnn.losses._reduction import reduce
 
 def _definition(y: ArrayLike, t: ArrayLike, *, reduction: str = "mean") -> Array:
     y, t = _checked(y, t, reduction)
-    dtype = wide(jnp.promote_types(y.dtype, t.dtype))
-    l = (y.astype(dtype) - t.astype(dtype)) ** 2
+    l = _difference(y, t) ** 2
     if reduction == "none":
         return l
     return jnp.sum(l) if reduction == "sum" else jnp.mean(l)
@@ -90,7 +89,7 @@ _squared_error.defvjp(_squared_error_fwd, _squared_error_bwd)
 
 
 def _difference(y: Array, t: Array) -> Array:
-    dtype = wide(jnp.promote_types(y.dtype, t.dtype))
+    dtype = max(wide(y.dtype), wide(t.dtype), key=lambda dtype: dtype.itemsize)
     return y.astype(dtype) - t.astype(dtype)
 
 

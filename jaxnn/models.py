@@ -1,0 +1,155 @@
+"""The notes' networks as pairs of plain functions: `init(key, input_shape, classes)` and `apply(params, x)`.
+
+`apply` returns the logits: the last layer before softmax. `cross_entropy` fuses softmax and NLL as the notes do, and
+`softmax` turns logits into the notes' y. Images are NHWC: (N, H, W, C). Parameters are dicts of float32 arrays.
+
+Initialisation: weights followed by ReLU are drawn from He's normal distribution, variance 2 / fan_in (He et al. 2015,
+arXiv:1502.01852), the others from Glorot's uniform one, variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010);
+biases are 0. The notes ask for an initialisation method and name none.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxnn.layers import conv2d, dropout, linear, max_pool2d, relu
+
+Params = PyTree[Float[Array, "..."]]
+Shape = tuple[int, int, int]  # height, width, channels
+
+
+class Apply(Protocol):
+    """Maps images to logits; with a key, dropout is on."""
+
+    def __call__(
+        self, params: Params, x: Float[Array, "n h w c"], *, key: Array | None = None, dropout: float | None = None
+    ) -> Float[Array, "n classes"]:
+        """Return the logits; `dropout` overrides the rate of every dropout layer."""
+
+
+class Model(NamedTuple):
+    """A network: `init` makes its parameters, `apply` maps images to logits."""
+
+    init: Callable[[Array, Shape, int], Params]
+    apply: Apply
+
+
+def _linear_params(key: Array, inputs: int, outputs: int, initializer: Any) -> dict[str, Array]:
+    return {"w": initializer(key, (outputs, inputs), jnp.float32), "b": jnp.zeros(outputs)}
+
+
+def _conv_params(key: Array, window: int, inputs: int, outputs: int) -> dict[str, Array]:
+    return {"w": _he(key, (window, window, inputs, outputs), jnp.float32), "b": jnp.zeros(outputs)}
+
+
+_he = jax.nn.initializers.he_normal()  # of HWIO filters
+_he_rows = jax.nn.initializers.he_normal(in_axis=-1, out_axis=-2)  # of (outputs, inputs) matrices
+_glorot_rows = jax.nn.initializers.glorot_uniform(in_axis=-1, out_axis=-2)
+
+
+def _flat(x: Array) -> Array:
+    return x.reshape(x.shape[0], -1)
+
+
+def _key_of(key: Array | None, index: int) -> Array | None:
+    return None if key is None else jax.random.fold_in(key, index)
+
+
+def _drop(x: Array, rate: float, key: Array | None) -> Array:
+    return dropout(x, rate, key, deterministic=key is None)
+
+
+def _softmax_init(key: Array, input_shape: Shape, classes: int) -> Params:
+    return {"linear": _linear_params(key, math.prod(input_shape), classes, _glorot_rows)}
+
+
+def _softmax_apply(params: Params, x: Array, *, key: Array | None = None, dropout: float | None = None) -> Array:
+    h = _drop(_flat(x), dropout or 0.0, key)
+    return linear(h, params["linear"]["w"], params["linear"]["b"])
+
+
+softmax = Model(_softmax_init, _softmax_apply)
+"""Softmax regression (lecture 001): Wx + b."""
+
+_MLP_UNITS = 256
+
+
+def _mlp_init(key: Array, input_shape: Shape, classes: int) -> Params:
+    keys = jax.random.split(key, 3)
+    return {
+        "linear1": _linear_params(keys[0], math.prod(input_shape), _MLP_UNITS, _he_rows),
+        "linear2": _linear_params(keys[1], _MLP_UNITS, _MLP_UNITS, _he_rows),
+        "linear3": _linear_params(keys[2], _MLP_UNITS, classes, _glorot_rows),
+    }
+
+
+def _mlp_apply(params: Params, x: Array, *, key: Array | None = None, dropout: float | None = None) -> Array:
+    h = _flat(x)
+    for i, name in enumerate(("linear1", "linear2")):
+        h = relu(linear(h, params[name]["w"], params[name]["b"]))
+        h = _drop(h, dropout or 0.0, _key_of(key, i))
+    return linear(h, params["linear3"]["w"], params["linear3"]["b"])
+
+
+mlp = Model(_mlp_init, _mlp_apply)
+"""A deep network (Larochelle): two hidden layers of 256 ReLU units."""
+
+_CNN_FILTERS = 64
+
+
+def _cnn_init(key: Array, input_shape: Shape, classes: int) -> Params:
+    height, width, channels = input_shape
+    window = _cnn_window(input_shape)
+    pooled = ((height - window + 1) // 2) * ((width - window + 1) // 2) * _CNN_FILTERS
+    keys = jax.random.split(key)
+    return {
+        "W0": _he(keys[0], (window, window, channels, _CNN_FILTERS), jnp.float32),
+        "W1": _glorot_rows(keys[1], (classes, pooled), jnp.float32),
+    }
+
+
+def _cnn_window(input_shape: Shape) -> int:
+    return 5 if min(input_shape[:2]) >= 16 else 3
+
+
+def _cnn_apply(params: Params, x: Array, *, key: Array | None = None, dropout: float | None = None) -> Array:
+    x1 = conv2d(x, params["W0"], layout="NHWC")
+    x2 = relu(x1)
+    x3 = max_pool2d(x2, layout="NHWC")
+    x4 = linear(_drop(_flat(x3), dropout or 0.0, key), params["W1"])
+    return x4
+
+
+cnn = Model(_cnn_init, _cnn_apply)
+"""The notes' network (Taura): softmax(W1 maxpool(ReLU(W0 * x))), without biases; 64 filters of 5x5 (3x3 for images
+under 16 pixels)."""
+
+
+def _convnet_init(key: Array, input_shape: Shape, classes: int) -> Params:
+    height, width, channels = input_shape
+    keys = jax.random.split(key, 4)
+    return {
+        "conv1": _conv_params(keys[0], 3, channels, 32),
+        "conv2": _conv_params(keys[1], 3, 32, 64),
+        "linear1": _linear_params(keys[2], ((height - 4) // 2) * ((width - 4) // 2) * 64, 128, _he_rows),
+        "linear2": _linear_params(keys[3], 128, classes, _glorot_rows),
+    }
+
+
+def _convnet_apply(params: Params, x: Array, *, key: Array | None = None, dropout: float | None = None) -> Array:
+    rates = (0.25, 0.5) if dropout is None else (dropout, dropout)
+    h = relu(conv2d(x, params["conv1"]["w"], params["conv1"]["b"], layout="NHWC"))
+    h = relu(conv2d(h, params["conv2"]["w"], params["conv2"]["b"], layout="NHWC"))
+    h = _drop(_flat(max_pool2d(h, layout="NHWC")), rates[0], _key_of(key, 0))
+    h = relu(linear(h, params["linear1"]["w"], params["linear1"]["b"]))
+    return linear(_drop(h, rates[1], _key_of(key, 1)), params["linear2"]["w"], params["linear2"]["b"])
+
+
+convnet = Model(_convnet_init, _convnet_apply)
+"""The two-convolution network of the same lecture's exercise, and of PyTorch's MNIST example."""
+
+MODELS = {"softmax": softmax, "mlp": mlp, "cnn": cnn, "convnet": convnet}

@@ -1,0 +1,15 @@
+"""The SGD step, the epoch that runs on the device, and the loop around it."""
+
+from jaxnn.training.epoch import Batches as Batches
+from jaxnn.training.epoch import evaluate as evaluate
+from jaxnn.training.epoch import run_steps as run_steps
+from jaxnn.training.fit import Diverged as Diverged
+from jaxnn.training.fit import EpochResult as EpochResult
+from jaxnn.training.fit import Progress as Progress
+from jaxnn.training.fit import fit as fit
+from jaxnn.training.optimizers import OPTIMIZERS as OPTIMIZERS
+from jaxnn.training.optimizers import SCHEDULES as SCHEDULES
+from jaxnn.training.optimizers import make_optimizer as make_optimizer
+from jaxnn.training.step import TrainState as TrainState
+from jaxnn.training.step import init_state as init_state
+from jaxnn.training.step import make_step as make_step

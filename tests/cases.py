@@ -1,0 +1,343 @@
+"""The case table: every component with its options and extremes, for the tests (and, later, the benchmarks).
+
+A case makes its arguments as NumPy arrays (float64, integer or bool) and knows the component, the loops of
+`oracles` that say what it must return, and PyTorch's function where there is one.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import oracles
+
+import jaxnn
+
+Arrays = tuple[Any, ...]
+
+
+class Case(NamedTuple):
+    """One component, called in one way."""
+
+    id: str
+    f: Any  # the component
+    make: Callable[[np.random.Generator], Arrays]
+    options: dict[str, Any] = {}
+    keywords: tuple[str, ...] = ()  # the names of the last arguments, where they are passed by name
+    torch: Callable[..., Any] | None = None  # (torch.nn.functional, *arguments) -> tensor
+    kinked: bool = False  # the response to a perturbation is that to one of the cotangent alone
+    nan: bool = False  # autodiff of the definition follows another convention about NaN or infinity
+    vmappable: bool = True
+
+    def call(self, f: Any, *args: Any) -> Any:
+        """Call the component, its definition or its oracle with the case's arguments and options."""
+        n = len(args) - len(self.keywords)
+        return f(*args[:n], **dict(zip(self.keywords, args[n:], strict=True)), **self.options)
+
+    def oracle(self, *args: Any) -> Any:
+        """The loops' value."""
+        y = self.call(getattr(oracles, self.f.__name__), *args)
+        return y[0] if isinstance(y, tuple) else y
+
+    def oracle_vjp(self, dy: Any, *args: Any) -> list[Any]:
+        """The loops' cotangents, one an argument, None for those without."""
+        n = len(args) - len(self.keywords)
+        f = getattr(oracles, f"{self.f.__name__}_vjp")
+        position = 3 if self.f.__name__ in ("linear", "conv2d") else n  # dy follows x, w and b, given or not
+        positional = [*args[:n], *[None] * (position - n), dy]
+        cotangents = list(f(*positional, **dict(zip(self.keywords, args[n:], strict=True)), **self.options))
+        if self.f.__name__ in ("nll", "nll_loss"):
+            cotangents.insert(1, None)  # class ids have none
+        return (cotangents + [None] * len(args))[: len(args)]
+
+
+def normal(*shapes: tuple[int, ...], scale: float = 1.0) -> Callable[[np.random.Generator], Arrays]:
+    """Normal arrays of the given shapes."""
+    return lambda rng: tuple(scale * rng.standard_normal(shape) for shape in shapes)
+
+
+def fixed(*arrays: Any) -> Callable[[np.random.Generator], Arrays]:
+    """These arrays."""
+    return lambda _: tuple(np.asarray(a) for a in arrays)
+
+
+def labelled(
+    shape: tuple[int, ...],
+    classes: int,
+    axis: int = -1,
+    labels: Any = None,
+    weight: Any = None,
+    transform: Callable[[Any], Any] = lambda x: x,
+    scale: float = 1.0,
+) -> Callable[[np.random.Generator], Arrays]:
+    """Rows with class ids, and class weights if `weight` is "random" or an array."""
+
+    def make(rng: np.random.Generator) -> Arrays:
+        x = transform(scale * np.moveaxis(rng.standard_normal((*shape, classes)), -1, axis))
+        t = rng.integers(0, max(1, classes), shape).astype(np.int32) if labels is None else np.asarray(labels, np.int32)
+        if weight is None:
+            return x, t
+        return x, t, rng.uniform(0.5, 2.0, classes) if isinstance(weight, str) else np.asarray(weight, np.float64)
+
+    return make
+
+
+def probabilities(x: Any) -> Any:
+    """Softmax over the last axis, away from 0."""
+    e = np.exp(x)
+    return 0.9 * e / e.sum(-1, keepdims=True) + 0.02
+
+
+def log_probabilities(x: Any) -> Any:
+    """Log-softmax over the last axis."""
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+nan, inf = np.nan, np.inf
+LINEAR = [
+    Case("linear", jaxnn.linear, normal((5, 4), (3, 4), (3,)), torch=lambda F, x, w, b: F.linear(x, w, b)),
+    Case("linear-no-bias", jaxnn.linear, normal((5, 4), (3, 4)), torch=lambda F, x, w: F.linear(x, w)),
+    Case("linear-vector", jaxnn.linear, normal((4,), (3, 4), (3,))),
+    Case("linear-two-batch-axes", jaxnn.linear, normal((2, 3, 4), (5, 4), (5,))),
+    Case("linear-batch-0", jaxnn.linear, normal((0, 4), (3, 4), (3,))),
+    Case("linear-inputs-0", jaxnn.linear, normal((2, 0), (3, 0), (3,))),
+    Case("linear-sizes-1", jaxnn.linear, normal((1, 1), (1, 1), (1,))),
+    Case("linear-long-sum", jaxnn.linear, normal((2, 700), (3, 700), (3,))),
+    Case("linear-infinite", jaxnn.linear, fixed([[inf, 1.0], [nan, 2.0]], [[1.0, 2.0]], [0.5])),
+]
+
+
+def conv(id: str, x: Any, w: Any, bias: bool = False, torch: bool = True, **options: Any) -> Case:
+    """A convolution."""
+    filters = w[0] if options.get("layout", "NCHW") == "NCHW" else w[-1]
+    shapes = (x, w, (filters,)) if bias else (x, w)
+
+    def torch_conv(F: Any, x: Any, w: Any, b: Any = None) -> Any:
+        o = {k: v for k, v in options.items() if k != "layout"}
+        return F.conv2d(x, w, b, **{k: v.lower() if isinstance(v, str) else v for k, v in o.items()})
+
+    usable = torch and options.get("layout", "NCHW") == "NCHW"
+    return Case(f"conv2d-{id}", jaxnn.conv2d, normal(*shapes), options, torch=torch_conv if usable else None)
+
+
+def images(layout: str, *shape: int) -> tuple[int, ...]:
+    """An NCHW (or OIHW) shape, in `layout`."""
+    if layout == "NCHW":
+        return shape
+    return (shape[2], shape[3], shape[1], shape[0])
+
+
+def image(layout: str, n: int, c: int, h: int, w: int) -> tuple[int, ...]:
+    """An image batch's shape in `layout`."""
+    return (n, c, h, w) if layout == "NCHW" else (n, h, w, c)
+
+
+def convs(layout: str) -> list[Case]:
+    """Every option of the convolution, in one layout."""
+    w = functools.partial(images, layout)
+    x = functools.partial(image, layout)
+    o = {"layout": layout} if layout == "NHWC" else {}
+    tag = f"{layout}-"
+    return [
+        conv(f"{tag}plain", x(2, 3, 5, 6), w(4, 3, 3, 3), True, **o),
+        conv(f"{tag}stride", x(2, 2, 7, 8), w(3, 2, 3, 2), True, stride=(2, 3), **o),
+        conv(f"{tag}padding", x(2, 2, 4, 5), w(3, 2, 3, 3), padding=(1, 2), **o),
+        conv(f"{tag}asymmetric", x(2, 2, 4, 5), w(3, 2, 2, 3), torch=False, padding=((0, 2), (1, 0)), **o),
+        conv(f"{tag}same", x(2, 2, 5, 6), w(3, 2, 3, 2), torch=False, padding="SAME", stride=2, **o),
+        conv(f"{tag}valid", x(1, 2, 5, 4), w(3, 2, 2, 2), padding="valid", **o),
+        conv(f"{tag}dilation", x(2, 2, 7, 8), w(3, 2, 3, 2), padding=1, dilation=(2, 3), **o),
+        conv(f"{tag}groups", x(2, 4, 5, 5), w(6, 2, 3, 3), True, groups=2, **o),
+        conv(f"{tag}depthwise", x(2, 3, 5, 5), w(6, 1, 2, 2), groups=3, stride=2, dilation=2, padding=2, **o),
+        conv(f"{tag}all", x(3, 4, 8, 7), w(4, 2, 2, 3), True, False, groups=2, stride=(2, 1), dilation=(1, 2),
+             padding=((1, 0), (2, 1)), **o),
+        conv(f"{tag}batch-0", x(0, 2, 4, 4), w(3, 2, 3, 3), True, torch=False, **o),
+        conv(f"{tag}batch-1", x(1, 1, 1, 1), w(1, 1, 1, 1), True, **o),
+        conv(f"{tag}no-batch", x(1, 2, 4, 4)[1:], w(3, 2, 3, 3), True, **o),
+        conv(f"{tag}two-batch-axes", (2, *x(2, 2, 4, 4)), w(3, 2, 3, 3), True, torch=False, **o),
+    ]  # fmt: skip
+
+
+CONV = [*convs("NCHW"), *convs("NHWC")]
+
+HARD = [-inf, -1e4, -30.0, -2.0, -1e-3, -0.0, 0.0, 1e-3, 0.5, 2.0, 15.0, 30.0, 1e4, inf, nan]
+ACTIVATIONS = [
+    Case("relu", jaxnn.relu, normal((3, 4)), torch=lambda F, x: F.relu(x)),
+    Case("relu-hard", jaxnn.relu, fixed(HARD)),
+    Case("relu-empty", jaxnn.relu, normal((0, 3))),
+    Case("relu-scalar", jaxnn.relu, normal(())),
+    Case("sigmoid", jaxnn.sigmoid, normal((3, 4)), torch=lambda F, x: F.sigmoid(x)),
+    Case("sigmoid-hard", jaxnn.sigmoid, fixed(HARD), nan=True),
+    Case("tanh", jaxnn.tanh, normal((3, 4)), torch=lambda F, x: F.tanh(x)),
+    Case("tanh-hard", jaxnn.tanh, fixed(HARD), nan=True),
+]
+
+
+def pool(id: str, make: Any, nan: bool = False, **options: Any) -> Case:
+    """A pooling."""
+
+    def torch_pool(F: Any, x: Any) -> Any:
+        return F.max_pool2d(x, **{"kernel_size" if k == "window" else k: v for k, v in options.items()})
+
+    usable = "layout" not in options
+    return Case(f"max_pool2d-{id}", jaxnn.max_pool2d, make, options or {"window": 2}, (),
+                torch_pool if usable and options else None, True, nan)  # fmt: skip
+
+
+def ties(*shape: int) -> Callable[[np.random.Generator], Arrays]:
+    """Small integers: many equal pixels."""
+    return lambda rng: (rng.integers(-1, 2, shape).astype(np.float64),)
+
+
+def with_nan(*shape: int) -> Callable[[np.random.Generator], Arrays]:
+    """Small integers, infinities and NaN."""
+    return lambda rng: (rng.choice([nan, -inf, -1.0, 0.0, 1.0, inf], shape, p=[0.15, 0.3, 0.2, 0.2, 0.1, 0.05]),)
+
+
+POOL = [
+    pool("tiles", normal((2, 3, 4, 6)), window=2),
+    pool("tiles-NHWC", normal((2, 4, 6, 3)), window=2, layout="NHWC"),
+    pool("rest", normal((2, 3, 5, 7)), window=2),
+    pool("wide", normal((2, 2, 6, 7)), window=(2, 3)),
+    pool("overlap", normal((2, 2, 7, 8)), window=3, stride=2),
+    pool("overlap-NHWC", normal((2, 7, 8, 2)), window=(3, 2), stride=1, layout="NHWC"),
+    pool("gaps", normal((2, 2, 8, 9)), window=2, stride=3),
+    pool("padding", normal((2, 2, 5, 6)), window=(3, 2), stride=(2, 1), padding=1),
+    pool("padding-NHWC", normal((2, 5, 6, 2)), window=3, stride=2, padding=(1, 0), layout="NHWC"),
+    pool("ties", ties(2, 2, 6, 6), window=3, stride=1),
+    pool("nan", with_nan(2, 2, 7, 7), nan=True, window=3, stride=2, padding=1),
+    pool("all-minus-infinity", fixed(np.full((1, 3, 3), -inf)), nan=True, window=2, stride=1, padding=1),
+    pool("window-1", normal((2, 1, 3, 3)), window=1),
+    pool("window-of-272", normal((1, 1, 17, 16)), window=(17, 16)),
+    pool("batch-0", normal((0, 2, 4, 4)), window=2, layout="NCHW"),
+    pool("no-batch", normal((2, 4, 4)), window=2),
+    pool("two-batch-axes", normal((2, 2, 1, 4, 4)), window=2, layout="NCHW"),
+]
+
+MASK = np.array([[True, False, True, True], [False, False, False, False], [False, True, False, False]])
+
+
+def with_mask(rng: np.random.Generator) -> Arrays:
+    """Logits with a mask, one row of it all False, and a NaN and an infinity behind the mask."""
+    x = rng.standard_normal((3, 4))
+    x[0, 1], x[2, 3] = nan, inf
+    return x, MASK
+
+
+SOFTMAX = [
+    case
+    for f, torch in ((jaxnn.softmax, lambda F, x: F.softmax(x, -1)), (jaxnn.log_softmax, lambda F, x: F.log_softmax(x, -1)))
+    for case in (
+        Case(f.__name__, f, normal((3, 5), scale=2.0), torch=torch),
+        Case(f"{f.__name__}-vector", f, normal((5,)), torch=torch),
+        Case(f"{f.__name__}-axis", f, normal((3, 4, 2)), {"axis": 1}),
+        Case(f"{f.__name__}-axes", f, normal((2, 3, 4)), {"axis": (0, -1)}, vmappable=False),
+        Case(f"{f.__name__}-size-1", f, normal((3, 1)), torch=torch),
+        Case(f"{f.__name__}-size-0", f, normal((3, 0))),
+        Case(f"{f.__name__}-rows-0", f, normal((0, 3))),
+        Case(f"{f.__name__}-huge", f, fixed([[1e4, -1e4, 0.0], [6e4, 6e4, 6e4], [-1e4, -1e4, 0.0]]), torch=torch),
+        Case(f"{f.__name__}-minus-infinity", f, fixed([[0.0, -inf, 1.0], [-inf, 2.0, -inf]])),
+        Case(f"{f.__name__}-not-finite", f, fixed([[nan, 0.0], [inf, 0.0], [-inf, -inf]]), nan=True),
+        Case(f"{f.__name__}-where", f, with_mask, {}, ("where",), nan=True),
+        Case(f"{f.__name__}-where-axis", f, lambda rng: (rng.standard_normal((3, 4)), MASK[:, 1:2]), {"axis": 0}, ("where",)),
+    )
+]  # fmt: skip
+
+T5 = [1, 0, 3, 2, 1]
+PICKED = [
+    case
+    for f, to, torch in (
+        (jaxnn.nll, probabilities, lambda F, p: p.log()),
+        (jaxnn.nll_loss, log_probabilities, lambda F, y: y),
+    )
+    for case in (
+        Case(f.__name__, f, labelled((5,), 4, transform=to), torch=lambda F, x, t, g=torch: F.nll_loss(g(F, x), t)),
+        *(
+            Case(f"{f.__name__}-{reduction}-weight", f, labelled((5,), 4, transform=to, weight="random"),
+                 {"reduction": reduction, "ignore_index": 2}, ("weight",),
+                 lambda F, x, t, w, r=reduction, g=torch: F.nll_loss(g(F, x), t, w, reduction=r, ignore_index=2))
+            for reduction in ("mean", "sum", "none")
+        ),
+        Case(f"{f.__name__}-axis", f, labelled((2, 3), 4, axis=1, transform=np.abs), {"axis": 1}, vmappable=False),
+        Case(f"{f.__name__}-one-row", f, labelled((), 4, transform=to)),
+        Case(f"{f.__name__}-bad-labels", f, labelled((5,), 4, labels=[1, 4, -1, 2, -100], transform=to, weight="random"),
+             {"ignore_index": -100, "reduction": "none"}, ("weight",), nan=True),
+        Case(f"{f.__name__}-all-ignored", f, labelled((3,), 4, labels=[9, 9, 9], transform=to, weight="random"),
+             {"ignore_index": 9}, ("weight",), nan=True),
+        Case(f"{f.__name__}-rows-0", f, labelled((0,), 4), nan=True),
+        Case(f"{f.__name__}-classes-1", f, labelled((3,), 1, transform=to)),
+    )
+]  # fmt: skip
+PICKED.append(Case("nll-zero", jaxnn.nll, fixed([[0.0, 1.0], [0.5, 0.5]], np.array([0, 1], np.int32)), {"reduction": "sum"}))
+
+
+def entropy(id: str, make: Any, weighted: bool = False, torch: bool = True, nan: bool = False, **options: Any) -> Case:
+    """A cross entropy."""
+
+    def torch_entropy(F: Any, x: Any, t: Any, w: Any = None) -> Any:
+        o = {"ignore_index": -100, **options}
+        return F.cross_entropy(x, t, w, **o)
+
+    usable = torch and not nan
+    return Case(f"cross_entropy-{id}", jaxnn.cross_entropy, make, options, ("weight",) if weighted else (),
+                torch_entropy if usable else None, False, nan, "axis" not in options)  # fmt: skip
+
+
+def soft_targets(weighted: bool) -> Callable[[np.random.Generator], Arrays]:
+    """Logits with probabilities as targets."""
+
+    def make(rng: np.random.Generator) -> Arrays:
+        arrays = rng.standard_normal((5, 4)), probabilities(rng.standard_normal((5, 4)))
+        return (*arrays, rng.uniform(0.5, 2.0, 4)) if weighted else arrays
+
+    return make
+
+
+ENTROPY = [
+    entropy("plain", labelled((5,), 4, scale=2.0)),
+    *(
+        entropy(f"{reduction}-{'weight-' if weighted else ''}{epsilon}", labelled((5,), 4, labels=T5, weight="random" if weighted else None),
+                weighted, reduction=reduction, label_smoothing=epsilon, ignore_index=2)
+        for reduction in ("mean", "sum", "none") for weighted in (False, True) for epsilon in (0.0, 0.1)
+    ),
+    *(
+        entropy(f"soft-{reduction}-{epsilon}-{weighted}", soft_targets(weighted), weighted,
+                reduction=reduction, label_smoothing=epsilon)
+        for reduction, epsilon, weighted in (("mean", 0.0, False), ("mean", 0.1, True), ("none", 0.1, True), ("sum", 1.0, False))
+    ),
+    entropy("axis", labelled((2, 3), 4, axis=1), axis=1, torch=False),
+    entropy("one-row", labelled((), 4)),
+    entropy("bad-labels", labelled((5,), 4, labels=[1, 4, -1, 2, -100], weight="random"), True, nan=True,
+            ignore_index=-100, label_smoothing=0.1, reduction="none"),
+    entropy("bad-labels-mean", labelled((3,), 4, labels=[1, 7, 2]), nan=True),
+    entropy("all-ignored", labelled((3,), 4, labels=[9, 9, 9], weight="random"), True, nan=True, ignore_index=9),
+    entropy("weight-0", labelled((3,), 4, labels=[1, 1, 1], weight=[1.0, 0.0, 1.0, 1.0]), True, nan=True),
+    entropy("rows-0", labelled((0,), 4), nan=True),
+    entropy("rows-0-sum", labelled((0,), 4), reduction="sum", torch=False),
+    entropy("classes-1", labelled((3,), 1)),
+    entropy("huge", fixed([[1e4, -1e4, 0.0], [6e4, 6e4, 6e4]], np.array([1, 2], np.int32)), reduction="none"),
+    entropy("minus-infinity", fixed([[0.0, -inf, 1.0], [-inf, 2.0, -inf]], np.array([0, 1], np.int32)), torch=False),
+    entropy("not-finite", fixed([[nan, 0.0], [0.0, 1.0]], np.array([0, 1], np.int32)), reduction="none", nan=True),
+]  # fmt: skip
+
+LOSSES = [
+    *(
+        Case(f"binary_cross_entropy-{r}", jaxnn.binary_cross_entropy,
+             lambda rng: (2 * rng.standard_normal((3, 4)), rng.uniform(0.1, 0.9, (3, 4))), {"reduction": r},
+             torch=lambda F, x, t, r=r: F.binary_cross_entropy_with_logits(x, t, reduction=r))
+        for r in ("mean", "sum", "none")
+    ),
+    # The definition, softplus(x) − x t, loses what is left of a certain and right answer.
+    Case("binary_cross_entropy-certain", jaxnn.binary_cross_entropy, nan=True,
+         make=fixed([-1e4, -40.0, -3.0, 0.0, 3.0, 40.0, 1e4] * 2, [0.0] * 7 + [1.0] * 7), options={"reduction": "none"},
+         torch=lambda F, x, t: F.binary_cross_entropy_with_logits(x, t, reduction="none")),
+    Case("binary_cross_entropy-rows-0", jaxnn.binary_cross_entropy, normal((0,), (0,)), {"reduction": "sum"}),
+    *(
+        Case(f"squared_error-{r}", jaxnn.squared_error, normal((3, 4), (3, 4)), {"reduction": r},
+             torch=lambda F, y, t, r=r: F.mse_loss(y, t, reduction=r))
+        for r in ("mean", "sum", "none")
+    ),
+    Case("squared_error-scalar", jaxnn.squared_error, normal((), ())),
+    Case("squared_error-infinite", jaxnn.squared_error, fixed([inf, nan, 1.0, 1e4], [0.0, 0.0, 1.0, -1e4]), {"reduction": "none"}),
+]  # fmt: skip
+
+CASES = [*LINEAR, *CONV, *ACTIVATIONS, *POOL, *SOFTMAX, *PICKED, *ENTROPY, *LOSSES]

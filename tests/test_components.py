@@ -1,0 +1,149 @@
+"""Every case of the table, in four dtypes: the rule against loops, autodiff of the definition, and PyTorch.
+
+An element may differ by c · eps of its dtype times its own response: how much the loops' result moves when inputs and
+cotangent are perturbed relatively. It does not depend on the arrays' sizes. Low precision is judged at the rounded
+inputs; there autodiff of the definition runs in float32, as its own error in bfloat16 can be far above the bound.
+"""
+
+import contextlib
+import functools
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, Case
+
+C = 8.0
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+by_id = functools.partial(pytest.mark.parametrize, ids=lambda v: v.id if isinstance(v, Case) else str(v))
+
+
+def x64(dtype):
+    return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
+
+
+def is_float(a):
+    return np.issubdtype(np.asarray(a).dtype, np.floating)
+
+
+def rounded(arrays, dtype):
+    """The arrays as jax arrays of `dtype`, and the same values in float64."""
+    ours = [jnp.asarray(np.asarray(a).astype(jnp.dtype(dtype))) if is_float(a) else jnp.asarray(a) for a in arrays]
+    exact = [np.asarray(o).astype(np.float64) if is_float(a) else np.asarray(a) for o, a in zip(ours, arrays, strict=True)]
+    return ours, exact
+
+
+def differentiable(args):
+    return tuple(i for i, a in enumerate(args) if jnp.issubdtype(a.dtype, jnp.floating))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_and_cotangents(case, definition, args, dy):
+    argnums = differentiable(args)
+    f = case.f.definition if definition else case.f
+
+    def of_floats(*floats):
+        filled = list(args)
+        for i, a in zip(argnums, floats, strict=True):
+            filled[i] = a
+        return case.call(f, *filled)
+
+    y, vjp = jax.vjp(of_floats, *(args[i] for i in argnums))
+    return y, vjp(dy)
+
+
+class Hashable(Case):
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+HASHABLE = [Hashable(*case) for case in CASES]
+
+
+def perturbed(exact, rng):
+    with np.errstate(all="ignore"):
+        return [a * (1 + DELTA * rng.choice([-1.0, 1.0], a.shape)) if is_float(a) else a for a in exact]
+
+
+DELTA = 1e-7
+
+
+def responses(case, dy, exact, directions=3):
+    """How far value and cotangents move, per unit of relative perturbation, at each element."""
+    rng = np.random.default_rng(1)
+    value, *cotangents = case.oracle(*exact), *case.oracle_vjp(dy, *exact)
+    largest = [np.abs(value) * 1.0, *(None if c is None else np.abs(c) * 1.0 for c in cotangents)]
+    with np.errstate(all="ignore"):
+        for _ in range(directions):
+            moved_dy = dy * (1 + DELTA * rng.choice([-1.0, 1.0], np.shape(dy)))
+            moved = exact if case.kinked else perturbed(exact, rng)
+            results = [case.oracle(*moved), *case.oracle_vjp(moved_dy, *moved)]
+            for k, (now, was) in enumerate(zip(results, [value, *cotangents], strict=True)):
+                if was is not None:
+                    largest[k] = np.fmax(largest[k], np.abs(now - was) / DELTA)
+    return [value, *cotangents], largest
+
+
+def assert_close(name, ours, truth, response, dtype, factor=C):
+    ours = np.asarray(ours).astype(np.float64)
+    assert ours.shape == np.shape(truth), name
+    assert np.array_equal(np.isnan(ours), np.isnan(truth)), f"{name}: NaN at different places"
+    eps, largest = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).max)
+    smallest = float(jnp.finfo(dtype).smallest_normal) if dtype == "bfloat16" else float(jnp.finfo(dtype).smallest_subnormal)
+    smallest = max(smallest, float(jnp.finfo(jnp.float32).smallest_normal) if dtype != "float64" else 0.0)  # XLA flushes
+    with np.errstate(all="ignore"):
+        error = np.where(np.isnan(truth) | (ours == truth), 0.0, np.abs(ours - truth))
+        overflow = np.isinf(ours) & (np.abs(truth) > largest * (1 - eps)) & (np.sign(ours) == np.sign(truth))
+        excess = np.where(overflow, 0.0, error) - factor * (eps * np.where(np.isfinite(response), response, 0.0) + smallest)
+    if excess.size and excess.max() > 0:
+        at = np.unravel_index(np.argmax(excess), excess.shape)
+        raise AssertionError(f"{name}{[int(i) for i in at]}: {ours[at]} for {truth[at]}, response {response[at]}")
+
+
+def arguments(case, dtype):
+    rng = np.random.default_rng(zlib.crc32(case.id.encode()))
+    ours, exact = rounded(case.make(rng), dtype)
+    out = jax.eval_shape(functools.partial(case.call, case.f), *ours)
+    dy, exact_dy = (a[0] for a in rounded([rng.standard_normal(out.shape)], out.dtype))
+    return ours, exact, dy, exact_dy
+
+
+@by_id("dtype", DTYPES)
+@by_id("case", HASHABLE)
+def test_rule_against_loops_autodiff_and_torch(case, dtype):
+    with x64(dtype):
+        ours, exact, dy, exact_dy = arguments(case, dtype)
+        y, cotangents = value_and_cotangents(case, False, ours, dy)
+        argnums = differentiable(ours)
+        for i, ct in zip(argnums, cotangents, strict=True):
+            assert (ct.shape, ct.dtype) == (ours[i].shape, ours[i].dtype), "a cotangent has its primal's type"
+        truths, limits = responses(case, exact_dy, exact)
+        assert_close("y", y, truths[0], limits[0], str(y.dtype) if dtype == "float64" else dtype)
+        for i, ct in zip(argnums, cotangents, strict=True):
+            assert_close(f"cotangent of argument {i}", ct, truths[1 + i], limits[1 + i], dtype)
+
+        if not case.nan:
+            wide = "float64" if dtype == "float64" else "float32"
+            widened = [a.astype(wide) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in ours]
+            wide_y = jax.eval_shape(functools.partial(case.call, case.f), *widened)
+            auto_y, auto = value_and_cotangents(case, True, widened, dy.astype(wide_y.dtype))
+            for k, i in enumerate(argnums):
+                assert_close(f"cotangent of argument {i} against autodiff", cotangents[k],
+                             np.asarray(auto[k]).astype(np.float64), limits[1 + i], dtype, 2 * C)  # fmt: skip
+            assert_close("y against the definition", y, np.asarray(auto_y).astype(np.float64), limits[0], dtype, 2 * C)
+
+    if case.torch is not None:
+        torch = pytest.importorskip("torch")
+        plain = len(exact) - len(case.keywords)  # torch has no gradient for class weights
+        leaves = [
+            torch.tensor(a, requires_grad=i < plain) if is_float(a) else torch.tensor(a).long()
+            for i, a in enumerate(exact)
+        ]
+        torch_y = case.torch(torch.nn.functional, *leaves)
+        torch_y.backward(torch.tensor(exact_dy).reshape(torch_y.shape))
+        assert_close("y against torch", y, torch_y.detach().numpy(), limits[0], dtype)
+        for i, ct in zip(argnums, cotangents, strict=True):
+            if leaves[i].requires_grad:
+                assert_close(f"cotangent of argument {i} against torch", ct, leaves[i].grad.numpy(), limits[1 + i], dtype)
