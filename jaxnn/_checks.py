@@ -30,13 +30,13 @@ def floating(name: str, x: ArrayLike) -> jax.Array:
 
 
 def class_ids(name: str, x: ArrayLike) -> jax.Array:
-    """Return `x` as an int32 (or wider) array of class ids."""
+    """Return `x` as an array of class ids, signed so that -1 and -100 compare as such."""
     array = jnp.asarray(x)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"`{name}` (dtype {array.dtype}) must hold integer class ids; convert it with `{name}.astype(jnp.int32)`"
         )
-    return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
+    return array.astype(jnp.int64 if array.dtype.itemsize == 8 else jnp.int32)
 
 
 def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int
 
 from jaxnn.layers import conv2d, dropout, linear, max_pool2d, relu
+from jaxnn.losses import cross_entropy, l2_penalty
 
-Params = PyTree[Float[Array, "..."]]
+Params = dict[str, Any]  # of float32 arrays, at most two levels deep
 Shape = tuple[int, int, int]  # height, width, channels
 
 
@@ -153,3 +154,51 @@ convnet = Model(_convnet_init, _convnet_apply)
 """The two-convolution network of the same lecture's exercise, and of PyTorch's MNIST example."""
 
 MODELS = {"softmax": softmax, "mlp": mlp, "cnn": cnn, "convnet": convnet}
+
+
+class Classifier(NamedTuple):
+    """A model, and how its images are normalised: (pixel − mean) / std."""
+
+    model: Model
+    mean: float
+    std: float
+
+    def logits(self, params: Params, images: Array, *, key: Array | None = None, dropout: float | None = None) -> Array:
+        """Return the logits of images as they were read (uint8)."""
+        x = (images.astype(jnp.float32) - self.mean) / self.std
+        return self.model.apply(params, x, key=key, dropout=dropout)
+
+    def loss(self, *, l2: float = 0.0, dropout: float | None = None) -> Callable[..., Any]:
+        """Return `loss(params, batch, key)`: mean cross entropy + l2 · Ω, and the sums that make the metrics.
+
+        Ω = Σw² runs over the weights; biases (arrays with one axis) are not penalised. Rows with the label −1, which
+        fill up a last batch, are left out.
+        """
+
+        def loss(params: Params, batch: tuple[Array, Array], key: Array) -> tuple[Array, dict[str, Array]]:
+            images, labels = batch
+            logits = self.logits(params, images, key=key, dropout=dropout)
+            sums = _sums(logits, labels)
+            value = cross_entropy(logits, labels, ignore_index=-1)
+            if l2:
+                value = value + l2 * l2_penalty([w for w in jax.tree.leaves(params) if w.ndim > 1])
+            return value, sums
+
+        return loss
+
+    def metrics(self, params: Params, batch: tuple[Array, Array]) -> dict[str, Array]:
+        """Return the sums over a batch: cross entropy, right answers, rows, and the confusion of the classes."""
+        images, labels = batch
+        logits = self.logits(params, images)
+        classes = logits.shape[-1]
+        counts = jnp.zeros((classes, classes), jnp.int32).at[labels, jnp.argmax(logits, -1)]
+        return {**_sums(logits, labels), "confusion": counts.add(jnp.where(labels >= 0, 1, 0))}
+
+
+def _sums(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> dict[str, Array]:
+    counted = labels >= 0
+    return {
+        "nll": cross_entropy(logits, labels, ignore_index=-1, reduction="sum"),
+        "correct": jnp.sum((jnp.argmax(logits, -1) == labels) & counted),
+        "count": jnp.sum(counted),
+    }

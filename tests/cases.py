@@ -267,7 +267,9 @@ PICKED = [
         Case(f"{f.__name__}-classes-1", f, labelled((3,), 1, transform=to)),
     )
 ]  # fmt: skip
-PICKED.append(Case("nll-zero", jaxnn.nll, fixed([[0.0, 1.0], [0.5, 0.5]], np.array([0, 1], np.int32)), {"reduction": "sum"}))
+PICKED.append(
+    Case("nll-zero", jaxnn.nll, fixed([[0.0, 1.0], [0.5, 0.5]], np.array([0, 1], np.int32)), {"reduction": "sum"})
+)
 
 
 def entropy(id: str, make: Any, weighted: bool = False, torch: bool = True, nan: bool = False, **options: Any) -> Case:

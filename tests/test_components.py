@@ -31,7 +31,9 @@ def is_float(a):
 def rounded(arrays, dtype):
     """The arrays as jax arrays of `dtype`, and the same values in float64."""
     ours = [jnp.asarray(np.asarray(a).astype(jnp.dtype(dtype))) if is_float(a) else jnp.asarray(a) for a in arrays]
-    exact = [np.asarray(o).astype(np.float64) if is_float(a) else np.asarray(a) for o, a in zip(ours, arrays, strict=True)]
+    exact = [
+        np.asarray(o).astype(np.float64) if is_float(a) else np.asarray(a) for o, a in zip(ours, arrays, strict=True)
+    ]
     return ours, exact
 
 
@@ -91,12 +93,18 @@ def assert_close(name, ours, truth, response, dtype, factor=C):
     assert ours.shape == np.shape(truth), name
     assert np.array_equal(np.isnan(ours), np.isnan(truth)), f"{name}: NaN at different places"
     eps, largest = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).max)
-    smallest = float(jnp.finfo(dtype).smallest_normal) if dtype == "bfloat16" else float(jnp.finfo(dtype).smallest_subnormal)
-    smallest = max(smallest, float(jnp.finfo(jnp.float32).smallest_normal) if dtype != "float64" else 0.0)  # XLA flushes
+    smallest = (
+        float(jnp.finfo(dtype).smallest_normal) if dtype == "bfloat16" else float(jnp.finfo(dtype).smallest_subnormal)
+    )
+    smallest = max(
+        smallest, float(jnp.finfo(jnp.float32).smallest_normal) if dtype != "float64" else 0.0
+    )  # XLA flushes
     with np.errstate(all="ignore"):
         error = np.where(np.isnan(truth) | (ours == truth), 0.0, np.abs(ours - truth))
         overflow = np.isinf(ours) & (np.abs(truth) > largest * (1 - eps)) & (np.sign(ours) == np.sign(truth))
-        excess = np.where(overflow, 0.0, error) - factor * (eps * np.where(np.isfinite(response), response, 0.0) + smallest)
+        excess = np.where(overflow, 0.0, error) - factor * (
+            eps * np.where(np.isfinite(response), response, 0.0) + smallest
+        )
     if excess.size and excess.max() > 0:
         at = np.unravel_index(np.argmax(excess), excess.shape)
         raise AssertionError(f"{name}{[int(i) for i in at]}: {ours[at]} for {truth[at]}, response {response[at]}")
@@ -146,4 +154,6 @@ def test_rule_against_loops_autodiff_and_torch(case, dtype):
         assert_close("y against torch", y, torch_y.detach().numpy(), limits[0], dtype)
         for i, ct in zip(argnums, cotangents, strict=True):
             if leaves[i].requires_grad:
-                assert_close(f"cotangent of argument {i} against torch", ct, leaves[i].grad.numpy(), limits[1 + i], dtype)
+                assert_close(
+                    f"cotangent of argument {i} against torch", ct, leaves[i].grad.numpy(), limits[1 + i], dtype
+                )

@@ -1,5 +1,6 @@
 """The pictures of a run: whole PNGs or none, which show the data they were given, drawn without a display."""
 
+import io
 import re
 import subprocess
 import sys
@@ -108,8 +109,8 @@ def test_a_crash_leaves_the_earlier_picture(name: str, tmp_path: Path, monkeypat
     path = tmp_path / "picture.png"
     path.write_bytes(b"earlier")
 
-    def half_then_fail(_: Figure, file: Path, **options: object) -> None:
-        Path(file).write_bytes(PNG)
+    def half_then_fail(_: Figure, file: io.BytesIO, **options: object) -> None:
+        file.write(PNG)
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", half_then_fail)
@@ -123,8 +124,8 @@ def test_the_picture_appears_by_a_rename_in_its_folder(tmp_path: Path, monkeypat
     path = tmp_path / "picture.png"
     path.write_bytes(b"earlier")
 
-    def crash(source: Path, target: Path) -> None:
-        assert source.parent == path.parent and source.read_bytes().startswith(PNG) and target == path
+    def crash(source: str, target: Path) -> None:
+        assert Path(source).parent == path.parent and Path(source).read_bytes().startswith(PNG) and target == path
         raise OSError("power cut")
 
     monkeypatch.setattr("os.replace", crash)

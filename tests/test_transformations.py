@@ -180,7 +180,9 @@ def test_a_rule_keeps_the_precision_of_its_forward_pass(id, inside, expected):
     assert len(found) >= 2
     for eqn in found:
         precision = eqn.params["precision"]
-        assert {str(p).rpartition(".")[2] for p in (precision if isinstance(precision, tuple) else [precision])} == {expected}
+        assert {str(p).rpartition(".")[2] for p in (precision if isinstance(precision, tuple) else [precision])} == {
+            expected
+        }
 
 
 def test_under_shard_map_a_replicated_weight_gets_the_sum_over_devices():

@@ -119,8 +119,7 @@ def _keep(threshold: int, shape: tuple[int, ...], key: Key) -> Array:
     """
     seeds = jax.random.bits(key, (2,), jnp.uint32)
     counter = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    hashed: Array = _mix(_mix(counter ^ seeds[0]) + seeds[1])
-    return hashed >= jnp.uint32(threshold)
+    return jnp.greater_equal(_mix(_mix(counter ^ seeds[0]) + seeds[1]), jnp.uint32(threshold))
 
 
 def _mix(h: Array) -> Array:

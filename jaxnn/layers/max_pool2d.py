@@ -249,13 +249,13 @@ def _first_pixel(geometry: _Geometry, axis: int, ndim: int) -> Array:
 
 
 def _place_in_window(geometry: _Geometry, axis: int, shift: int, ndim: int) -> Array:
-    """Return, for each pixel, its place along an axis in the window `shift` before the last that starts at or before it."""
+    """Return each pixel's place along an axis in the window `shift` before the last that starts at or before it."""
     pixel = jnp.arange(geometry.size[axis], dtype=jnp.int32) + geometry.padding[axis]
     return _along(geometry, axis, pixel % geometry.stride[axis] + shift * geometry.stride[axis], ndim)
 
 
 def _to_pixels(geometry: _Geometry, z: Array, shift: Pair) -> Array:
-    """Give each pixel the value that z has at the window `shift` before the last that starts at or before it, or 0."""
+    """Give each pixel the z of the window `shift` before the last that starts at or before it, or 0."""
     for axis in (0, 1):
         s, p, size = geometry.stride[axis], geometry.padding[axis], geometry.size[axis]
         at = geometry.axes[axis] + z.ndim

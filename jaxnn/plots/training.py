@@ -1,6 +1,7 @@
 """Learning curves, confusion matrix and filters of one run, each drawn to a file that appears whole or not at all."""
 
 import contextlib
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
+
+from jaxnn._files import write_whole
 
 FilePath = str | os.PathLike[str]
 Rows = Sequence[Mapping[str, Any]]
@@ -115,21 +118,17 @@ def _style() -> contextlib.AbstractContextManager[None]:
 
 
 def _write(path: FilePath, figure: Figure) -> None:
-    """Save under a temporary name in the same folder, then rename: at every moment `path` is whole or as it was."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(
-            temporary,
-            format=target.suffix.removeprefix(".") or "png",
-            dpi=DPI,
-            facecolor="white",
-            bbox_inches="tight",
-            pad_inches=0.15,
-        )
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Save a figure: at every moment `path` is whole or as it was."""
+    picture = io.BytesIO()
+    figure.savefig(
+        picture,
+        format=Path(path).suffix.removeprefix(".") or "png",
+        dpi=DPI,
+        facecolor="white",
+        bbox_inches="tight",
+        pad_inches=0.15,
+    )
+    write_whole(path, picture.getvalue())
 
 
 def _percent(share: float, digits: int) -> str:

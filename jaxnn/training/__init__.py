@@ -1,5 +1,7 @@
 """The SGD step, the epoch that runs on the device, and the loop around it."""
 
+from jaxnn.training.checkpoint import load_params as load_params
+from jaxnn.training.checkpoint import save_params as save_params
 from jaxnn.training.epoch import Batches as Batches
 from jaxnn.training.epoch import evaluate as evaluate
 from jaxnn.training.epoch import run_steps as run_steps

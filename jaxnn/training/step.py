@@ -86,7 +86,7 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, axis_name:
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
         metrics = {**metrics, "loss": value}
         if axis_name is not None:
-            gradient, metrics = lax.pmean((gradient, metrics), axis_name)
+            gradient, metrics = lax.pmean((gradient, metrics), axis_name)  # type: ignore[no-untyped-call]
         with jax.numpy_dtype_promotion("standard"):  # optax's adam mixes dtypes
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -98,4 +98,5 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, axis_name:
 def _own_copy(p: Array, axis_name: str) -> Array:
     if axis_name in jax.typeof(p).manual_axis_type.varying:
         return p
-    return lax.pcast(p, axis_name, to="varying")
+    own: Array = lax.pcast(p, axis_name, to="varying")
+    return own

@@ -1,0 +1,102 @@
+"""Bad arguments are refused at trace time, in one line that names the argument, its value and the requirement."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxnn
+
+X, W, B = jnp.ones((2, 5)), jnp.ones((3, 4)), jnp.ones(3)
+IMAGE, FILTER = jnp.ones((1, 3, 8, 8)), jnp.ones((4, 3, 3, 3))
+KEY = jax.random.key(0)
+BAD = [
+    (lambda: jaxnn.linear(X, W), ValueError, "`w` (shape (3, 4)) must have 5 input features to match `x` (shape (2, 5))"),
+    (lambda: jaxnn.linear(X, jnp.ones((3, 5)), jnp.ones(2)), ValueError, "`b` (shape (2,)) must have shape (3,)"),
+    (lambda: jaxnn.linear(jnp.float32(1), W), ValueError, "`x` (shape ()) must have at least one axis"),
+    (lambda: jaxnn.linear(X, jnp.ones(5)), ValueError, "`w` (shape (5,)) must have two axes, (outputs, inputs)"),
+    (lambda: jaxnn.linear(jnp.ones((2, 5), jnp.int32), W), TypeError, "`x` (dtype int32) must have a floating-point dtype; convert"),
+    (lambda: jaxnn.linear("x", W), TypeError, "`x` (str) must be an array"),
+    (lambda: jaxnn.linear(X, None), TypeError, "`w` (NoneType) must be an array"),
+    (lambda: jaxnn.conv2d(IMAGE, jnp.ones((4, 2, 3, 3))), ValueError, "must have 3 input channels to match `x` (shape (1, 3, 8, 8)) in NCHW"),
+    (lambda: jaxnn.conv2d(IMAGE, FILTER, jnp.ones(3)), ValueError, "`b` (shape (3,)) must have shape (4,)"),
+    (lambda: jaxnn.conv2d(IMAGE, FILTER, stride=0), ValueError, "`stride` (0) must be at least 1"),
+    (lambda: jaxnn.conv2d(IMAGE, FILTER, stride=1.5), TypeError, "`stride` (1.5) must be a static int"),
+    (lambda: jaxnn.conv2d(IMAGE, FILTER, stride=True), TypeError, "`stride` (True) must be a static int"),
+    (lambda: jaxnn.conv2d(IMAGE, FILTER, stride=(1, 2, 3)), ValueError, "`stride` ((1, 2, 3)) must be an int or a pair"),
+    (lambda: jaxnn.conv2d(IMAGE, FILTER, padding=-1), ValueError, "`padding` (-1) must be at least 0"),
+    (lambda: jaxnn.conv2d(IMAGE, FILTER, padding="FULL"), ValueError, "`padding` ('FULL') must be 'SAME', 'VALID'"),
+    (lambda: jaxnn.conv2d(IMAGE, FILTER, padding=((1, 1), 2)), ValueError, "must be ((top, bottom), (left, right))"),
+    (lambda: jaxnn.conv2d(IMAGE, FILTER, groups=2), ValueError, "`groups` (2) must divide the 3 channels"),
+    (lambda: jaxnn.conv2d(IMAGE, FILTER, layout="CHWN"), ValueError, "`layout` ('CHWN') must be one of 'NCHW', 'NHWC'"),
+    (lambda: jaxnn.conv2d(IMAGE, FILTER, dilation=4), ValueError, "along H it spans 9 of 8 pixels; add `padding` or lower `dilation`"),
+    (lambda: jaxnn.conv2d(jnp.ones((8, 8)), FILTER), ValueError, "`x` (shape (8, 8)) must end in the three axes C, H, W"),
+    (lambda: jaxnn.conv2d(IMAGE, jnp.ones((3, 3))), ValueError, "`w` (shape (3, 3)) must have the four axes O, I, H, W"),
+    (lambda: jaxnn.relu(3), TypeError, "`x` (dtype int32) must have a floating-point dtype"),
+    (lambda: jaxnn.relu(jnp.ones(2, jnp.complex64)), TypeError, "`x` (dtype complex64) must have a floating-point dtype"),
+    (lambda: jaxnn.max_pool2d(jnp.ones((3, 3))), ValueError, "`x` (shape (3, 3)) must end in the three axes"),
+    (lambda: jaxnn.max_pool2d(IMAGE, 9), ValueError, "`window` ((9, 9)) must fit into the padded `x` (shape (1, 3, 8, 8)) in NCHW"),
+    (lambda: jaxnn.max_pool2d(IMAGE, 3, padding=2), ValueError, "`padding` ((2, 2)) must be at most half of `window` ((3, 3))"),
+    (lambda: jaxnn.max_pool2d(IMAGE, 0), ValueError, "`window` (0) must be at least 1"),
+    (lambda: jaxnn.dropout(X, 1.5, KEY), ValueError, "`rate` (1.5) must lie in [0, 1]"),
+    (lambda: jaxnn.dropout(X, float("nan"), KEY), ValueError, "`rate` (nan) must lie in [0, 1]"),
+    (lambda: jax.jit(lambda r: jaxnn.dropout(X, r, KEY))(0.5), TypeError, "must be a static float in [0, 1]"),
+    (lambda: jaxnn.dropout(X, 0.5), ValueError, "`key` (None) must be a PRNG key when `rate` (0.5) > 0; pass"),
+    (lambda: jaxnn.dropout(X, 0.5, 3), TypeError, "`key` (int) must be a PRNG key"),
+    (lambda: jaxnn.dropout(X, 0.5, jax.random.split(KEY)), TypeError, "`key` (shape (2,)) must be a single PRNG key"),
+    (lambda: jaxnn.softmax(X, 2), ValueError, "`axis` (2) must be one of the axes of `x` (shape (2, 5))"),
+    (lambda: jaxnn.softmax(X, (0, -2)), ValueError, "`axis` ((0, -2)) must name each axis once"),
+    (lambda: jaxnn.softmax(X, where=X), TypeError, "`where` (dtype float32) must be boolean"),
+    (lambda: jaxnn.log_softmax(X, where=jnp.ones((2, 4), bool)), ValueError, "`where` (shape (2, 4)) must broadcast to `x` (shape (2, 5))"),
+    (lambda: jaxnn.nll(X, jnp.ones(2)), TypeError, "`targets` (dtype float32) must hold integer class ids"),
+    (lambda: jaxnn.nll(X, jnp.ones(2, bool)), TypeError, "`targets` (dtype bool) must hold integer class ids"),
+    (lambda: jaxnn.nll_loss(X, jnp.zeros(3, int)), ValueError, "`targets` (shape (3,)) must have shape (2,), that of `log_p` without"),
+    (lambda: jaxnn.cross_entropy(X, jnp.zeros(2, int), weight=jnp.ones(4)), ValueError, "`weight` (shape (4,)) must have shape (5,)"),
+    (lambda: jaxnn.cross_entropy(X, jnp.zeros(2, int), reduction="avg"), ValueError, "`reduction` ('avg') must be one of 'mean', 'sum', 'none'"),
+    (lambda: jaxnn.cross_entropy(X, jnp.zeros(2, int), label_smoothing=2), ValueError, "`label_smoothing` (2) must lie in [0, 1]"),
+    (lambda: jaxnn.cross_entropy(X, X, ignore_index=1), ValueError, "`ignore_index` (1) must be None when `targets`"),
+    (lambda: jaxnn.cross_entropy(X, X[:1]), ValueError, "`targets` (shape (1, 5)) must have the shape of `logits` (shape (2, 5))"),
+    (lambda: jaxnn.cross_entropy(X, jnp.zeros(2, int), ignore_index=0.5), TypeError, "`ignore_index` (0.5) must be a static int"),
+    (lambda: jaxnn.cross_entropy(X, jnp.zeros(2, int), axis=5), ValueError, "`axis` (5) must be one of the axes of `logits`"),
+    (lambda: jaxnn.binary_cross_entropy(X, X[0]), ValueError, "`targets` (shape (5,)) must have the shape of `logits` (shape (2, 5))"),
+    (lambda: jaxnn.squared_error(X, X[:, :1]), ValueError, "`y` (shape (2, 5)) must have the shape of `t` (shape (2, 1))"),
+    (lambda: jaxnn.l2_penalty({"w": jnp.ones(2, int)}), TypeError, "`params['w']` (dtype int32) must have a floating-point dtype"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call, error, words", BAD, ids=[words[:60] for _, _, words in BAD])
+def test_the_message(call, error, words):
+    with pytest.raises(error, match=re.escape(words)) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "f, args",
+    [
+        (jaxnn.linear, (X, W)),
+        (jaxnn.conv2d, (IMAGE, jnp.ones((4, 2, 3, 3)))),
+        (jaxnn.squared_error, (X, X[0])),
+        (jaxnn.softmax, (X, 7)),
+    ],
+)
+def test_the_definition_refuses_the_same(f, args):
+    with pytest.raises(ValueError) as rule:
+        f(*args)
+    with pytest.raises(ValueError, match=re.escape(str(rule.value))):
+        f.definition(*args)
+
+
+def test_numpy_arrays_and_python_numbers_are_welcome():
+    import numpy as np
+
+    assert float(jaxnn.relu(-1.5)) == 0.0
+    assert jaxnn.linear(np.ones((2, 5), np.float32), np.ones((3, 5), np.float32)).shape == (2, 3)
+    assert float(jaxnn.cross_entropy([0.0, 0.0], np.int64(1))) == pytest.approx(np.log(2))
+    assert jaxnn.dropout(np.ones(4, np.float32), np.float32(0.0)).shape == (4,)
+
+
+def test_integers_of_any_width_are_labels():
+    for dtype in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint32):
+        assert float(jaxnn.cross_entropy(jnp.zeros((1, 3)), jnp.array([2], dtype), ignore_index=-100)) > 1
