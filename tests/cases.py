@@ -22,7 +22,7 @@ class Case(NamedTuple):
     id: str
     f: Any  # the component
     make: Callable[[np.random.Generator], Arrays]
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     keywords: tuple[str, ...] = ()  # the names of the last arguments, where they are passed by name
     torch: Callable[..., Any] | None = None  # (torch.nn.functional, *arguments) -> tensor
     kinked: bool = False  # the response to a perturbation is that to one of the cotangent alone

@@ -18,7 +18,8 @@ def saved(f, *args):
         return [leaf for leaf in jax.tree.leaves(jax.vjp(f, *args)[1]) if hasattr(leaf, "dtype")]
 
     jaxpr = jax.make_jaxpr(leaves)(*args)
-    new = [v for v in jaxpr.jaxpr.outvars if v not in jaxpr.jaxpr.invars and hasattr(v, "count")]
+    given = {id(v) for v in jaxpr.jaxpr.invars}
+    new = {id(v): v for v in jaxpr.jaxpr.outvars if id(v) not in given and not hasattr(v, "val")}.values()
     return sum(v.aval.size * v.aval.dtype.itemsize for v in new), [str(v.aval.dtype) for v in new]
 
 
