@@ -202,7 +202,7 @@ def test_a_net_with_dropout_trains(house):
 @houses
 def test_dropout_has_a_mask_for_each_sample_and_none_in_evaluation(house):
     one, _ = batch(house, 1)
-    x = jnp.repeat(one, 4000, axis=0)
+    x = jnp.repeat(one, 40_000, axis=0)
     theirs, ours = without_dropout(house)
     expected = np.asarray(house.logits(theirs, one)[0])
     assert_close(house.logits(ours, x)[-1], expected)

@@ -108,7 +108,7 @@ def nll(
     rows = _labels.checked("p", p, targets, axis, weight, ignore_index)
     l = _nll(rows.ignore_index, rows.x, rows.labels)
     d = _labels.row_weight(rows, l.dtype)
-    return reduce(d * l, d, _checks.one_of("reduction", reduction, _checks.REDUCTIONS))
+    return reduce(l if rows.weight is None else d * l, d, _checks.one_of("reduction", reduction, _checks.REDUCTIONS))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -185,7 +185,7 @@ def nll_loss(
     rows = _labels.checked("log_p", log_p, targets, axis, weight, ignore_index)
     l = _nll_loss(rows.ignore_index, rows.x, rows.labels)
     d = _labels.row_weight(rows, l.dtype)
-    return reduce(d * l, d, _checks.one_of("reduction", reduction, _checks.REDUCTIONS))
+    return reduce(l if rows.weight is None else d * l, d, _checks.one_of("reduction", reduction, _checks.REDUCTIONS))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,0 +1,227 @@
+"""`jaxnn` as its users call it: what it writes, how it ends, and one line for whatever is wrong."""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import jaxnn.training
+from jaxnn import cli
+from jaxnn.data import mnist
+
+OUTPUTS = {"metrics.jsonl", "params.npz", "curves.png", "confusion.png", "filters.png"}
+
+
+def train(*options):
+    return cli.main(["train", *map(str, options)])
+
+
+def refused(capsys, *options):
+    """The exit code and the one line of a refusal."""
+    try:
+        code = train(*options)
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.endswith("\n"), (out, err)
+    return code, err
+
+
+def test_names_are_the_librarys():
+    assert cli.OPTIMIZERS == jaxnn.training.OPTIMIZERS
+    assert cli.SCHEDULES == jaxnn.training.SCHEDULES
+    assert {model for _, model in cli.DEFAULTS} == set(jaxnn.models.MODELS)
+
+
+@pytest.mark.parametrize("model", jaxnn.models.MODELS)
+def test_every_model_trains_and_writes_its_files(model, tmp_path, capsys):
+    assert train("--model", model, "--epochs", 2, "--output", tmp_path / "new" / "folder") == 0
+    folder = tmp_path / "new" / "folder"
+    assert {p.name for p in folder.iterdir()} == OUTPUTS
+    *epochs, last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in epochs] == [1, 2]
+    assert set(epochs[0]) == {
+        "epoch",
+        "step",
+        "train_loss",
+        "train_accuracy",
+        "validation_loss",
+        "validation_accuracy",
+        "seconds",
+    }
+    assert set(last) == {"test_loss", "test_accuracy", "seconds"}
+    out, err = capsys.readouterr()
+    assert f"{last['test_accuracy']:.2%}" in out and str(folder / "params.npz") in out and err == ""
+    params, config = jaxnn.training.load_params(folder / "params.npz")
+    assert config["model"] == model and config["input_shape"] == [8, 8, 1] and config["seed"] == 0
+    # The file alone is enough to use the network again.
+    from sklearn.datasets import load_digits
+
+    images = load_digits().images[..., None].astype(np.uint8)[:10]
+    mean, std = config["normalisation"]["mean"], config["normalisation"]["std"]
+    logits = jaxnn.models.MODELS[model].apply(params, (images.astype(np.float32) - np.float32(mean)) / np.float32(std))
+    assert logits.shape == (10, len(config["classes"]))
+
+
+def test_the_default_run_learns_to_read(tmp_path, capsys):
+    assert train("--output", tmp_path, "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["test_accuracy"] > 0.97
+
+
+def test_the_same_seed_gives_the_same_parameters(tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert train("--epochs", 1, "--seed", seed, "--output", tmp_path / name, "--quiet") == 0
+    a, b, c = (jaxnn.training.load_params(tmp_path / name / "params.npz")[0]["W0"] for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+BAD_USAGE = [
+    (
+        ("--model", "convent"),
+        "unknown name 'convent', must be one of softmax, mlp, cnn, convnet; did you mean 'convnet'?",
+    ),
+    (("--dataset", "mnits"), "did you mean 'mnist'?"),
+    (("--optimizer", "adm"), "did you mean 'adam'?"),
+    (("--schedule", "cos"), "did you mean 'cosine'?"),
+    (("--batch-size", 0), "argument --batch-size: 0 must be at least 1"),
+    (("--batch-size", -4), "argument --batch-size: -4 must be at least 1"),
+    (("--batch-size", 1.5), "'1.5' is not a whole number"),
+    (("--batch-size", 1295), "--batch-size (1295) must be at most the 1294 training images"),
+    (("--epochs", 0), "argument --epochs: 0 must be at least 1"),
+    (("--learning-rate", 0), "argument --learning-rate: 0 must be above 0"),
+    (("--learning-rate", "nan"), "argument --learning-rate: nan must be above 0"),
+    (("--dropout", 1.5), "argument --dropout: 1.5 must be at least 0 and at most 1"),
+    (("--l2", "much"), "argument --l2: 'much' is not a number"),
+    (("--seed", -1), "argument --seed: -1 must be at least 0"),
+    (("--sed", 1), "unrecognized arguments: --sed 1"),
+]
+
+
+@pytest.mark.parametrize("options, words", BAD_USAGE, ids=[" ".join(map(str, options)) for options, _ in BAD_USAGE])
+def test_wrong_usage_is_one_line_and_exit_code_2(options, words, tmp_path, capsys):
+    code, line = refused(capsys, "--output", tmp_path / "o", *options)
+    assert code == 2 and words in line
+    assert not any((tmp_path / "o").glob("*")), "nothing half-written"
+
+
+def test_a_diverging_training_says_so_and_leaves_an_earlier_result_alone(tmp_path, capsys):
+    (tmp_path / "params.npz").write_bytes(b"earlier")
+    code, line = refused(capsys, "--optimizer", "sgd", "--learning-rate", 1e30, "--quiet", "--output", tmp_path)
+    assert code == 1
+    assert re.search(r"not finite in epoch \d+, step \d+: try a lower learning rate", line)
+    assert (tmp_path / "params.npz").read_bytes() == b"earlier"
+
+
+def test_an_unwritable_folder_is_found_before_the_training(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    code, line = refused(capsys, "--output", tmp_path / "file")
+    assert code == 1 and "cannot write to the output folder" in line and "--output" in line
+    code, line = refused(capsys, "--output", "/proc/nowhere")
+    assert code == 1 and "cannot write to the output folder '/proc/nowhere'" in line
+
+
+def test_a_surprise_is_one_line_and_a_traceback_only_with_debug(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "load", lambda *_: 1 // 0)
+    code, line = refused(capsys, "--output", tmp_path)
+    assert code == 1 and "ZeroDivisionError" in line and "--debug" in line
+    with pytest.raises(ZeroDivisionError):
+        train("--output", tmp_path, "--debug")
+
+
+def write_idx(path, array):
+    data = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def small_mnist(tmp_path, monkeypatch):
+    """A folder of four IDX files, and their hashes in the place of the published ones."""
+    rng, folder, hashes = np.random.default_rng(0), tmp_path / "idx", {}
+    folder.mkdir()
+    for part, n in (("train", 240), ("t10k", 60)):
+        labels = (np.arange(n) % 10).astype(np.uint8)
+        images = (rng.integers(0, 60, (n, 28, 28)) + 18 * labels[:, None, None]).astype(np.uint8)
+        hashes[f"{part}-images"] = write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+        hashes[f"{part}-labels"] = write_idx(folder / f"{part}-labels-idx1-ubyte", labels)
+    monkeypatch.setattr(mnist, "SHA256", {"mnist": hashes, "fashion_mnist": mnist.SHA256["fashion_mnist"]})
+    return folder
+
+
+def test_idx_folders_are_trained_on(small_mnist, tmp_path, capsys):
+    options = ("--data-dir", small_mnist, "--epochs", 1, "--batch-size", 32, "--output", tmp_path / "o")
+    assert train("--dataset", "mnist", "--model", "softmax", *options) == 0
+    assert "60 test images" in capsys.readouterr().out
+    code, line = refused(capsys, "--dataset", "fashion_mnist", *options)
+    assert code == 1 and "use --dataset mnist" in line
+
+
+def test_bad_data_is_one_line_and_exit_code_1(small_mnist, tmp_path, capsys):
+    options = ("--dataset", "mnist", "--output", tmp_path / "o")
+    code, line = refused(capsys, *options)
+    assert code == 1 and "--data-dir" in line
+    code, line = refused(capsys, *options, "--data-dir", tmp_path / "none")
+    assert code == 1 and "train-images-idx3-ubyte" in line
+    path = small_mnist / "train-labels-idx1-ubyte"
+    whole = path.read_bytes()
+    for damage, words in (
+        (b"<!DOCTYPE html><html>", "HTML"),
+        (whole[:-1], "train-labels"),
+        (b"\0\0\x09\x01" + whole[4:], "train-labels"),
+        (whole[:-1] + b"\x0a", "label"),
+        (b"", "empty"),
+    ):
+        path.write_bytes(damage)
+        code, line = refused(capsys, *options, "--data-dir", small_mnist)
+        assert code == 1 and words in line, line
+    assert not any((tmp_path / "o").glob("*"))
+
+
+def command(*options):
+    return [
+        sys.executable,
+        "-c",
+        "import sys; from jaxnn.cli import main; sys.exit(main())",
+        "train",
+        *map(str, options),
+    ]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_in_one_line_and_keeps_what_was_learned(number, code, tmp_path):
+    process = subprocess.Popen(
+        command("--epochs", 100000, "--output", tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err.count("\n") == 1 and "stopped by" in err and "params.npz keeps what was learned" in err
+    params, _ = jaxnn.training.load_params(tmp_path / "params.npz")
+    assert np.isfinite(params["W0"]).all()
+    assert all(json.loads(line)["epoch"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "params.npz"}
+
+
+def test_help_and_a_closed_pipe(tmp_path):
+    run = subprocess.run([*command()[:-1], "--help"], capture_output=True, text=True)
+    assert run.returncode == 0 and "train" in run.stdout
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(command("--epochs", 1, "--output", tmp_path), stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert "Traceback" not in run.stderr
