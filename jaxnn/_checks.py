@@ -18,9 +18,12 @@ def described(name: str, x: jax.Array) -> str:
 
 def floating(name: str, x: ArrayLike) -> jax.Array:
     """Return `x` as an array, which must be of a real floating-point dtype."""
-    if x is None or isinstance(x, (str, bytes, dict)):
-        raise TypeError(f"`{name}` ({type(x).__name__}) must be an array of a floating-point dtype")
-    array = jnp.asarray(x)
+    try:
+        if x is None:  # which JAX would take for NaN
+            raise TypeError
+        array = jnp.asarray(x)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` ({type(x).__name__}) must be an array of a floating-point dtype") from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"`{name}` (dtype {array.dtype}) must have a floating-point dtype; "
@@ -48,6 +51,15 @@ def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     return height, width
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return a static bool option."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(
+            f"`{name}` ({type(value).__name__}) must be a static bool; under jit pass it as a static argument"
+        )
+    return bool(value)
+
+
 def integer(name: str, value: Any, minimum: int) -> int:
     """Return a static int option, at least `minimum`."""
     try:
@@ -56,7 +68,7 @@ def integer(name: str, value: Any, minimum: int) -> int:
     except (TypeError, jax.errors.JAXTypeError):
         number = None
     if number is None:
-        raise TypeError(f"`{name}` ({value!r}) must be a static int, of type int and not {type(value).__name__}")
+        raise TypeError(f"`{name}` ({value!r}) must be a static int, and not {type(value).__name__}")
     if number < minimum:
         raise ValueError(f"`{name}` ({number}) must be at least {minimum}")
     return number

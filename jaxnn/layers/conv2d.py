@@ -268,13 +268,12 @@ def _weight_gradient_by_patches(geometry: _Geometry, w_shape: tuple[int, ...], x
 
     def of_block(x: Array, dy: Array) -> Array:
         patches = _patches(geometry, window, (oh, ow), x)
-        return lax.dot_general(
-            patches.reshape(-1, taps, groups, inputs),
-            dy.reshape(-1, groups, outputs // groups),
-            (((0,), (0,)), ((2,), (1,))),
-            precision=geometry.precision,
-            preferred_element_type=accumulator,
-        )  # (groups, taps, inputs, outputs / groups)
+        product = functools.partial(lax.dot_general, precision=geometry.precision, preferred_element_type=accumulator)
+        if groups == 1:  # a plain matrix product: XLA runs one with a batch axis of size 1 five times slower
+            dw = product(patches.reshape(-1, taps * inputs), dy.reshape(-1, outputs), (((0,), (0,)), ((), ())))
+            return dw.reshape(1, taps, inputs, outputs)
+        patches = patches.reshape(-1, taps, groups, inputs)
+        return product(patches, dy.reshape(-1, groups, outputs // groups), (((0,), (0,)), ((2,), (1,))))
 
     block = _largest_divisor(samples, _CACHED_BYTES // max(1, oh * ow * taps * x.shape[-1] * x.dtype.itemsize))
     if block == samples:
@@ -339,10 +338,13 @@ def _checked(
     if filter_size["I"] != size["C"] // groups:
         raise ValueError(
             f"{_checks.described('w', w)} must have {size['C'] // groups} input channels to match "
-            f"{_checks.described('x', x)} in {layout} with groups {groups}; `w` is {filters}"
+            f"{_checks.described('x', x)} in {layout} with groups {groups}; `w` is {filters} there: check `layout`"
         )
     if b is not None and b.shape != (filter_size["O"],):
-        raise ValueError(f"{_checks.described('b', b)} must have shape ({filter_size['O']},), one bias a filter")
+        raise ValueError(
+            f"{_checks.described('b', b)} must have shape ({filter_size['O']},), one bias a filter; "
+            f"drop axes of size 1 with `b.reshape(-1)`"
+        )
     geometry = _Geometry(
         stride=_checks.pair("stride", stride, 1),
         pads=((0, 0), (0, 0)),

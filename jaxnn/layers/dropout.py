@@ -145,7 +145,7 @@ def _checked(x: ArrayLike, rate: float, key: Key | None, deterministic: bool) ->
     if x.size > 1 << 32:
         raise ValueError(f"{_checks.described('x', x)} must have at most 2**32 elements; drop it in parts")
     threshold = round(float(rate) * 2**32)
-    if deterministic:
+    if _checks.flag("deterministic", deterministic):
         return x, threshold, None
     if key is None and threshold > 0:
         raise ValueError(

@@ -286,6 +286,8 @@ def _checked(
         raise ValueError(f"{_checks.described('x', x)} must end in the three axes {', '.join(layout[1:])}")
     window = _checks.pair("window", window, 1)
     stride = window if stride is None else _checks.pair("stride", stride, 1)
+    if isinstance(padding, str):
+        raise TypeError(f"`padding` ({padding!r}) must be an int or a pair of ints, at most half of `window`")
     padding = _checks.pair("padding", padding, 0)
     if any(2 * p > k for p, k in zip(padding, window, strict=True)):
         raise ValueError(f"`padding` ({padding}) must be at most half of `window` ({window})")

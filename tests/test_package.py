@@ -1,0 +1,153 @@
+"""The package: who imports whom, what an import costs, and the wheel alone in an empty environment."""
+
+import ast
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+import jaxnn
+
+ROOT = Path(jaxnn.__file__).parent
+
+# From the bottom: each room may import from the rooms before it, and from itself where it is a folder.
+ROOMS = ["private", "layers", "losses", "gradcheck", "graph", "models", "training", "data", "plots", "cli"]
+LEVELS = {"private": 0, "layers": 1, "losses": 1, "gradcheck": 2, "graph": 2, "models": 2, "training": 2, "data": 2, "plots": 2, "cli": 3}  # fmt: skip
+HEAVY = {
+    "optax": {"training"},
+    "sklearn": {"data"},
+    "matplotlib": {"plots"},
+    "rich": {"cli"},
+    "jax": set(ROOMS) - {"data", "plots"},
+}
+PRIVATE_TO_ALL = {"numpy", "jaxtyping", "jax"}
+
+
+def room_of(path):
+    first = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return "private" if first.startswith("_") else first
+
+
+def imports(path):
+    """The modules a file imports, `import a.b` and `from a.b import c` as "a.b" and "a.b.c"; not those for types."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+FILES = [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    room = room_of(path)
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "jaxnn":
+            target = "private" if rest[0].startswith("_") else rest[0]
+            within = target == room and (
+                room not in ("layers", "losses") or path.name == "__init__.py" or rest[1].startswith("_")
+            )
+            assert within or LEVELS[target] < LEVELS[room], f"{room} imports {name}"
+        elif top in HEAVY:
+            assert room in HEAVY[top], f"{room} imports {name}"
+        elif top not in PRIVATE_TO_ALL:
+            assert top in sys.stdlib_module_names, f"{room} imports {name}"
+
+
+def test_training_knows_no_component():
+    for path in (ROOT / "training").glob("*.py"):
+        assert not any(name.startswith(("jaxnn.layers", "jaxnn.losses", "jaxnn.models")) for name in imports(path))
+
+
+def python(code, executable=sys.executable, **options):
+    return subprocess.run([executable, "-c", code], capture_output=True, text=True, check=True, **options).stdout
+
+
+def test_importing_pulls_in_nothing_heavy_and_starts_no_backend():
+    code = """
+import sys, jax, jax.numpy, jaxtyping
+before = set(sys.modules)
+import jaxnn
+from jax._src import xla_bridge
+print({name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names) - {"jaxnn"})
+print(xla_bridge.backends_are_initialized())
+"""
+    extra, started = python(code).splitlines()
+    # wadler_lindig is what jaxtyping prints types with.
+    assert set(ast.literal_eval(extra) if extra != "set()" else ()) <= {
+        "jax",
+        "jaxlib",
+        "numpy",
+        "jaxtyping",
+        "wadler_lindig",
+    }
+    assert started == "False"
+
+
+def test_every_public_name_is_documented():
+    for name, value in vars(jaxnn).items():
+        if callable(value) and not name.startswith("_"):
+            for part in ("Args:", "Returns:", "Raises:", "Example:", "References:"):
+                assert part in value.__doc__, f"{name} lacks {part}"
+            assert callable(value.definition)
+
+
+WHEEL_CHECK = """
+import jax, jax.numpy as jnp, jaxnn
+x, t = jnp.linspace(-1.0, 1.0, 2 * 6 * 6).reshape(2, 1, 6, 6), jnp.array([0, 1])
+w, key = jnp.ones((1, 1, 3, 3)) / 9, jax.random.key(0)
+rows = x.reshape(2, 36)[:, :4]
+losses = {
+    "linear": lambda x: jaxnn.linear(x, jnp.ones((3, 4)), jnp.ones(3)).sum(), "relu": lambda x: jaxnn.relu(x).sum(),
+    "sigmoid": lambda x: jaxnn.sigmoid(x).sum(), "tanh": lambda x: jaxnn.tanh(x).sum(),
+    "dropout": lambda x: jaxnn.dropout(x, 0.5, key).sum(), "softmax": lambda x: jaxnn.softmax(x)[:, 0].sum(),
+    "log_softmax": lambda x: jaxnn.log_softmax(x)[:, 0].sum(), "nll": lambda x: jaxnn.nll(jaxnn.softmax(x), t),
+    "nll_loss": lambda x: jaxnn.nll_loss(x, t), "cross_entropy": lambda x: jaxnn.cross_entropy(x, t),
+    "binary_cross_entropy": lambda x: jaxnn.binary_cross_entropy(x, jnp.ones_like(x)),
+    "squared_error": lambda x: jaxnn.squared_error(x, 2 * x), "l1_penalty": jaxnn.l1_penalty, "l2_penalty": jaxnn.l2_penalty,
+}
+images = {
+    "conv2d": lambda x: jaxnn.conv2d(x, w).sum(), "max_pool2d": lambda x: jaxnn.max_pool2d(x).sum(),
+    "max_pool2d_with_indices": lambda x: jaxnn.max_pool2d_with_indices(x)[0].sum(),
+}
+for f, x in [(f, rows) for f in losses.values()] + [(f, x) for f in images.values()]:
+    gradient = jax.grad(f)(x)
+    assert gradient.shape == x.shape and jnp.isfinite(gradient).all() and jnp.any(gradient != 0)
+public = {name for name, value in vars(jaxnn).items() if hasattr(value, "definition")}
+assert public == set(losses) | set(images), public ^ (set(losses) | set(images))
+print(jaxnn.__file__)
+"""
+
+
+def test_the_wheel_alone_in_an_empty_environment_differentiates_every_layer(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", ROOT.parent],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = (tmp_path / "dist").glob("jaxnn_vjp-*.whl")
+    venv.create(tmp_path / "venv", with_pip=True)
+    executable = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    install = [executable, "-m", "pip", "install", "--quiet", f"jax=={jaxnn_jax_version()}", wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    where = python(WHEEL_CHECK, executable, cwd=tmp_path).strip()
+    assert where.startswith(str(tmp_path)), "the installed one, not the checkout"
+    assert (Path(where).parent / "py.typed").exists()
+    installed = {p.name for p in Path(where).parent.iterdir()} - {"__pycache__"}
+    assert installed == {p.name for p in ROOT.iterdir()} - {"__pycache__"}, "nothing left out, nothing left over"
+
+
+def jaxnn_jax_version():
+    import jax
+
+    return jax.__version__
