@@ -1,0 +1,31 @@
+"""The indices of max-pooling, against the loops and PyTorch."""
+
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import jaxnn
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("window, stride, padding", [(2, None, 0), (3, 1, 1), ((3, 2), (2, 3), (1, 0)), (4, 3, 2)])
+def test_pooling_indices_are_torchs(window, stride, padding, layout):
+    rng = np.random.default_rng(0)
+    x = rng.choice([np.nan, -np.inf, -1.0, 0.0, 1.0], (2, 3, 7, 9), p=[0.05, 0.25, 0.2, 0.3, 0.2]).astype(np.float32)
+    ours = np.moveaxis(x, 1, -1) if layout == "NHWC" else x
+    options = {"stride": stride, "padding": padding}
+    y, indices = jaxnn.max_pool2d_with_indices(jnp.asarray(ours), window, layout=layout, **options)
+    oracle_y, oracle_indices = oracles.max_pool2d(ours, window, layout=layout, **options)
+    np.testing.assert_array_equal(y, oracle_y)
+    np.testing.assert_array_equal(indices, oracle_indices)
+    assert indices.dtype == jnp.int32
+    _, definition_indices = jaxnn.max_pool2d_with_indices.definition(
+        jnp.asarray(ours), window, layout=layout, **options
+    )
+    np.testing.assert_array_equal(indices, definition_indices)
+    torch = pytest.importorskip("torch")
+    torch_y, torch_indices = torch.nn.functional.max_pool2d_with_indices(torch.tensor(x), window, **options)
+    back = (lambda a: np.moveaxis(np.asarray(a), -1, 1)) if layout == "NHWC" else np.asarray
+    np.testing.assert_array_equal(back(y), torch_y.numpy())
+    np.testing.assert_array_equal(back(indices), torch_indices.numpy())
