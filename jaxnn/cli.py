@@ -49,8 +49,8 @@ DEFAULTS = {
     ("digits", "convnet"): Defaults(30, 32, 0.003),
     ("mnist", "softmax"): Defaults(20, 128, 0.003),
     ("mnist", "mlp"): Defaults(20, 128, 0.002, dropout=0.3),
-    ("mnist", "cnn"): Defaults(8, 128, 0.003, dropout=0.25),
-    ("mnist", "convnet"): Defaults(6, 128, 0.003),
+    ("mnist", "cnn"): Defaults(8, 128, 0.002, 1e-4, dropout=0.25),
+    ("mnist", "convnet"): Defaults(8, 64, 0.001),
 }
 
 
