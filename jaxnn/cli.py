@@ -7,17 +7,20 @@ Heavy imports wait until they are needed, so that `--help` and wrong usage answe
 import argparse
 import contextlib
 import difflib
+import io
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from jaxnn._files import write_whole
 from jaxnn.data import DATASETS, DataError, load
 from jaxnn.models import MODELS, Classifier
 
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 # As `jaxnn.training` has them, which takes a tenth of a second to import; a test keeps them equal.
 OPTIMIZERS = ("sgd", "momentum", "adam", "adadelta")
 SCHEDULES = ("constant", "cosine", "onecycle")
+
+
+HUGE = sys.float_info.max
 
 
 class Defaults(NamedTuple):
@@ -66,24 +72,36 @@ class Failure(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no λ shows \u03bb
+            stream.reconfigure(errors="backslashreplace")
     try:
         arguments = _parser().parse_args(argv)
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
-        print("jaxnn: stopped by Ctrl-C; nothing was learned yet, nothing is saved", file=sys.stderr)
+        _complain("jaxnn: stopped by Ctrl-C")
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe went away: no one is left to be told. Keep the interpreter's last flush quiet, too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
         if debug:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, Failure | DataError | OSError) and type(error).__name__ != "Diverged":
+        if not isinstance(error, Failure | DataError) and type(error).__name__ != "Diverged":
             message = f"{type(error).__name__}: {message} (--debug shows the traceback)"
-        print(f"jaxnn: error: {message}", file=sys.stderr)
+        _complain(f"jaxnn: error: {message}")
         return error.code if isinstance(error, Failure) else 1
+
+
+def _complain(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    """Print, unless the reader went away: a closed pipe is no reason to lose a training."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,7 +111,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
 
 
-def _number(kind: type[int] | type[float], low: float, high: float = math.inf, *, above: bool = False) -> Any:
+def _number(kind: type[int] | type[float], low: float, high: float = HUGE, *, above: bool = False) -> Any:
     """Return an argparse type: a finite number in [low, high], or (low, high]."""
 
     def parse(text: str) -> float:
@@ -101,8 +119,8 @@ def _number(kind: type[int] | type[float], low: float, high: float = math.inf, *
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
-        if not (low < value if above else low <= value) or not value <= high or not math.isfinite(value):
-            bound = f"{'above' if above else 'at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
+        if not (low < value if above else low <= value) or not value <= high:
+            bound = f"{'above' if above else 'at least'} {low} and " + (f"at most {high}" if high < HUGE else "finite")
             raise argparse.ArgumentTypeError(f"{text} must be {bound}")
         return value
 
@@ -115,7 +133,7 @@ def _one_of(choices: tuple[str, ...]) -> Any:
     def parse(text: str) -> str:
         if text in choices:
             return text
-        near = difflib.get_close_matches(text, choices, 1, 0.4)
+        near = difflib.get_close_matches(text.lower(), choices, 1, 0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise argparse.ArgumentTypeError(f"unknown name {text!r}, must be one of {', '.join(choices)}{hint}")
 
@@ -141,8 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--data-dir", metavar="DIR", help="folder of the four IDX files of mnist or fashion_mnist, .gz or raw")
     add("--model", type=_one_of(tuple(MODELS)), default="cnn", help=", ".join(MODELS) + " (default: cnn)", **names)
     own = "(default: what suits the model and the data set)"
-    add("--epochs", type=_number(int, 1), metavar="N", help=f"passes over the training data {own}")
-    add("--batch-size", type=_number(int, 1), metavar="N", help=f"images a step {own}")
+    add("--epochs", type=_number(int, 1, 10**6), metavar="N", help=f"passes over the training data {own}")
+    add("--batch-size", type=_number(int, 1, 10**9), metavar="N", help=f"images a step {own}")
     add("--optimizer", type=_one_of(OPTIMIZERS), help=f"{', '.join(OPTIMIZERS)} {own}", **names)
     add("--learning-rate", type=_number(float, 0, above=True), metavar="X", help=f"α, the schedule's peak {own}")
     add("--schedule", type=_one_of(SCHEDULES), help=f"of the learning rate: {', '.join(SCHEDULES)} {own}", **names)
@@ -157,56 +175,108 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Stop:
-    """Notes the first Ctrl-C or SIGTERM, for the training to end at the next chunk; a second one is not held back."""
+    """Notes a Ctrl-C or SIGTERM, for the training to end at the next chunk.
+
+    The handlers only take a note: an exception in the middle of a compilation can crash the interpreter.
+    """
 
     signal: int | None = None
 
     def __call__(self) -> bool:
         return self.signal is not None
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hold back the first signal."""
-        former = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    @property
+    def name(self) -> str:
+        """The signal's name for people."""
+        return "Ctrl-C" if self.signal == signal.SIGINT else "SIGTERM"
 
-        def note(number: int, _: Any) -> None:
-            self.signal = number
-            for s, handler in former.items():
+    def _note(self, number: int, _: Any) -> None:
+        self.signal = self.signal or number
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator["_Stop"]:
+        """Hold the signals back that would end the process, and leave ignored ones ignored."""
+        former = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        held = {s: handler for s, handler in former.items() if handler is not signal.SIG_IGN}
+        for s in held:
+            signal.signal(s, self._note)
+        try:
+            yield self
+        finally:
+            for s, handler in held.items():
                 signal.signal(s, handler)
 
-        for s in former:
-            signal.signal(s, note)
+
+class _Results:
+    """The files of a run: gathered in a hidden folder, and moved into the output folder together when it ends.
+
+    A run that fails leaves nothing behind and an earlier result as it was.
+    """
+
+    NAMES = ("metrics.jsonl", "params.npz", "curves.png", "confusion.png", "filters.png")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.new = folder, not folder.exists()
+        occupied = [name for name in self.NAMES if (folder / name).is_dir()]
+        if occupied:
+            raise Failure(f"{str(folder / occupied[0])!r} is a folder and in the way; choose another --output")
+        with self.writing():
+            folder.mkdir(parents=True, exist_ok=True)
+            self.staged = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+
+    def __enter__(self) -> "_Results":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.staged, ignore_errors=True)
+        if self.new:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # only if it is empty
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Name the folder and the cure when something cannot be written."""
         try:
             yield
-        finally:
-            for s, handler in former.items():
-                signal.signal(s, handler)
+        except OSError as error:
+            reason = f"cannot write to the output folder {str(self.folder)!r} ({error.strerror})"
+            raise Failure(f"{reason}; make room or choose another folder with --output") from error
+
+    def finish(self, prefix: str = "") -> None:
+        """Move the gathered files into the folder."""
+        with self.writing():
+            for name in self.NAMES:
+                if (self.staged / name).exists():
+                    os.replace(self.staged / name, self.folder / f"{prefix}{name}")
 
 
 def _train(arguments: argparse.Namespace) -> int:
     options = _with_defaults(arguments)
-    say = (lambda *_: None) if options.quiet else print
-    output = _output_folder(Path(options.output or f"results/train-{options.dataset}-{options.model}"))
-    _require_extras()
+    with _Stop().listening() as stop, _Results(_output_folder(options)) as results:
+        _require_extras()
+        dataset = load(options.dataset, options.data_dir)
+        count = len(dataset.train.labels)
+        if options.batch_size > count:
+            raise Failure(f"--batch-size ({options.batch_size}) must be at most the {count} training images", 2)
+        return _run(options, dataset, results, stop)
 
+
+def _run(options: argparse.Namespace, dataset: "Dataset", results: _Results, stop: _Stop) -> int:
     import jax
 
     from jaxnn import training
 
-    dataset = load(options.dataset, options.data_dir)
-    count = len(dataset.train.labels)
-    if options.batch_size > count:
-        raise Failure(f"--batch-size ({options.batch_size}) must be at most the {count} training images", 2)
-    model = MODELS[options.model]
-    shape = dataset.train.images.shape[1:]
-    classifier = Classifier(model, float(dataset.train.images.mean()), float(dataset.train.images.std()))
+    say = (lambda _: None) if options.quiet else _say
+    count, shape = len(dataset.train.labels), dataset.train.images.shape[1:]
+    classifier = Classifier(
+        MODELS[options.model], float(dataset.train.images.mean()), float(dataset.train.images.std())
+    )
     say(
         f"{options.model} on {dataset.name}: {count} training, {len(dataset.validation.labels)} validation and "
         f"{len(dataset.test.labels)} test images, on {jax.devices()[0].device_kind}"
     )
-
     init_key, run_key = jax.random.split(jax.random.key(options.seed))
-    params = model.init(init_key, shape, len(dataset.classes))
+    params = classifier.model.init(init_key, shape, len(dataset.classes))
     steps = options.epochs * -(-count // options.batch_size)
     optimizer = training.make_optimizer(
         options.optimizer, options.learning_rate, steps, momentum=options.momentum, schedule=options.schedule
@@ -214,10 +284,8 @@ def _train(arguments: argparse.Namespace) -> int:
     step = training.make_step(classifier.loss(l2=options.l2, dropout=options.dropout), optimizer)
     state = training.init_state(params, optimizer, run_key)
 
-    stop, start = _Stop(), time.perf_counter()
-    rows: list[dict[str, Any]] = []
-    config = _config(options, shape, dataset, classifier)
-    with stop.listening(), _progress_bar(options.epochs, options.quiet) as on_progress:
+    start, rows = time.perf_counter(), list[dict[str, Any]]()
+    with _progress_bar(options, say) as on_progress:
         images, labels = jax.device_put((dataset.train.images, dataset.train.labels))
         epochs = training.fit(
             step, state, images, labels,
@@ -227,22 +295,31 @@ def _train(arguments: argparse.Namespace) -> int:
             state = result.state
             if result.finished:
                 rows.append(_epoch_row(result, classifier, dataset, time.perf_counter() - start))
-                _write_metrics(output, rows)
+                _write_metrics(results, rows)
                 on_progress.epoch_done(rows[-1])
     seconds = time.perf_counter() - start
-    training.save_params(output / "params.npz", state.params, config)
-    if stop.signal is not None:
-        name = "Ctrl-C" if stop.signal == signal.SIGINT else "SIGTERM"
-        print(f"jaxnn: stopped by {name} after {int(state.step)} steps; {output / 'params.npz'} keeps what was learned",
-              file=sys.stderr)  # fmt: skip
-        return 128 + stop.signal
+    with results.writing():
+        training.save_params(results.staged / "params.npz", state.params, _config(options, shape, dataset, classifier))
+    if stop():
+        return _stopped(results, stop, int(state.step))
 
     test = _evaluate(classifier, state, dataset.test)
     rows.append({"test_loss": test["loss"], "test_accuracy": test["accuracy"], "seconds": round(seconds, 3)})
-    _write_metrics(output, rows)
-    _draw(output, rows, test["confusion"], state, options, dataset)
-    say(_summary(options, rows, output))
+    _write_metrics(results, rows)
+    with results.writing():
+        _draw(results.staged, rows, test["confusion"], state, options, dataset)
+    results.finish()
+    say(_summary(options, rows, results.folder))
     return 0
+
+
+def _stopped(results: _Results, stop: _Stop, steps: int) -> int:
+    """Keep what was learned, beside an earlier result if there is one."""
+    prefix = "stopped-" if (results.folder / "params.npz").exists() else ""
+    results.finish(prefix)
+    kept = results.folder / f"{prefix}params.npz"
+    _complain(f"jaxnn: stopped by {stop.name} after {steps} steps; {kept} keeps what was learned")
+    return 128 + (stop.signal or 0)
 
 
 def _with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
@@ -256,25 +333,22 @@ def _with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**{"data_dir": None, "output": None, **filled})
 
 
-def _output_folder(folder: Path) -> Path:
-    """Make the folder, and write into it, before any work is done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        message = f"cannot write to the output folder {str(folder)!r} ({error.strerror}); choose another with --output"
-        raise Failure(message) from error
-    return folder
+def _output_folder(options: argparse.Namespace) -> Path:
+    if options.output == "":
+        raise Failure("--output ('') must name a folder", 2)
+    return Path(options.output or f"results/train-{options.dataset}-{options.model}").expanduser()
 
 
 def _require_extras() -> None:
     """Find out before the training that the pictures can be drawn after it."""
-    from importlib.util import find_spec
+    try:
+        import rich
 
-    missing = [name for name in ("matplotlib", "rich") if find_spec(name) is None]
-    if missing:
-        raise Failure(f"{' and '.join(missing)} must be installed to train; in a clone: pip install '.[train]'")
+        import jaxnn.plots
+    except Exception as error:
+        message = f"matplotlib and rich must be installed to train ({error}); in a clone: pip install '.[train]'"
+        raise Failure(message) from error
+    del rich, jaxnn
 
 
 class _Report:
@@ -290,12 +364,14 @@ class _Report:
 class _Lines(_Report):
     """Off a terminal: one line an epoch."""
 
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+
     def epoch_done(self, row: dict[str, Any]) -> None:
-        print(
+        self.say(
             f"epoch {row['epoch']:3d}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}  "
             f"validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}  "
-            f"{row['seconds']:.1f} s",
-            flush=True,
+            f"{row['seconds']:.1f} s"
         )
 
 
@@ -325,9 +401,9 @@ class _Bar(_Report):
 
 
 @contextlib.contextmanager
-def _progress_bar(epochs: int, quiet: bool) -> Iterator[_Report]:
-    if quiet or not sys.stderr.isatty():
-        yield _Report() if quiet else _Lines()
+def _progress_bar(options: argparse.Namespace, say: Callable[[str], None]) -> Iterator[_Report]:
+    if options.quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield _Lines(say)
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -335,7 +411,7 @@ def _progress_bar(epochs: int, quiet: bool) -> Iterator[_Report]:
 
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn()
     with Bar(*columns, console=Console(stderr=True)) as bar:
-        yield _Bar(bar, epochs)
+        yield _Bar(bar, options.epochs)
 
 
 def _evaluate(classifier: Classifier, state: "TrainState", split: Any) -> dict[str, Any]:
@@ -350,6 +426,9 @@ def _evaluate(classifier: Classifier, state: "TrainState", split: Any) -> dict[s
 
 def _epoch_row(result: "EpochResult", classifier: Classifier, dataset: "Dataset", seconds: float) -> dict[str, Any]:
     validation, sums = _evaluate(classifier, result.state, dataset.validation), result.metrics
+    if not math.isfinite(validation["loss"]):
+        # The last update can leave parameters that are finite, and of no use.
+        raise Failure(f"the validation loss is not finite after epoch {result.epoch}: try a lower learning rate")
     return {
         "epoch": result.epoch,
         "step": int(result.state.step),
@@ -361,10 +440,10 @@ def _epoch_row(result: "EpochResult", classifier: Classifier, dataset: "Dataset"
     }
 
 
-def _write_metrics(output: Path, rows: list[dict[str, Any]]) -> None:
-    from jaxnn._files import write_whole
-
-    write_whole(output / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+def _write_metrics(results: _Results, rows: list[dict[str, Any]]) -> None:
+    with results.writing():
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        write_whole(results.staged / "metrics.jsonl", lines.encode())
 
 
 def _config(

@@ -95,13 +95,16 @@ BAD_USAGE = [
     (("--dataset", "mnits"), "did you mean 'mnist'?"),
     (("--optimizer", "adm"), "did you mean 'adam'?"),
     (("--schedule", "cos"), "did you mean 'cosine'?"),
-    (("--batch-size", 0), "argument --batch-size: 0 must be at least 1"),
+    (("--batch-size", 0), "argument --batch-size: 0 must be at least 1 and at most"),
     (("--batch-size", -4), "argument --batch-size: -4 must be at least 1"),
+    (("--epochs", "1" + "0" * 400), "must be at least 1 and at most 1000000"),
+    (("--output", ""), "--output ('') must name a folder"),
+    (("--dataset", "MNIST"), "did you mean 'mnist'?"),
     (("--batch-size", 1.5), "'1.5' is not a whole number"),
     (("--batch-size", 1295), "--batch-size (1295) must be at most the 1294 training images"),
     (("--epochs", 0), "argument --epochs: 0 must be at least 1"),
-    (("--learning-rate", 0), "argument --learning-rate: 0 must be above 0"),
-    (("--learning-rate", "nan"), "argument --learning-rate: nan must be above 0"),
+    (("--learning-rate", 0), "argument --learning-rate: 0 must be above 0 and finite"),
+    (("--learning-rate", "nan"), "argument --learning-rate: nan must be above 0 and finite"),
     (("--dropout", 1.5), "argument --dropout: 1.5 must be at least 0 and at most 1"),
     (("--l2", "much"), "argument --l2: 'much' is not a number"),
     (("--seed", -1), "argument --seed: -1 must be at least 0"),
@@ -116,12 +119,32 @@ def test_wrong_usage_is_one_line_and_exit_code_2(options, words, tmp_path, capsy
     assert not any((tmp_path / "o").glob("*")), "nothing half-written"
 
 
-def test_a_diverging_training_says_so_and_leaves_an_earlier_result_alone(tmp_path, capsys):
-    (tmp_path / "params.npz").write_bytes(b"earlier")
-    code, line = refused(capsys, "--optimizer", "sgd", "--learning-rate", 1e30, "--quiet", "--output", tmp_path)
-    assert code == 1
-    assert re.search(r"not finite in epoch \d+, step \d+: try a lower learning rate", line)
-    assert (tmp_path / "params.npz").read_bytes() == b"earlier"
+EARLIER = {name: name.encode() for name in OUTPUTS}
+
+
+def earlier_result(folder):
+    for name, content in EARLIER.items():
+        (folder / name).write_bytes(content)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--optimizer", "sgd", "--learning-rate", 1e30), r"not finite in epoch \d+, step \d+: try a lower learning rate"),
+        # One step, after which the parameters are finite and useless: only the evaluation sees it.
+        (("--model", "softmax", "--optimizer", "sgd", "--learning-rate", 1e38, "--batch-size", 1294, "--epochs", 1, "--schedule", "constant"), "not finite"),
+        (("--dropout", 1.0, "--l2", 1e38), "not finite"),
+    ],
+)  # fmt: skip
+def test_a_diverging_training_says_so_and_leaves_an_earlier_result_alone(options, words, tmp_path, capsys):
+    earlier_result(tmp_path)
+    code, line = refused(capsys, *options, "--quiet", "--output", tmp_path)
+    assert code == 1 and re.search(words, line), line
+    assert contents(tmp_path) == EARLIER
 
 
 def test_an_unwritable_folder_is_found_before_the_training(tmp_path, capsys, monkeypatch):
@@ -199,22 +222,28 @@ def command(*options):
     ]
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_in_one_line_and_keeps_what_was_learned(number, code, tmp_path):
+@pytest.mark.parametrize("number, code, earlier", [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True)])
+def test_a_signal_ends_in_one_line_and_keeps_what_was_learned(number, code, earlier, tmp_path):
+    if earlier:
+        earlier_result(tmp_path)
     process = subprocess.Popen(
         command("--epochs", 100000, "--output", tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+    while not [*tmp_path.glob(".unfinished-*/metrics.jsonl")] and time.monotonic() < deadline:
         time.sleep(0.1)
+    process.send_signal(number)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert err.count("\n") == 1 and "stopped by" in err and "params.npz keeps what was learned" in err
-    params, _ = jaxnn.training.load_params(tmp_path / "params.npz")
+    name = "stopped-params.npz" if earlier else "params.npz"
+    assert err.count("\n") == 1 and "stopped by" in err and f"{name} keeps what was learned" in err
+    params, _ = jaxnn.training.load_params(tmp_path / name)
     assert np.isfinite(params["W0"]).all()
-    assert all(json.loads(line)["epoch"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "params.npz"}
+    metrics = name.replace("params.npz", "metrics.jsonl")
+    assert all(json.loads(line)["epoch"] for line in (tmp_path / metrics).read_text().splitlines())
+    assert set(contents(tmp_path)) == ({name, metrics} | (OUTPUTS if earlier else set()))
+    assert contents(tmp_path).items() >= (EARLIER if earlier else {}).items(), "an earlier result stays"
 
 
 def test_help_and_a_closed_pipe(tmp_path):
@@ -224,4 +253,13 @@ def test_help_and_a_closed_pipe(tmp_path):
     os.close(reader)
     run = subprocess.run(command("--epochs", 1, "--output", tmp_path), stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
-    assert "Traceback" not in run.stderr
+    assert (run.returncode, run.stderr) == (0, ""), "a reader that went away is no reason to lose a training"
+    assert set(contents(tmp_path)) == OUTPUTS
+
+
+def test_a_folder_in_the_way_and_an_empty_folder_left_behind(tmp_path, capsys):
+    (tmp_path / "o" / "params.npz").mkdir(parents=True)
+    code, line = refused(capsys, "--output", tmp_path / "o")
+    assert code == 1 and "is a folder and in the way" in line
+    refused(capsys, "--output", tmp_path / "new", "--batch-size", 5000)
+    assert not (tmp_path / "new").exists()

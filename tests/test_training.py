@@ -166,6 +166,23 @@ def test_fit_trains_reports_and_stops_when_asked():
     assert len(stopped) == 1 and int(stopped[0].state.step) == stopped[0].steps == 1 and not stopped[0].finished
 
 
+@pytest.mark.parametrize(
+    "images, labels, words",
+    [
+        (IMAGES, LABELS[:5], r"`labels` \(shape \(5,\)\) must have one label for each of `images` \(50,\)"),
+        (IMAGES, LABELS.astype(np.float32), "must be one row of integer class ids"),
+        (IMAGES, np.eye(10, dtype=np.int32)[LABELS], "must be one row of integer class ids"),
+    ],
+)
+def test_labels_that_do_not_fit_the_images_are_refused(images, labels, words):
+    classifier, optimizer, state = start()
+    step = training.make_step(classifier.loss(), optimizer)
+    with pytest.raises(ValueError, match=words):
+        next(training.fit(step, state, jnp.asarray(images), jnp.asarray(labels), epochs=1, batch_size=10))
+    with pytest.raises(ValueError, match=words):
+        training.evaluate(classifier.metrics, state.params, jnp.asarray(images), jnp.asarray(labels), batch_size=10)
+
+
 @pytest.mark.parametrize("batch_size", [0, -1, 51])
 def test_fit_refuses_a_batch_size_outside_the_data(batch_size):
     classifier, optimizer, state = start()
@@ -289,6 +306,15 @@ def test_parameters_come_back_from_disk(tmp_path):
     assert config == {"model": "convnet", "input_shape": [8, 8, 1]}
     jax.tree.map(np.testing.assert_array_equal, params, again)
     assert [p.name for p in tmp_path.iterdir()] == ["params.npz"]
+
+
+@pytest.mark.parametrize(
+    "params", [{"a/b": np.ones(1)}, [np.ones(1)], {"w": jnp.ones(1, jnp.bfloat16)}, np.ones(1), {1: np.ones(1)}]
+)
+def test_parameters_that_would_not_come_back_are_refused(params, tmp_path):
+    with pytest.raises(TypeError, match="`params"):
+        training.save_params(tmp_path / "params.npz", params, {})
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_step_is_compiled_once_for_all_chunks():

@@ -19,11 +19,20 @@ def save_params(path: Path, params: PyTree[Array], config: dict[str, Any]) -> No
         path: the .npz file.
         params: nested dicts of arrays; "W0" is saved as "params/W0", {"linear": {"w": …}} as "params/linear/w".
         config: anything JSON can hold, saved as "config".
+
+    Raises:
+        TypeError: `params` holds something else than nested dicts of arrays that NumPy knows.
     """
-    buffer = io.BytesIO()
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    arrays = {"/".join(["params", *(str(k.key) for k in at)]): np.asarray(leaf) for at, leaf in leaves}
-    np.savez(buffer, allow_pickle=False, config=np.array(json.dumps(config)), **arrays)
+    buffer, arrays = io.BytesIO(), {}
+    for at, leaf in jax.tree_util.tree_leaves_with_path(params):
+        keys = [getattr(k, "key", None) for k in at]
+        if not keys or not all(isinstance(k, str) and "/" not in k for k in keys):
+            raise TypeError(f"`params{jax.tree_util.keystr(at)}` must be in nested dicts with names without '/'")
+        array = np.asarray(leaf)
+        if array.dtype.kind not in "fiub":  # NumPy's archive would keep a bfloat16's bytes and forget what they are
+            raise TypeError(f"`params{jax.tree_util.keystr(at)}` (dtype {array.dtype}) must be saved as float32")
+        arrays["/".join(["params", *map(str, keys)])] = array
+    np.savez(buffer, config=np.array(json.dumps(config, allow_nan=False)), **arrays)  # type: ignore[arg-type]
     write_whole(path, buffer.getvalue())
 
 

@@ -18,6 +18,16 @@ from jaxnn.training.step import Step, TrainState
 IGNORED = -1  # the label of the rows that fill up a last batch
 
 
+def check_data(images: Array, labels: Array, batch_size: int) -> None:
+    """Require one integer label an image, and a batch size between 1 and their number."""
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"`labels` (shape {labels.shape}, dtype {labels.dtype}) must be one row of integer class ids")
+    if images.shape[:1] != labels.shape:
+        raise ValueError(f"`labels` (shape {labels.shape}) must have one label for each of `images` {images.shape[:1]}")
+    if not 1 <= batch_size <= labels.shape[0]:
+        raise ValueError(f"`batch_size` ({batch_size}) must lie between 1 and the {labels.shape[0]} images")
+
+
 class Batches(NamedTuple):
     """A data set on the device, and the order an epoch takes it in."""
 
@@ -55,7 +65,7 @@ def run_steps(
     def body(carry: Any) -> Any:
         state, index, sums, _ = carry
         new, metrics = step(state, batches.batch(index, batch_size))
-        finite = jnp.isfinite(metrics["loss"]) & _all_finite(new.params)
+        finite = jnp.isfinite(metrics["loss"]) & _all_finite((new.params, new.opt_state))
         state = jax.tree.map(lambda a, b: lax.select(finite, a, b), new, state)
         sums = jax.tree.map(lambda s, m: lax.select(finite, s + m, s), sums, metrics)
         return state, index + finite.astype(index.dtype), sums, finite
@@ -67,7 +77,7 @@ def run_steps(
 
 
 def _all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
-    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return functools.reduce(jnp.logical_and, leaves, jnp.array(True))
 
 
@@ -85,7 +95,11 @@ def evaluate(metrics: Any, params: PyTree[Array], images: Array, labels: Array, 
 
     Returns:
         The sums over the whole data set: each row counts once.
+
+    Raises:
+        ValueError: images and labels do not match, or `batch_size` is below 1 or above their number.
     """
+    check_data(images, labels, batch_size)
     batches = Batches(images, labels, jnp.arange(images.shape[0]))
     count = -(-images.shape[0] // batch_size)
     per_batch = lax.map(lambda i: metrics(params, batches.batch(i, batch_size)), jnp.arange(count))

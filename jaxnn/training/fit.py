@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxnn.training.epoch import Batches, run_steps
+from jaxnn.training.epoch import Batches, check_data, run_steps
 from jaxnn.training.step import Step, TrainState
 
 CHUNK_SECONDS = 0.5
@@ -40,7 +40,8 @@ class Diverged(Exception):
         """Say where it happened."""
         super().__init__(
             f"the loss or a parameter is not finite in epoch {epoch}, step {step}: "
-            f"try a lower learning rate, another optimizer, or look for NaN in the data"
+            f"try a lower learning rate, another optimizer, or look for NaN in the data, and see that the loss leaves "
+            f"out the rows with the label -1, which fill up a last batch (ignore_index=-1)"
         )
         self.state = state
 
@@ -73,12 +74,11 @@ def fit(
         The state and the metrics after each epoch; the state is valid until the next one is asked for.
 
     Raises:
-        ValueError: `batch_size` is below 1 or above the number of images.
+        ValueError: images and labels do not match, or `batch_size` is below 1 or above their number.
         Diverged: a loss or a parameter is not finite.
     """
+    check_data(images, labels, batch_size)
     n = labels.shape[0]
-    if not 1 <= batch_size <= n:
-        raise ValueError(f"`batch_size` ({batch_size}) must lie between 1 and the {n} images of the data set")
     steps, per_chunk = -(-n // batch_size), 1
     for epoch in range(1, epochs + 1):
         order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(state.key, 2**31), epoch), n)
@@ -87,12 +87,12 @@ def fit(
         while done < steps and not stopped:
             start = time.perf_counter()
             last = min(steps, done + per_chunk)
-            state, _, chunk, finite = run_steps(
+            state, taken, chunk, finite = run_steps(
                 step, state, batches, jnp.int32(done), jnp.int32(last), batch_size=batch_size
             )
             sums = {name: sums.get(name, 0.0) + float(value) for name, value in chunk.items()}
             if not finite:
-                raise Diverged(epoch, int(state.step) - (epoch - 1) * steps + 1, state)
+                raise Diverged(epoch, int(taken) + 1, state)
             done, seconds = last, time.perf_counter() - start
             # The first chunk, of one step, is also the one that compiles; then double up to the limit.
             per_chunk = max(1, min(2 * per_chunk, int(per_chunk * CHUNK_SECONDS / max(seconds, 1e-9))))
