@@ -16,30 +16,53 @@ def described(name: str, x: jax.Array) -> str:
     return f"`{name}` (shape {x.shape})"
 
 
-def floating(name: str, x: ArrayLike) -> jax.Array:
-    """Return `x` as an array, which must be of a real floating-point dtype."""
+def array(name: str, x: ArrayLike) -> jax.Array:
+    """Return `x` as an array; integers too large for int32 stay out of range instead of wrapping round."""
     try:
         if x is None:  # which JAX would take for NaN
             raise TypeError
-        array = jnp.asarray(x)
-    except (TypeError, ValueError):
-        raise TypeError(f"`{name}` ({type(x).__name__}) must be an array of a floating-point dtype") from None
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+        if not isinstance(x, jax.Array) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            host = np.asarray(x)
+            if host.dtype.kind in "iu" and host.dtype.itemsize == 8:
+                return jnp.asarray(np.clip(host, -(2**31), 2**31 - 1).astype(np.int32))
+        return jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"`{name}` ({type(x).__name__}) must be an array of numbers") from None
+
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+
+
+def floating(name: str, x: ArrayLike) -> jax.Array:
+    """Return `x` as an array, which must be of a real floating-point dtype."""
+    checked = array(name, x)
+    if str(checked.dtype) not in FLOATING:
         raise TypeError(
-            f"`{name}` (dtype {array.dtype}) must have a floating-point dtype; "
+            f"`{name}` (dtype {checked.dtype}) must have a floating-point dtype, one of {', '.join(FLOATING)}; "
             f"convert it with `{name}.astype(jnp.float32)`"
         )
-    return array
+    return checked
 
 
 def class_ids(name: str, x: ArrayLike) -> jax.Array:
     """Return `x` as an array of class ids, signed so that -1 and -100 compare as such."""
-    array = jnp.asarray(x)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
+    ids = array(name, x)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(
-            f"`{name}` (dtype {array.dtype}) must hold integer class ids; convert it with `{name}.astype(jnp.int32)`"
+            f"`{name}` (dtype {ids.dtype}) must hold integer class ids; convert it with `{name}.astype(jnp.int32)`"
         )
-    return array.astype(jnp.int64 if array.dtype.itemsize == 8 else jnp.int32)
+    return ids.astype(jnp.int64 if ids.dtype.itemsize == 8 else jnp.int32)
+
+
+def fraction(name: str, value: Any) -> float:
+    """Return a static float option in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(
+            f"`{name}` ({type(value).__name__}) must be a static float in [0, 1]; under jit, a static argument"
+        )
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` ({value}) must lie in [0, 1]")
+    return float(value)
 
 
 def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
@@ -60,8 +83,8 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def integer(name: str, value: Any, minimum: int) -> int:
-    """Return a static int option, at least `minimum`."""
+def integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """Return a static int option, at least `minimum` and at most `maximum`."""
     try:
         # A bool counts as an int in Python; as a stride or a group count it is a mistake.
         number = operator.index(value) if not isinstance(value, (bool, np.bool_)) else None
@@ -71,6 +94,8 @@ def integer(name: str, value: Any, minimum: int) -> int:
         raise TypeError(f"`{name}` ({value!r}) must be a static int, and not {type(value).__name__}")
     if number < minimum:
         raise ValueError(f"`{name}` ({number}) must be at least {minimum}")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"`{name}` ({number}) must be at most {maximum}")
     return number
 
 
@@ -89,8 +114,8 @@ def layout(value: str) -> Literal["NCHW", "NHWC"]:
 
 def axis_in_range(name: str, axis: int, x: jax.Array) -> int:
     """Return `axis` counted from the front."""
-    number = integer("axis", axis, -x.ndim)
-    if number >= x.ndim:
+    number = integer("axis", axis, -(2**31))
+    if not -x.ndim <= number < x.ndim:
         raise ValueError(f"`axis` ({axis}) must be one of the axes of {described(name, x)}")
     return number % x.ndim
 

@@ -16,7 +16,7 @@ BAD = [
     (lambda: jaxnn.linear(X, jnp.ones((3, 5)), jnp.ones(2)), ValueError, "`b` (shape (2,)) must have shape (3,)"),
     (lambda: jaxnn.linear(jnp.float32(1), W), ValueError, "`x` (shape ()) must have at least one axis"),
     (lambda: jaxnn.linear(X, jnp.ones(5)), ValueError, "`w` (shape (5,)) must have two axes, (outputs, inputs)"),
-    (lambda: jaxnn.linear(jnp.ones((2, 5), jnp.int32), W), TypeError, "`x` (dtype int32) must have a floating-point dtype; convert"),
+    (lambda: jaxnn.linear(jnp.ones((2, 5), jnp.int32), W), TypeError, "`x` (dtype int32) must have a floating-point dtype, one of float16, bfloat16, float32, float64; convert it with `x.astype"),
     (lambda: jaxnn.linear("x", W), TypeError, "`x` (str) must be an array"),
     (lambda: jaxnn.linear(X, None), TypeError, "`w` (NoneType) must be an array"),
     (lambda: jaxnn.conv2d(IMAGE, jnp.ones((4, 2, 3, 3))), ValueError, "must have 3 input channels to match `x` (shape (1, 3, 8, 8)) in NCHW"),
@@ -49,6 +49,16 @@ BAD = [
     (lambda: jaxnn.max_pool2d(IMAGE, padding="SAME"), TypeError, "`padding` ('SAME') must be an int or a pair of ints"),
     (lambda: jaxnn.conv2d(IMAGE, FILTER, jnp.ones((4, 1, 1))), ValueError, "drop axes of size 1 with `b.reshape(-1)`"),
     (lambda: jaxnn.l1_penalty({"f": jnp.ones(2), "g": object()}), TypeError, "`params['g']` (object) must be an array"),
+    (lambda: jaxnn.dropout(X, 0.5, jnp.zeros(3, jnp.uint32)), TypeError, "`key` (shape (3,)) must be a single PRNG key"),
+    (lambda: jaxnn.softmax(1.0), ValueError, "`axis` (-1) must be one of the axes of `x` (shape ())"),
+    (lambda: jaxnn.softmax(X, -3), ValueError, "`axis` (-3) must be one of the axes of `x` (shape (2, 5))"),
+    (lambda: jaxnn.cross_entropy(X, None), TypeError, "`targets` (NoneType) must be an array of numbers"),
+    (lambda: jaxnn.nll(X, "ab"), TypeError, "`targets` (str) must be an array of numbers"),
+    (lambda: jaxnn.cross_entropy(X, jnp.zeros(2, int), ignore_index=2**40), ValueError, "`ignore_index` (1099511627776) must be at most"),
+    (lambda: jaxnn.cross_entropy(X, jnp.zeros(2, int), label_smoothing=None), TypeError, "`label_smoothing` (NoneType) must be a static float"),
+    (lambda: jaxnn.binary_cross_entropy(0.0, 1j), TypeError, "`targets` (dtype complex64) must be floating, integer or boolean"),
+    (lambda: jaxnn.relu(jnp.ones(2, jnp.float8_e4m3fn)), TypeError, "`x` (dtype float8_e4m3fn) must have a floating-point dtype, one of"),
+    (lambda: jaxnn.max_pool2d(jnp.ones((2, 2, 0, 4)), padding=1), ValueError, "`window` ((2, 2)) must fit into the padded `x`"),
     (lambda: jaxnn.softmax(X, 2), ValueError, "`axis` (2) must be one of the axes of `x` (shape (2, 5))"),
     (lambda: jaxnn.softmax(X, (0, -2)), ValueError, "`axis` ((0, -2)) must name each axis once"),
     (lambda: jaxnn.softmax(X, where=X), TypeError, "`where` (dtype float32) must be boolean"),
@@ -104,3 +114,26 @@ def test_numpy_arrays_and_python_numbers_are_welcome():
 def test_integers_of_any_width_are_labels():
     for dtype in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint32):
         assert float(jaxnn.cross_entropy(jnp.zeros((1, 3)), jnp.array([2], dtype), ignore_index=-100)) > 1
+
+
+def test_labels_that_int32_cannot_hold_do_not_wrap_round_to_a_class():
+    import numpy as np
+
+    rows = jaxnn.cross_entropy(jnp.ones((3, 3)), np.array([2**32, 1, -(2**32)]), reduction="none")
+    assert [bool(nan) for nan in jnp.isnan(rows)] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "x, w", [((2, 0, 4, 4), (3, 0, 2, 2)), ((2, 3, 4, 4), (0, 3, 2, 2)), ((0, 3, 4, 4), (2, 3, 2, 2))]
+)
+def test_convolutions_over_nothing(x, w):
+    def total(x, w):
+        return jaxnn.conv2d(x, w).sum()
+
+    assert float(total(jnp.ones(x), jnp.ones(w))) == 0.0
+    dx, dw = jax.grad(total, (0, 1))(jnp.ones(x), jnp.ones(w))
+    assert dx.shape == x and dw.shape == w and not dx.any() and not dw.any()
+
+
+def test_smoothing_without_classes():
+    assert jnp.isnan(jaxnn.cross_entropy(jnp.ones((2, 0)), jnp.zeros(2, int), label_smoothing=0.1))

@@ -211,3 +211,56 @@ def test_under_shard_map_a_replicated_weight_gets_the_sum_over_devices():
     for f in (checked, unchecked):
         for a, b in zip(f(params, x, t), expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_under_shard_map_an_argument_that_varies_alone_leaves_the_gradient_its_type():
+    from jax.sharding import AxisType
+    from jax.sharding import PartitionSpec as P
+
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3)), jnp.float32)
+    where = jnp.asarray(np.random.default_rng(1).random((8, 3)) < 0.7)
+    keys = jax.random.split(jax.random.key(0), 4)
+    dy = jnp.arange(6.0).reshape(2, 3)
+
+    def sharded(f, other):
+        total = jax.shard_map(
+            lambda x, o: jax.lax.psum(jnp.sum(dy * f(x, o)), "data"),
+            mesh=mesh,
+            in_specs=(P(), P("data")),
+            out_specs=P(),
+        )
+        return jax.jit(jax.grad(total))(x, other)
+
+    for f in (jaxnn.softmax, jaxnn.log_softmax):
+
+        def masked(x, o, f=f):
+            return jnp.where(o, f(x, -1, o), 0.0)
+
+        one_by_one = [jax.grad(lambda x, o=o, g=masked: jnp.sum(dy * g(x, o)))(x) for o in where.reshape(4, 2, 3)]
+        np.testing.assert_allclose(sharded(masked, where), sum(one_by_one), rtol=1e-5, atol=1e-5)
+    expected = sum(jax.grad(lambda x, k=k: jnp.sum(dy * jaxnn.dropout(x, 0.5, k)))(x) for k in keys)
+    np.testing.assert_allclose(sharded(lambda x, k: jaxnn.dropout(x, 0.5, k[0]), keys), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("f", [jaxnn.nll, jaxnn.nll_loss, jaxnn.cross_entropy])
+def test_ignored_rows_leave_second_derivatives_finite(f):
+    p, labels = jnp.array([[0.3, 0.7], [0.5, 0.5]]), jnp.array([0, -100])
+
+    def squared_gradient(w):
+        inner = jax.grad(lambda p: jnp.sum(w * f(p, labels, ignore_index=-100, reduction="none")))(p)
+        return jnp.sum(inner**2)
+
+    second = jax.grad(squared_gradient)(jnp.ones(2))
+    assert float(second[0]) > 0 and float(second[1]) == 0.0
+
+
+@pytest.mark.parametrize("f", [jaxnn.softmax, jaxnn.log_softmax])
+def test_a_row_of_false_has_no_gradient_and_no_nan(f):
+    x = jnp.array([[jnp.nan, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    where = jnp.array([[False, False, False], [True, False, True]])
+    for g in (f, f.definition):
+        dx = jax.vjp(lambda x, g=g: g(x, -1, where), x)[1](jnp.array([[1.0, jnp.nan, 1.0], [1.0, jnp.inf, 2.0]]))[0]
+        assert np.isfinite(dx).all() or g is f.definition
+        assert (np.asarray(dx)[0] == 0).all() or g is f.definition
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(jnp.where(where, f.definition(x, -1, where), 0.0)))(x)).all()

@@ -74,7 +74,7 @@ def _definition(
     precision: Any = None,
 ) -> Array:
     x, w, b, geometry = _checked(x, w, b, stride, padding, dilation, groups, layout, precision)
-    y = _correlate(geometry, x.reshape(-1, *x.shape[-3:]), w)
+    y = _correlate(geometry, x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]), w)
     y = y if b is None else y + _per_channel(geometry, b, y)
     return y.reshape(*x.shape[:-3], *y.shape[1:])
 
@@ -128,7 +128,7 @@ def conv2d(
         Taura, Neural Networks Basics, "Convolution (multiple channels version)".
     """
     x, w, b, geometry = _checked(x, w, b, stride, padding, dilation, groups, layout, precision)
-    y = _conv2d(geometry, x.reshape(-1, *x.shape[-3:]), w, b)
+    y = _conv2d(geometry, x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]), w, b)
     return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
@@ -267,19 +267,19 @@ def _weight_gradient_by_patches(geometry: _Geometry, w_shape: tuple[int, ...], x
     taps, inputs = window[0] * window[1], x.shape[-1] // groups
 
     def of_block(x: Array, dy: Array) -> Array:
-        patches = _patches(geometry, window, (oh, ow), x)
+        patches, pixels = _patches(geometry, window, (oh, ow), x), dy.shape[0] * oh * ow
         product = functools.partial(lax.dot_general, precision=geometry.precision, preferred_element_type=accumulator)
-        if groups == 1:  # a plain matrix product: XLA runs one with a batch axis of size 1 five times slower
-            dw = product(patches.reshape(-1, taps * inputs), dy.reshape(-1, outputs), (((0,), (0,)), ((), ())))
+        if groups == 1:  # a plain matrix product: XLA runs one with a batch axis of size 1 far slower
+            dw = product(patches.reshape(pixels, taps * inputs), dy.reshape(pixels, outputs), (((0,), (0,)), ((), ())))
             return dw.reshape(1, taps, inputs, outputs)
-        patches = patches.reshape(-1, taps, groups, inputs)
-        return product(patches, dy.reshape(-1, groups, outputs // groups), (((0,), (0,)), ((2,), (1,))))
+        patches = patches.reshape(pixels, taps, groups, inputs)
+        return product(patches, dy.reshape(pixels, groups, outputs // groups), (((0,), (0,)), ((2,), (1,))))
 
     block = _largest_divisor(samples, _CACHED_BYTES // max(1, oh * ow * taps * x.shape[-1] * x.dtype.itemsize))
     if block == samples:
         dw = of_block(x, dy)
     else:
-        blocks = (x.reshape(-1, block, *x.shape[1:]), dy.reshape(-1, block, *dy.shape[1:]))
+        blocks = (x.reshape(samples // block, block, *x.shape[1:]), dy.reshape(samples // block, block, *dy.shape[1:]))
         zero = jnp.zeros((groups, taps, inputs, outputs // groups), accumulator)
         dw, _ = lax.scan(lambda dw, xy: (dw + of_block(*xy), None), vary_with(zero, type_of(x), type_of(dy)), blocks)
     dw = jnp.moveaxis(dw, 0, 2).reshape(*window, inputs, outputs)

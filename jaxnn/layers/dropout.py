@@ -28,13 +28,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxnn import _checks
-from jaxnn._rules import defined_by, wide
+from jaxnn._rules import Type, cotangent, defined_by, type_of, wide
 
 Key = Array
 
@@ -93,12 +92,13 @@ def _dropout(threshold: int, x: Array, key: Key) -> Array:
     return _dropout_fwd(threshold, x, key)[0]
 
 
-def _dropout_fwd(threshold: int, x: Array, key: Key) -> tuple[Array, Key]:
-    return _drop(threshold, x, key), key
+def _dropout_fwd(threshold: int, x: Array, key: Key) -> tuple[Array, tuple[Key, Type]]:
+    return _drop(threshold, x, key), (key, type_of(x))
 
 
-def _dropout_bwd(threshold: int, key: Key, dy: Array) -> tuple[Array, None]:
-    return _drop(threshold, dy, key), None
+def _dropout_bwd(threshold: int, residuals: tuple[Key, Type], dy: Array) -> tuple[Array, None]:
+    key, x = residuals
+    return cotangent(_drop(threshold, dy, key), x), None
 
 
 _dropout.defvjp(_dropout_fwd, _dropout_bwd)
@@ -135,16 +135,10 @@ def _mix(h: Array) -> Array:
 
 def _checked(x: ArrayLike, rate: float, key: Key | None, deterministic: bool) -> tuple[Array, int, Key | None]:
     x = _checks.floating("x", x)
-    if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)):
-        raise TypeError(
-            f"`rate` ({type(rate).__name__}) must be a static float in [0, 1]; a rate that varies under jit must be "
-            f"passed through `static_argnames`"
-        )
-    if not 0 <= rate <= 1:
-        raise ValueError(f"`rate` ({rate}) must lie in [0, 1]")
+    rate = _checks.fraction("rate", rate)
     if x.size > 1 << 32:
         raise ValueError(f"{_checks.described('x', x)} must have at most 2**32 elements; drop it in parts")
-    threshold = round(float(rate) * 2**32)
+    threshold = round(rate * 2**32)
     if _checks.flag("deterministic", deterministic):
         return x, threshold, None
     if key is None and threshold > 0:
@@ -160,6 +154,6 @@ def _checked_key(key: Key) -> Key:
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not typed and not (dtype == jnp.uint32 and key.ndim >= 1):
         raise TypeError(f"`key` ({type(key).__name__}) must be a PRNG key, from `jax.random.key(seed)`")
-    if key.ndim != (0 if typed else 1):
+    if (key.ndim != 0) if typed else (key.shape not in ((2,), (4,))):
         raise TypeError(f"`key` (shape {key.shape}) must be a single PRNG key; use `jax.vmap` for one a sample")
     return key

@@ -25,20 +25,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from jaxnn._rules import defined_by, wide
+from jaxnn._rules import cotangent, defined_by, type_of, wide
 from jaxnn._softmax import Axes, checked, shifted, total
 
 
 def _definition(x: ArrayLike, axis: int | Axes = -1, where: Bool[ArrayLike, "..."] | None = None) -> Array:
     x, axes, where = checked(x, axis, where)
-    x = x - lax.stop_gradient(jnp.max(x, axes, keepdims=True, where=where, initial=-jnp.inf))
-    exp = jnp.exp(x) if where is None else jnp.where(where, jnp.exp(x), jnp.zeros((), x.dtype))
-    y = x - jnp.log(jnp.sum(exp, axes, keepdims=True))
-    return y if where is None else jnp.where(where, y, -jnp.inf)
+    from_largest = shifted(axes, x, where)
+    y = from_largest - jnp.log(total(axes, jnp.exp(from_largest), where))
+    return (y if where is None else jnp.where(where, y, -jnp.inf)).astype(x.dtype)
 
 
 @defined_by(_definition)
@@ -78,20 +76,20 @@ def _log_softmax(axes: Axes, x: Array, where: Array | None) -> Array:
     return _log_softmax_fwd(axes, x, where)[0]
 
 
-def _log_softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, tuple[Array, Array | None]]:
+def _log_softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, Any]:
     from_largest = shifted(axes, x, where)
     y = from_largest - jnp.log(total(axes, jnp.exp(from_largest), where))
-    y = y.astype(x.dtype)
-    return y, (y, where)
+    y = (y if where is None else jnp.where(where, y, -jnp.inf)).astype(x.dtype)
+    return y, (y, where, type_of(x))
 
 
 def _log_softmax_bwd(axes: Axes, residuals: Any, dy: Array) -> tuple[Array, None]:
-    y, where = residuals
+    y, where, x = residuals
     dtype = y.dtype
     p, dy = jnp.exp(y.astype(wide(dtype))), dy.astype(wide(dtype))
     dy = dy if where is None else jnp.where(where, dy, jnp.zeros((), dy.dtype))
     dx = dy - p * jnp.sum(dy, axes, keepdims=True)
-    return dx.astype(dtype), None
+    return cotangent(dx, x), None
 
 
 _log_softmax.defvjp(_log_softmax_fwd, _log_softmax_bwd)

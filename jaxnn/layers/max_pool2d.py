@@ -293,7 +293,7 @@ def _checked(
         raise ValueError(f"`padding` ({padding}) must be at most half of `window` ({window})")
     size = x.shape[-2:] if layout == "NCHW" else x.shape[-3:-1]
     geometry = _Geometry(window, stride, padding, (size[0], size[1]), layout)
-    if min(geometry.outputs) < 1:
+    if min(*geometry.outputs, *geometry.size) < 1:
         raise ValueError(
             f"`window` ({window}) must fit into the padded {_checks.described('x', x)} in {layout}; "
             f"use a smaller window"

@@ -9,7 +9,7 @@ Derivation (derived here: the notes define no derivative; dy stands for ∂L/∂
 
 Residuals:
     x, an input, so nothing new is stored. The usual y (1 − y) would keep y instead, and lose the right tail: at
-    x = 15 in float32 it is 8% off, at x = 17 it is 0, where σ(x) σ(−x) is exact to rounding.
+    x = 15 in float32 it is 17% off, at x = 17 it is 0, where σ(x) σ(−x) is exact to rounding.
 
 Conventions:
     Computed in at least float32. σ(±∞) is 1 and 0, with derivative 0.

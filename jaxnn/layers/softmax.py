@@ -27,19 +27,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from jaxnn._rules import defined_by, wide
+from jaxnn._rules import cotangent, defined_by, type_of, wide
 from jaxnn._softmax import Axes, checked, shifted, total
 
 
 def _definition(x: ArrayLike, axis: int | Axes = -1, where: Bool[ArrayLike, "..."] | None = None) -> Array:
     x, axes, where = checked(x, axis, where)
-    exp = jnp.exp(x - lax.stop_gradient(jnp.max(x, axes, keepdims=True, where=where, initial=-jnp.inf)))
-    exp = exp if where is None else jnp.where(where, exp, jnp.zeros((), x.dtype))
-    return exp / jnp.sum(exp, axes, keepdims=True)
+    exp = jnp.exp(shifted(axes, x, where))
+    return (exp / total(axes, exp, where)).astype(x.dtype)
 
 
 @defined_by(_definition)
@@ -81,19 +79,19 @@ def _softmax(axes: Axes, x: Array, where: Array | None) -> Array:
     return _softmax_fwd(axes, x, where)[0]
 
 
-def _softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, tuple[Array, Array | None]]:
+def _softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, Any]:
     exp = jnp.exp(shifted(axes, x, where))
     y = (exp / total(axes, exp, where)).astype(x.dtype)
-    return y, (y, where)
+    return y, (y, where, type_of(x))
 
 
 def _softmax_bwd(axes: Axes, residuals: Any, dy: Array) -> tuple[Array, None]:
-    y, where = residuals
+    y, where, x = residuals
     dtype = y.dtype
     y, dy = y.astype(wide(dtype)), dy.astype(wide(dtype))
     dy = dy if where is None else jnp.where(where, dy, jnp.zeros((), dy.dtype))
     dx = y * (dy - jnp.sum(dy * y, axes, keepdims=True))
-    return dx.astype(dtype), None
+    return cotangent(dx, x), None
 
 
 _softmax.defvjp(_softmax_fwd, _softmax_bwd)

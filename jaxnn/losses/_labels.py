@@ -30,7 +30,7 @@ def checked(
             f"{_checks.described('targets', labels)} must have shape {x.shape[:-1]}, that of `{name}` without its "
             f"class axis"
         )
-    index = None if ignore_index is None else _checks.integer("ignore_index", ignore_index, -(2**31))
+    index = None if ignore_index is None else _checks.integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
     return Rows(x, labels, class_weight(weight, x.shape[-1]), index)
 
 

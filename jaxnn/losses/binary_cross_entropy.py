@@ -36,7 +36,7 @@ from jaxnn.losses._reduction import reduce
 
 def _definition(logits: ArrayLike, targets: ArrayLike, *, reduction: str = "mean") -> Array:
     x, t = _checked(logits, targets, reduction)
-    x, t = x.astype(wide(x.dtype)), t.astype(wide(x.dtype))
+    x, t = _widened(x, t)
     l = jax.nn.softplus(x) - x * t
     if reduction == "none":
         return l
@@ -61,7 +61,7 @@ def binary_cross_entropy(
         The loss in nats, at least float32: a scalar, or of logits' shape with "none".
 
     Raises:
-        TypeError: `logits` is not floating.
+        TypeError: `logits` is not floating, or `targets` not floating, integer or boolean.
         ValueError: the shapes differ, or `reduction` is not one of its choices.
 
     Example:
@@ -83,20 +83,23 @@ def _binary_cross_entropy(x: Array, t: Array) -> Array:
 
 
 def _binary_cross_entropy_fwd(x: Array, t: Array) -> tuple[Array, Any]:
-    wide_x = x.astype(wide(x.dtype))
-    wide_t = t.astype(wide_x.dtype)
+    wide_x, wide_t = _widened(x, t)
     return _times(wide_t, _minus_log_sigmoid(wide_x)) + _times(1 - wide_t, _minus_log_sigmoid(-wide_x)), (x, t)
 
 
 def _binary_cross_entropy_bwd(residuals: Any, dl: Array) -> tuple[Array, Array]:
     x, t = residuals
-    wide_x = x.astype(wide(x.dtype))
-    wide_t = t.astype(wide_x.dtype)
+    wide_x, wide_t = _widened(x, t)
     dx = dl * ((1 - wide_t) * lax.logistic(wide_x) - wide_t * lax.logistic(-wide_x))
     return cotangent(dx, type_of(x)), cotangent(-dl * wide_x, type_of(t))
 
 
 _binary_cross_entropy.defvjp(_binary_cross_entropy_fwd, _binary_cross_entropy_bwd)
+
+
+def _widened(x: Array, t: Array) -> tuple[Array, Array]:
+    dtype = max(wide(x.dtype), wide(t.dtype), key=lambda dtype: dtype.itemsize)
+    return x.astype(dtype), t.astype(dtype)
 
 
 def _minus_log_sigmoid(x: Array) -> Array:
@@ -109,9 +112,11 @@ def _times(t: Array, x: Array) -> Array:
 
 def _checked(logits: ArrayLike, targets: ArrayLike, reduction: str) -> tuple[Array, Array]:
     _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
-    x, t = _checks.floating("logits", logits), jnp.asarray(targets)
+    x, t = _checks.floating("logits", logits), _checks.array("targets", targets)
     _checks.same_shape("targets", t, "logits", x)
     if jnp.issubdtype(t.dtype, jnp.floating):
         return x, t
+    if not (jnp.issubdtype(t.dtype, jnp.integer) or t.dtype == jnp.bool_):
+        raise TypeError(f"`targets` (dtype {t.dtype}) must be floating, integer or boolean")
     answers = t.astype(wide(x.dtype))
     return x, jnp.where((answers == 0) | (answers == 1), answers, jnp.nan)

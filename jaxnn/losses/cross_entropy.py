@@ -19,8 +19,9 @@ Residuals:
 
 Conventions:
     A label outside [0, C) that is not `ignore_index` makes its row's loss and gradient NaN and leaves the other rows
-    alone; ignored rows are 0 in both. 0 · log 0 = 0. Losses are at least float32. The mean divides by the sum of the
-    labels' weights, or by the number of rows if the targets are probabilities, as in PyTorch.
+    alone (in the gradient of the weights it has no part); ignored rows are 0 in both. 0 · log 0 = 0. Losses are at
+    least float32. The mean divides by the sum of the labels' weights, or by the number of rows if the targets are
+    probabilities, as in PyTorch.
 
 Source:
     Taura, Neural Networks Basics, "NLL softmax (Back propagation)"; Larochelle, Neural networks, "Gradient
@@ -159,7 +160,7 @@ def _smoothed(options: _Options, targets: Array, like: Array) -> Array:
     floating = jnp.issubdtype(targets.dtype, jnp.floating)
     u = (targets if floating else _labels.one_hot(targets, classes)).astype(like.dtype)
     epsilon = options.label_smoothing
-    return u if epsilon == 0 else (1 - epsilon) * u + epsilon / classes
+    return u if epsilon == 0 else (1 - epsilon) * u + epsilon / max(1, classes)
 
 
 def _weighted(weight: Array | None, u: Array) -> Array:
@@ -198,19 +199,18 @@ def _checked(
     reduction: str,
 ) -> tuple[_labels.Rows, _Options]:
     _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"`label_smoothing` ({label_smoothing}) must lie in [0, 1]")
-    targets = jnp.asarray(targets)
-    if not jnp.issubdtype(targets.dtype, jnp.floating):
-        rows = _labels.checked("logits", logits, targets, axis, weight, ignore_index)
-        return rows, _Options(float(label_smoothing), rows.ignore_index)
+    label_smoothing = _checks.fraction("label_smoothing", label_smoothing)
+    t = _checks.array("targets", targets)
+    if not jnp.issubdtype(t.dtype, jnp.floating):
+        rows = _labels.checked("logits", logits, t, axis, weight, ignore_index)
+        return rows, _Options(label_smoothing, rows.ignore_index)
     if ignore_index is not None:
         raise ValueError(
-            f"`ignore_index` ({ignore_index}) must be None when `targets` (dtype {targets.dtype}) are probabilities; "
+            f"`ignore_index` ({ignore_index}) must be None when `targets` (dtype {t.dtype}) are probabilities; "
             f"pass class ids, or give the rows to ignore `targets` of 0"
         )
     x = _labels.class_axis_last("logits", logits, axis)
-    targets = _labels.class_axis_last("targets", targets, axis)
-    _checks.same_shape("targets", targets, "logits", x)
-    rows = _labels.Rows(x, targets, _labels.class_weight(weight, x.shape[-1]), None)
-    return rows, _Options(float(label_smoothing), None)
+    t = _labels.class_axis_last("targets", t, axis)
+    _checks.same_shape("targets", t, "logits", x)
+    rows = _labels.Rows(x, t, _labels.class_weight(weight, x.shape[-1]), None)
+    return rows, _Options(label_smoothing, None)

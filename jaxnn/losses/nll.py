@@ -117,7 +117,8 @@ def _nll(ignore_index: int | None, p: Array, labels: Array) -> Array:
 
 
 def _nll_fwd(ignore_index: int | None, p: Array, labels: Array) -> tuple[Array, Any]:
-    p_t = _at_label(p, labels)
+    # 1 where there is no p_t: the row's loss is set below, and a 0 would leave NaN in derivatives of the gradient.
+    p_t = jnp.where(_labels.is_label(labels, p.shape[-1]), _at_label(p, labels), jnp.ones((), wide(p.dtype)))
     return _by_label(ignore_index, labels, p.shape[-1], -jnp.log(p_t)), (p_t, labels, type_of(p))
 
 
