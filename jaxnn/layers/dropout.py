@@ -114,8 +114,9 @@ def _drop(threshold: int, x: Array, key: Key) -> Array:
 def _keep(threshold: int, shape: tuple[int, ...], key: Key) -> Array:
     """Return m_i = (hash(i) ≥ t).
 
-    Threefry draws as many bits at six times the cost of this hash of a counter, keyed by 64 bits that threefry does
-    draw: the mask then costs less than the multiplication it decides (a measured 8 to 14 ms against 0.8 to 1.0).
+    The hash of a counter, keyed by 64 bits that threefry draws, fuses with the multiplication it decides, so that no
+    array of bits is made: forward and backward take a twelfth of the time of the definition, which draws all bits by
+    threefry (2.4 million elements, 2 CPU cores, side by side).
     """
     seeds = jax.random.bits(key, (2,), jnp.uint32)
     counter = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
