@@ -21,7 +21,7 @@ def array(name: str, x: ArrayLike) -> jax.Array:
     try:
         if x is None:  # which JAX would take for NaN
             raise TypeError
-        if not isinstance(x, jax.Array) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        if isinstance(x, int | np.ndarray | np.integer) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
             host = np.asarray(x)
             if host.dtype.kind in "iu" and host.dtype.itemsize == 8:
                 return jnp.asarray(np.clip(host, -(2**31), 2**31 - 1).astype(np.int32))

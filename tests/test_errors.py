@@ -111,6 +111,11 @@ def test_numpy_arrays_and_python_numbers_are_welcome():
     assert jaxnn.dropout(np.ones(4, np.float32), np.float32(0.0)).shape == (4,)
 
 
+def test_lists_of_traced_numbers_and_labels_under_jit_are_welcome():
+    loss = jax.jit(lambda a, b, t: jaxnn.cross_entropy([a, b], t))
+    assert float(loss(0.0, 0.0, 1)) == pytest.approx(0.6931472)
+
+
 def test_integers_of_any_width_are_labels():
     for dtype in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint32):
         assert float(jaxnn.cross_entropy(jnp.zeros((1, 3)), jnp.array([2], dtype), ignore_index=-100)) > 1
