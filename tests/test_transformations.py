@@ -259,8 +259,7 @@ def test_ignored_rows_leave_second_derivatives_finite(f):
 def test_a_row_of_false_has_no_gradient_and_no_nan(f):
     x = jnp.array([[jnp.nan, 1.0, 2.0], [0.0, 1.0, 2.0]])
     where = jnp.array([[False, False, False], [True, False, True]])
-    for g in (f, f.definition):
-        dx = jax.vjp(lambda x, g=g: g(x, -1, where), x)[1](jnp.array([[1.0, jnp.nan, 1.0], [1.0, jnp.inf, 2.0]]))[0]
-        assert np.isfinite(dx).all() or g is f.definition
-        assert (np.asarray(dx)[0] == 0).all() or g is f.definition
+    dy = jnp.array([[1.0, jnp.nan, 1.0], [1.0, jnp.inf, 2.0]])  # whatever arrives at an excluded entry is dropped
+    (dx,) = jax.vjp(lambda x: f(x, -1, where), x)[1](dy)
+    assert np.isfinite(dx).all() and not dx[0].any() and dx[1, 1] == 0
     assert np.isfinite(jax.grad(lambda x: jnp.sum(jnp.where(where, f.definition(x, -1, where), 0.0)))(x)).all()

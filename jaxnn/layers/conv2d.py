@@ -146,9 +146,8 @@ def _conv2d_fwd(geometry: _Geometry, x: Array, w: Array, b: Array | None) -> tup
 def _conv2d_bwd(geometry: _Geometry, residuals: Any, dy: Array) -> tuple[Array, Array, Array | None]:
     x, w, b = residuals
     dx = _input_gradient(geometry, x.shape, w, dy)
-    # On CPU the weight's gradient as a convolution has a filter of the size of the image. XLA runs that 1.3 to 4 times
-    # slower than the same sum as a matrix product of patches, and inside a scan 150 to 200 times (26x26x32 to 64
-    # channels, batch 64, jax 0.12 and 0.10.2).
+    # On CPU the weight's gradient as a convolution has a filter of the size of the image, which XLA runs slower than
+    # the same sum as a matrix product of patches: inside a scan by two orders of magnitude, on its slow path.
     dw = lax.platform_dependent(
         x,
         dy,

@@ -115,8 +115,7 @@ def _keep(threshold: int, shape: tuple[int, ...], key: Key) -> Array:
     """Return m_i = (hash(i) ≥ t).
 
     The hash of a counter, keyed by 64 bits that threefry draws, fuses with the multiplication it decides, so that no
-    array of bits is made: forward and backward take a twelfth of the time of the definition, which draws all bits by
-    threefry (2.4 million elements, 2 CPU cores, side by side).
+    array of bits is made; the definition draws all bits by threefry, and they dominate its time.
     """
     seeds = jax.random.bits(key, (2,), jnp.uint32)
     counter = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
