@@ -171,7 +171,63 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", metavar="DIR", help="folder for the results (default: results/train-DATASET-MODEL)")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
+    _add_compare(commands)
     return parser
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="check rules against automatic and numeric gradients, and see what they cost",
+        description="Check custom rules against JAX's automatic and a numeric derivative, and compare what they keep, "
+        "need and take: every function of the library, those named, or your own. Ratios are custom / automatic.",
+        epilog="FUNCTION takes no argument and returns a function and its example arguments, (f, (x, w)), or a list of "
+        "such pairs; a third element may hold options of gradcheck.check. Exit code 1 when a check fails.",
+    )
+    compare.set_defaults(run=_compare)
+    add = compare.add_argument
+    add("names", nargs="*", metavar="NAME", help="a component, module:function or file.py:function (default: all)")
+    levels: dict[str, Any] = {"type": _one_of(("full", "rule")), "metavar": "LEVEL"}
+    add("--level", default="full", help="full, or rule for the quick core without costs (default: full)", **levels)
+    add("--json", action="store_true", help="print everything found as JSON")
+    add("--html", metavar="FILE", help="write a page with the table, the numeric error over the step, and the ratios")
+    add("--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help="of the cotangents (default: 0)")
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from jaxnn import compare
+
+    try:
+        cases, found = compare.find(arguments.names), []
+        for case, report in compare.run(cases, arguments.level, arguments.seed):
+            found.append((case, report))
+            if sys.stderr.isatty():
+                print(f"\r\x1b[K{len(found)}/{len(cases)} {case.name}", end="", file=sys.stderr, flush=True)
+    except compare.UserError as error:
+        raise Failure(str(error)) from error
+    finally:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    if arguments.html is not None:
+        _write_page(arguments, found)
+    _say(compare.to_json(found) if arguments.json else compare.table(found))
+    failed = [report for _, report in found if not report.ok]
+    if failed and not arguments.json:
+        _say("\n" + "\n\n".join(report.failed_lines() for report in failed))
+    return 1 if failed else 0
+
+
+def _write_page(arguments: argparse.Namespace, found: list[Any]) -> None:
+    from jaxnn import compare
+    from jaxnn.plots.comparison import page
+
+    command = " ".join(["jaxnn compare", *arguments.names, f"--level {arguments.level} --seed {arguments.seed}"])
+    path = Path(arguments.html).expanduser()
+    try:
+        path.write_text(page([compare.entry(*one) for one in found], command, compare.versions()), encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"cannot write --html {str(path)!r} ({error.strerror}); choose another file") from error
 
 
 class _Stop:
@@ -344,7 +400,7 @@ def _require_extras() -> None:
     try:
         import rich
 
-        import jaxnn.plots
+        import jaxnn.plots.training
     except Exception as error:
         message = f"matplotlib and rich must be installed to train ({error}); in a clone: pip install '.[train]'"
         raise Failure(message) from error
@@ -481,7 +537,7 @@ def _draw(
 ) -> None:
     import numpy as np
 
-    from jaxnn import plots
+    from jaxnn.plots import training as plots
 
     title = f"{options.model} on {dataset.name}"
     plots.curves(output / "curves.png", rows, title)

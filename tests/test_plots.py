@@ -14,8 +14,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from jaxnn import plots
 from jaxnn.plots import training
+from jaxnn.plots import training as plots
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CLASSES = ("cat", "dog", "eel")

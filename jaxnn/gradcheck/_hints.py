@@ -1,0 +1,67 @@
+"""What a wrong derivative looks like: patterns that name the mistake."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+Arrays = list[Any]
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two arrays agree to a part in a thousand of their size, and are not both nothing."""
+    if a.shape != b.shape or not np.isfinite(a).all() or not np.isfinite(b).all():
+        return False
+    top = np.abs(b).max(initial=0.0)
+    return bool(top > 0 and np.abs(a - b).max(initial=0.0) <= 1e-3 * top)
+
+
+def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any, wrong: Any) -> str:
+    """Name the pattern in which the rule's cotangent of one argument differs from the right one, or return ""."""
+    c, t = np.real(custom[leaf]), np.real(truth[leaf])
+    if c.size == 0 or not np.isfinite(t).all():
+        return ""
+    if not np.isfinite(c).all():
+        return "not finite where the derivative is: an overflow, 0/0 or inf − inf in the rule"
+    if not c.any() and t.any():
+        return "zero everywhere: a None, a stop_gradient, or a forgotten term"
+    if _same(c, -t):
+        return "the sign: minus the derivative"
+    if t.any() and (factor := float(np.vdot(t, c) / np.vdot(t, t))) and _same(c, factor * t):
+        return f"a constant factor: {factor:.4g} times the derivative"
+    for other, path in enumerate(paths):
+        if other != leaf and _same(c, np.real(truth[other])):
+            return f"this is the derivative with respect to {path}: the order of the returned cotangents"
+    if c.ndim >= 2 and c.shape[-1] == c.shape[-2] and _same(c, np.swapaxes(t, -1, -2)):
+        return "a transpose: the derivative with its last two axes swapped"
+    for axis in range(c.ndim):
+        if c.shape[axis] > 1:
+            if _same(c, np.flip(t, axis)):
+                return f"the derivative reversed along axis {axis}"
+            summed = np.broadcast_to(t.sum(axis, keepdims=True), t.shape)
+            if _same(c, summed) or _same(c, summed / t.shape[axis]):
+                return f"the derivative summed (or averaged) over axis {axis}, which it must not be"
+    if c.ndim >= 2 and _same(c, np.flip(t, (-2, -1))):
+        return "the derivative reversed along its last two axes"
+    count = int(wrong.sum())
+    if 0 < count < c.size:
+        for where, mask in (("< 0", point < 0), ("> 0", point > 0), ("== 0", point == 0)):
+            if mask.any() and (wrong & ~mask).sum() == 0 and wrong[mask].mean() > 0.8:
+                return f"wrong only where the argument is {where}"
+        return f"wrong at {count} of {c.size} elements"
+    return ""
+
+
+def shape_hint(message: str) -> str:
+    """Name the mistake behind JAX's complaint about a cotangent's shape, or return ""."""
+    found = re.search(
+        r"of type \w+\[([\d,]*)\][^\[]* (?:of type|input of type|to an input of type) \w+\[([\d,]*)\]", message
+    )
+    if not found:
+        return ""
+    got, want = ([int(k) for k in group.split(",") if k] for group in found.groups())
+    if sorted(got) == sorted(want) and got != want:
+        return "a transpose: the axes are in another order"
+    if len(got) > len(want) or any(g > 1 and w == 1 for g, w in zip(got, want, strict=False)):
+        return "a broadcast axis: sum the cotangent over the axes that the argument was broadcast along"
+    return ""

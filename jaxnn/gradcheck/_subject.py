@@ -1,0 +1,242 @@
+"""The function under check, as a function of a flat list of floating-point arrays that returns one."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.gradcheck import _jaxprs
+from jaxnn.gradcheck.automatic import BRANCHED, is_array, replaced
+
+Arrays = list[Any]
+Function = Callable[..., Any]
+
+NOT_TRACEABLE = (*BRANCHED, jax.errors.UnexpectedTracerError)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Run with JAX's debugging switches off, whatever the caller's are: a check looks at NaN on purpose."""
+    with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False), jax.check_tracer_leaks(False):
+        yield
+
+
+@contextlib.contextmanager
+def wide() -> Iterator[None]:
+    """Compute in float64, the oracle's precision."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
+        yield
+
+
+def is_inexact(leaf: Any) -> bool:
+    """Whether an array, or its type, has a floating-point or complex dtype."""
+    return bool(jnp.issubdtype(leaf.dtype, np.inexact))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the kind of an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def name_of(f: Any) -> str:
+    """Return a function's name."""
+    if isinstance(f, functools.partial):
+        return name_of(f.func)
+    return str(getattr(f, "__name__", type(f).__name__))
+
+
+def as64(x: Any) -> np.ndarray[Any, Any]:
+    """Return an array on the host, in float64 (or complex128)."""
+    host = np.asarray(x)
+    return host.astype(np.complex128 if np.iscomplexobj(host) else np.float64)
+
+
+class Subject:
+    """A function with example arguments, and the three derivatives of it.
+
+    Attributes:
+      points: the floating-point arrays that derivatives are taken with respect to.
+      paths: their names, "x" or "params['w']".
+      rest: the other arrays: integers, keys, masks, and those not asked for.
+      frozen: arrays that go past the rule (in nondiff_argnums, or closed over by it), each with the reason.
+      outputs: the types of the floating-point outputs.
+      output_paths: their names.
+    """
+
+    def __init__(
+        self, f: Function, args: tuple[Any, ...], kwargs: dict[str, Any], reference: Function | None,
+        argnums: tuple[int, ...] | None,
+    ) -> None:  # fmt: skip
+        self.f, self.reference, self.name = f, reference, name_of(f)
+        leaves, self.tree = jax.tree.flatten((args, kwargs))
+        self.leaves = _with_arrays(leaves)
+        named = jax.tree_util.tree_flatten_with_path((args, kwargs))[0]
+        chosen = [argnums is None or (path[0].idx == 0 and path[1].idx in argnums) for path, _ in named]
+        self.diff = [i for i, x in enumerate(self.leaves) if is_array(x) and is_inexact(x) and chosen[i]]
+        self.others = [i for i, x in enumerate(self.leaves) if is_array(x) and i not in self.diff]
+        self.names = _names(f, [path for path, _ in named])
+        self.frozen: list[tuple[str, str]] = []  # arrays that go past the rule, and how
+        self.native: dict[str, Any] = {}  # the compiled gradients at the arguments' own types
+        self.programs: dict[Any, Any] = {}
+        self.eager = False  # the rule cannot be traced
+        self.functions: dict[str, Function] = {"custom": f}
+        self.structure: Any = None  # of what was last returned
+
+    @property
+    def points(self) -> Arrays:
+        return [self.leaves[i] for i in self.diff]
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.names[i] for i in self.diff]
+
+    @property
+    def rest(self) -> Arrays:
+        return [self.leaves[i] for i in self.others]
+
+    def freeze(self, leaf: int, reason: str) -> None:
+        """Make an array a constant."""
+        if reason:
+            self.frozen.append((self.names[leaf], reason))
+        self.diff = [i for i in self.diff if i != leaf]
+        self.others = [i for i in self.others if i != leaf]
+
+    def call(self, kind: str, points: Arrays, rest: Arrays) -> tuple[Arrays, Arrays]:
+        """Return the floating-point outputs, and the others."""
+        filled = list(self.leaves)
+        for i, x in zip([*self.diff, *self.others], [*points, *rest], strict=True):
+            filled[i] = x
+        args, kwargs = jax.tree.unflatten(self.tree, filled)
+        outputs, structure = jax.tree.flatten(self.functions[kind](*args, **kwargs))
+        arrays = [y if is_array(y) else jnp.asarray(y) for y in outputs if is_array(y) or isinstance(y, float | int)]
+        self.structure = structure
+        return [y for y in arrays if is_inexact(y)], [y for y in arrays if not is_inexact(y)]
+
+    def value(self, kind: str, points: Arrays, rest: Arrays) -> Arrays:
+        """Return the floating-point outputs."""
+        return self.call(kind, points, rest)[0]
+
+    def vjp(self, kind: str, points: Arrays, rest: Arrays, dy: Arrays) -> tuple[Arrays, Arrays]:
+        """Return the floating-point outputs as the forward rule computes them, and the cotangents of the points."""
+        y, pull = jax.vjp(lambda *points: self.value(kind, list(points), rest), *points)
+        return y, list(pull([d.astype(o.dtype) for d, o in zip(dy, y, strict=True)]))
+
+    def output_types(self, forward_rule: bool = False) -> tuple[Any, list[str], Arrays]:
+        """Return the structure, types and floating-point types of what f, or its forward rule, returns."""
+
+        def outputs(points: Arrays, rest: Arrays) -> tuple[Arrays, Arrays]:
+            if not forward_rule:
+                return self.call("custom", points, rest)
+            inexact, _, others = jax.vjp(lambda *p: self.call("custom", list(p), rest), *points, has_aux=True)
+            return list(inexact), others
+
+        inexact, others = jax.eval_shape(outputs, self.points, self.rest)
+        return self.structure, [f"{y.dtype}{list(y.shape)}" for y in [*inexact, *others]], inexact
+
+    def find_outputs(self) -> None:
+        """Run the function's types, to know what it returns."""
+        structure, _, self.outputs = self.output_types()
+        numbered = jax.tree.unflatten(structure, list(range(structure.num_leaves)))
+        paths = [f"y{jax.tree_util.keystr(p)}" for p, _ in jax.tree_util.tree_flatten_with_path(numbered)[0]]
+        same = len(paths) == len(self.outputs)
+        self.output_paths = paths if same else [f"y[{i}]" for i in range(len(self.outputs))]
+
+    def trace(self, kind: str = "custom") -> Any:
+        """Return the jaxpr of the floating-point outputs."""
+        return _jaxprs.trace(lambda p, r: self.value(kind, p, r), self.points, self.rest)
+
+    def find_automatic(self) -> None:
+        """Provide JAX's derivative: of the reference if there is one, else of f without its rules.
+
+        The custom_jvp rules that are not JAX's own go too, and JAX's own if `f` itself is one.
+        """
+        whole = isinstance(self.f, jax.custom_jvp)
+        own = None
+        if whole:
+            top = next((e for e in _jaxprs.equations(self.trace()) if _jaxprs.is_custom_jvp(e)), None)
+            own = None if top is None else _jaxprs.name_of(top)
+
+        def strip(eqn: Any) -> bool:
+            return not _jaxprs.written_in_jax(eqn) or (own is not None and _jaxprs.name_of(eqn) == own)
+
+        self.functions["definition"] = replaced(self.f, strip)
+        self.functions["automatic"] = self.reference or self.functions["definition"]
+
+    def moved_vjp(self, kind: str, points: Arrays, rest: Arrays, dy: Arrays, delta: Any) -> Arrays:
+        """Return the cotangents that the rule computes from residuals which are relatively off by up to `delta`."""
+        y, pull = jax.vjp(lambda *points: self.value(kind, list(points), rest), *points)
+
+        def moved(residual: Any) -> Any:
+            if not is_array(residual) or not jnp.issubdtype(residual.dtype, jnp.floating):
+                return residual
+            sign = jnp.cos(2.4 * jnp.arange(residual.size) + 1.0).reshape(residual.shape)  # no random bits: cheap
+            return (residual * (1 + delta * sign)).astype(residual.dtype)
+
+        return list(jax.tree.map(moved, pull)([d.astype(o.dtype) for d, o in zip(dy, y, strict=True)]))
+
+    def run(self, what: str, kind: str, *operands: Any) -> Any:
+        """Run `value`, `vjp` or `moved_vjp`, compiled once per types; uncompiled if the rule cannot be traced."""
+
+        def bound(*operands: Any) -> Any:  # new each time: JAX remembers traces by function
+            return getattr(self, what)(kind, *operands)
+
+        if kind == "custom" and self.eager:
+            return bound(*operands)
+        types = jax.tree.map(lambda x: (np.shape(x), str(getattr(x, "dtype", ""))), operands)
+        key = (what, kind, str(types), jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+        if key not in self.programs:
+            self.programs[key] = jax.jit(bound).lower(*operands).compile()
+            if what == "vjp" and inexact_structs(operands[0]) == inexact_structs(self.points):
+                self.native.setdefault(kind, self.programs[key])
+        return self.programs[key](*operands)
+
+    def cotangents(self, seed: int, probe: int = 0) -> Arrays:
+        """Return random output cotangents, eighths between −2 and 2: exact in every dtype."""
+        rng = np.random.default_rng((seed, 1, probe))
+        return [
+            jnp.asarray(rng.choice([-1.0, 1.0], y.shape) * rng.integers(2, 17, y.shape) / 8).astype(y.dtype)
+            for y in self.outputs
+        ]
+
+    def widened(self, arrays: Arrays) -> Arrays:
+        """Return inexact arrays in float64; call it inside `wide()`."""
+        return [jnp.asarray(as64(x)) if is_array(x) and is_inexact(x) else x for x in arrays]
+
+
+def _with_arrays(leaves: Arrays) -> Arrays:
+    """Turn NumPy arrays into JAX's; Python floats too if there is no other array to differentiate."""
+    arrays = [jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) and is_array(x) else x for x in leaves]
+    if any(is_array(x) and is_inexact(x) for x in arrays):
+        return arrays
+    return [jnp.asarray(x) if isinstance(x, float) else x for x in arrays]
+
+
+def _names(f: Any, paths: list[Any]) -> list[str]:
+    """Name the leaves by f's parameters."""
+    try:
+        parameters = [
+            p.name for p in inspect.signature(f).parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]  # fmt: skip
+    except (TypeError, ValueError):
+        parameters = []
+    names = []
+    for path in paths:
+        if path[0].idx == 0:
+            i = path[1].idx
+            head = parameters[i] if i < len(parameters) else f"args[{i}]"
+        else:
+            head = str(path[1].key)
+        names.append(head + jax.tree_util.keystr(path[2:]))
+    return names
+
+
+def inexact_structs(arrays: Arrays) -> Arrays:
+    """Return the types of arrays."""
+    return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]  # type: ignore[no-untyped-call]

@@ -1,0 +1,137 @@
+"""What a check found: rows, and how they read on a terminal, in a file and in an exception."""
+
+import dataclasses
+import math
+import shutil
+import textwrap
+from typing import Any
+
+PASS, FAIL, UNSUPPORTED, INCONCLUSIVE, NOTE = "PASS", "FAIL", "UNSUPPORTED", "INCONCLUSIVE", "NOTE"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """The worst element: its index, the three derivatives there, and how far the rule's is off."""
+
+    index: tuple[int, ...]
+    custom: float
+    automatic: float | None
+    numeric: float | None
+    absolute: float  # |custom − truth|
+    relative: float  # |custom − truth| / |truth|
+    ulp: float  # in units in the last place of the truth, in the argument's dtype
+    tolerance: float  # the absolute error allowed there
+    agree: str  # which two of the three agree
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One check of one argument, output or transformation.
+
+    `status` is PASS, FAIL (the rule is wrong), UNSUPPORTED (it, or JAX, says it cannot do this), INCONCLUSIVE (it could
+    not be decided here; the message has the cure) or NOTE (worth knowing, no verdict).
+    """
+
+    check: str
+    path: str
+    status: str
+    message: str = ""
+    hint: str = ""
+    evidence: Evidence | None = None
+
+    def lines(self, width: int) -> list[str]:
+        """Write the row out, the message folded under the path."""
+        head = f"{self.status:<12} {self.check:<13} "
+        text = f"{self.path}: {self.message}" if self.message else self.path
+        return textwrap.wrap(text, width, initial_indent=head, subsequent_indent=" " * len(head)) or [head]
+
+    def details(self, width: int) -> list[str]:
+        """Write out the evidence and the hint of a failed row."""
+        indent = " " * 13
+        found: list[str] = []
+        if (e := self.evidence) is not None:
+            at = f"[{', '.join(map(str, e.index))}]" if e.index else ""
+            found.append(f"at {self.path}{at}: custom {_number(e.custom)}, automatic {_number(e.automatic)}, "
+                         f"numeric {_number(e.numeric)} ({e.agree})")  # fmt: skip
+            found.append(f"error {_number(e.absolute)} absolute, {_number(e.relative)} relative, {_number(e.ulp)} ULP; "
+                         f"allowed {_number(e.tolerance)}")  # fmt: skip
+        if self.hint:
+            found.append(f"hint: {self.hint}")
+        return [
+            line for text in found
+            for line in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent + "  ")
+        ]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The outcome of `gradcheck.check`. `print(report)` shows a table.
+
+    Attributes:
+      name: the function's.
+      rows: one a check and argument, output or transformation.
+      repro: the call that gives this report again.
+      seed: of the cotangents and directions.
+      seconds: how long it took.
+      costs: bytes and flops, custom beside automatic.
+      sweep: the numeric derivative's relative distance from the rule's at each step size, (step, distance) pairs.
+      errors: the rule's largest distance from the automatic derivative, relative to the largest element, and from the
+        numeric one, relative to the slope along a direction.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    repro: str
+    seed: int
+    seconds: float
+    costs: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    sweep: tuple[tuple[float, float], ...] = ()
+    errors: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether no row fails."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Row, ...]:
+        """The rows that fail."""
+        return tuple(row for row in self.rows if row.status == FAIL)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it; what is not finite becomes a string."""
+        return _jsonable({"ok": self.ok, **dataclasses.asdict(self)})  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        width = max(60, min(120, shutil.get_terminal_size().columns))
+        counted = {
+            status: [row.status for row in self.rows].count(status) for status in (FAIL, INCONCLUSIVE, UNSUPPORTED)
+        }
+        remarks = ", ".join(f"{count} {status}" for status, count in counted.items() if count)
+        lines = [f"gradcheck {self.name}: {'ok' if self.ok else 'NOT ok'}{f' ({remarks})' if remarks else ''}"]
+        for row in self.rows:
+            lines += row.lines(width)
+            if row.status == FAIL:
+                lines += row.details(width)
+        return "\n".join([*lines, f"again: {self.repro}"])
+
+    def failed_lines(self, limit: int = 30) -> str:
+        """Write the failed rows alone, `limit` lines at most."""
+        lines = [f"the derivative of {self.name} is wrong"]
+        for row in self.failures:
+            lines += row.lines(120) + row.details(120)
+        if len(lines) > limit - 1:
+            lines = [*lines[: limit - 2], f"... and more: {len(self.failures)} failed rows in all"]
+        return "\n".join([*lines, f"again: {self.repro}"])
+
+
+def _number(x: float | None) -> str:
+    return "none" if x is None else f"{x:.6g}"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
