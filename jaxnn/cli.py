@@ -196,8 +196,12 @@ def _add_compare(commands: Any) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    import jax
+
     from jaxnn import compare
 
+    with contextlib.suppress(RuntimeError):  # too late: then the check of shard_map says so
+        jax.config.update("jax_num_cpu_devices", 2)  # type: ignore[no-untyped-call]
     try:
         cases, found = compare.find(arguments.names), []
         for case, report in compare.run(cases, arguments.level, arguments.seed):

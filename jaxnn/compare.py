@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxnn
-from jaxnn import gradcheck
+from jaxnn import gradcheck, layers, losses
 
 
 class Case(NamedTuple):
@@ -40,26 +39,26 @@ def components() -> list[Case]:
     labels = jnp.asarray(np.random.default_rng(0).integers(0, 64, 256))
     probabilities = jax.nn.softmax(_normal(256, 64, seed=1))
     arguments: dict[Any, tuple[Any, ...]] = {
-        jaxnn.linear: (rows, _normal(32, 64), _normal(32)),
-        jaxnn.conv2d: (images, _normal(16, 8, 3, 3), _normal(16)),
-        jaxnn.relu: (rows,),
-        jaxnn.sigmoid: (rows,),
-        jaxnn.tanh: (rows,),
-        jaxnn.max_pool2d: (images,),
-        jaxnn.dropout: (rows, 0.5, jax.random.key(0)),
-        jaxnn.softmax: (rows,),
-        jaxnn.log_softmax: (rows,),
-        jaxnn.nll: (probabilities, labels),
-        jaxnn.nll_loss: (jnp.log(probabilities), labels),
-        jaxnn.cross_entropy: (rows, labels),
-        jaxnn.binary_cross_entropy: (rows, jax.nn.sigmoid(_normal(256, 64, seed=2))),
-        jaxnn.squared_error: (rows, _normal(256, 64, seed=3)),
-        jaxnn.l1_penalty: ({"W": rows, "b": _normal(32)},),
-        jaxnn.l2_penalty: ({"W": rows, "b": _normal(32)},),
+        layers.linear: (rows, _normal(32, 64), _normal(32)),
+        layers.conv2d: (images, _normal(16, 8, 3, 3), _normal(16)),
+        layers.relu: (rows,),
+        layers.sigmoid: (rows,),
+        layers.tanh: (rows,),
+        layers.max_pool2d: (images,),
+        layers.dropout: (rows, 0.5, jax.random.key(0)),
+        layers.softmax: (rows,),
+        layers.log_softmax: (rows,),
+        losses.nll: (probabilities, labels),
+        losses.nll_loss: (jnp.log(probabilities), labels),
+        losses.cross_entropy: (rows, labels),
+        losses.binary_cross_entropy: (rows, jax.nn.sigmoid(_normal(256, 64, seed=2))),
+        losses.squared_error: (rows, _normal(256, 64, seed=3)),
+        losses.l1_penalty: ({"W": rows, "b": _normal(32)},),
+        losses.l2_penalty: ({"W": rows, "b": _normal(32)},),
     }
     # The definition of dropout draws other bits than its rule: there the rule is compared with its own body.
     return [
-        Case(f.__name__, f, args, {} if f is jaxnn.dropout else {"reference": f.definition})
+        Case(f.__name__, f, args, {} if f is layers.dropout else {"reference": f.definition})
         for f, args in arguments.items()
     ]
 

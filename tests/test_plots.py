@@ -147,7 +147,7 @@ def test_the_users_settings_are_neither_obeyed_nor_changed(name: str, tmp_path: 
 def test_pyplot_is_not_imported(tmp_path: Path) -> None:
     program = f"""
 import sys
-from jaxnn import plots
+from jaxnn.plots import training as plots
 plots.curves({str(tmp_path / "c.png")!r}, {run(2)!r}, "t")
 plots.confusion({str(tmp_path / "m.png")!r}, {COUNTS.tolist()!r}, {CLASSES!r}, "t")
 plots.filters({str(tmp_path / "f.png")!r}, [[[0.5, -1.0]]], "t")

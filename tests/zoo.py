@@ -2077,16 +2077,6 @@ def value_and_index():
     return f, (normal(3, 4),)
 
 
-@right()
-def only_integers():
-    return lambda n: n + 1, (fixed([1, 2], jnp.int32),)
-
-
-@right()
-def only_an_integer_output():
-    return rule(lambda x: jnp.argmax(x), lambda x: (jnp.argmax(x), None), lambda _, g: (None,)), (normal(4),)
-
-
 # --------------------------------------------------------------------------------- trees and arguments
 
 

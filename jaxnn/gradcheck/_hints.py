@@ -23,6 +23,9 @@ def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any,
         return ""
     if not np.isfinite(c).all():
         return "not finite where the derivative is: an overflow, 0/0 or inf − inf in the rule"
+    count = int(wrong.sum())
+    if count < c.size and _same(c, t):
+        return f"wrong at {count} of {c.size} elements"
     if not c.any() and t.any():
         return "zero everywhere: a None, a stop_gradient, or a forgotten term"
     if _same(c, -t):
@@ -43,7 +46,6 @@ def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any,
                 return f"the derivative summed (or averaged) over axis {axis}, which it must not be"
     if c.ndim >= 2 and _same(c, np.flip(t, (-2, -1))):
         return "the derivative reversed along its last two axes"
-    count = int(wrong.sum())
     if 0 < count < c.size:
         for where, mask in (("< 0", point < 0), ("> 0", point > 0), ("== 0", point == 0)):
             if mask.any() and (wrong & ~mask).sum() == 0 and wrong[mask].mean() > 0.8:

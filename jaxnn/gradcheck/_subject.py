@@ -197,10 +197,10 @@ class Subject:
         return self.programs[key](*operands)
 
     def cotangents(self, seed: int, probe: int = 0) -> Arrays:
-        """Return random output cotangents, eighths between −2 and 2: exact in every dtype."""
+        """Return random output cotangents, odd sixteenths between −2 and 2: not 0, and exact in every dtype."""
         rng = np.random.default_rng((seed, 1, probe))
         return [
-            jnp.asarray(rng.choice([-1.0, 1.0], y.shape) * rng.integers(2, 17, y.shape) / 8).astype(y.dtype)
+            jnp.asarray(rng.integers(-16, 16, y.shape, np.int8) / np.float32(8) + np.float32(0.0625)).astype(y.dtype)
             for y in self.outputs
         ]
 

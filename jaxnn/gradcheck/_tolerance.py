@@ -42,7 +42,7 @@ def smallest(dtype: Any) -> float:
 
 def signs(shape: tuple[int, ...], seed: int) -> Any:
     """Return random signs."""
-    return np.random.default_rng((seed, 2)).choice([-1.0, 1.0], shape)
+    return 2 * np.random.default_rng((seed, 2)).integers(0, 2, shape, np.int8) - 1
 
 
 def response(base: list[Any], at: Callable[[float], list[Any]]) -> list[Any]:

@@ -33,6 +33,7 @@ class Trial:
     not_traced: str = ""  # why the rule cannot be traced
     lenient: bool = False  # allow for the automatic derivative's own rounding error, which costs another compilation
     numeric_differs: bool = False
+    wrong_types: bool = False  # of cotangents, at the arguments given
     wrong_anyway: bool = False  # at the arguments given, in float64 too
     excused: dict[int, Any] = dataclasses.field(default_factory=dict)  # where custom is right and not automatic's
     last_direction: Arrays = dataclasses.field(default_factory=list)

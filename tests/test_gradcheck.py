@@ -1,0 +1,313 @@
+"""The checker itself: its report, its tolerance, its options, and what it says of bad input."""
+
+import functools
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES
+from test_components import arguments, by_id
+
+import jaxnn
+from jaxnn import gradcheck
+from jaxnn.gradcheck import _numeric
+
+# What the README's first screen shows: one sign is wrong.
+
+
+@jax.custom_vjp
+def dense(x, w):
+    return jnp.tanh(x @ w)
+
+
+def dense_fwd(x, w):
+    y = jnp.tanh(x @ w)
+    return y, (x, w, y)
+
+
+def dense_bwd(residuals, dy):
+    x, w, y = residuals
+    dz = dy * (1 - y * y)
+    return dz @ w.T, -(x.T @ dz)
+
+
+dense.defvjp(dense_fwd, dense_bwd)
+X, W = jax.random.normal(jax.random.key(0), (5, 4)), jax.random.normal(jax.random.key(1), (4, 4))
+
+
+def scaled(wrong, *, where=None):
+    """x² whose derivative is `wrong` times too large, everywhere or at one index."""
+
+    @jax.custom_vjp
+    def square(x):
+        return x * x
+
+    def bwd(x, dy):
+        dx = 2 * x * dy
+        return (wrong * dx if where is None else dx.at[where].mul(wrong),)
+
+    square.defvjp(lambda x: (x * x, x), bwd)
+    return square
+
+
+# The library's own rules, from the shared case table; the loops and PyTorch judge them in test_components.
+
+ONE_EACH = {case.f.__name__: case for case in reversed(CASES) if not case.nan}
+
+
+def checked(case, level):
+    args, *_ = arguments(case, "float32")
+    reference = None if case.f is jaxnn.dropout else functools.partial(case.call, case.f.definition)
+    return gradcheck.check(functools.partial(case.call, case.f), *args, reference=reference, level=level)
+
+
+@by_id("case", [case for case in CASES if not case.nan])
+def test_every_case_by_the_quick_core(case):
+    assert (report := checked(case, "rule")).ok, report
+
+
+@by_id("case", list(ONE_EACH.values()))
+def test_every_component_by_the_full_check(case):
+    report = checked(case, "full")
+    assert report.ok, report
+    assert not [row for row in report.rows if row.status == "UNSUPPORTED" and row.check != "precision"], report
+
+
+# The report.
+
+
+def test_the_report_says_what_is_wrong_and_where():
+    report = gradcheck.check(dense, X, W)
+    (row,) = report.failures
+    assert not report.ok
+    assert (row.check, row.path, row.hint) == ("gradient", "w", "the sign: minus the derivative")
+    evidence = row.evidence
+    assert evidence.agree == "automatic and numeric agree"
+    assert evidence.custom == pytest.approx(-evidence.automatic) == pytest.approx(-evidence.numeric, rel=1e-5)
+    assert evidence.absolute == pytest.approx(2 * abs(evidence.automatic)) and evidence.relative == pytest.approx(2)
+    assert 2**24 <= evidence.ulp <= 2**25
+    text = str(report)
+    assert f"w[{', '.join(map(str, evidence.index))}]" in text and "hint: the sign" in text and "seed=0" in text
+    assert {row.status for row in report.rows} >= {"PASS", "FAIL", "NOTE", "UNSUPPORTED"}
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+def test_the_table_fits_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert max(map(len, str(gradcheck.check(dense, X, W, level="rule")).splitlines())) <= max(columns, 80)
+
+
+def test_the_report_as_json():
+    report = gradcheck.check(dense, X, W)
+    back = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert back["ok"] is False and len(back["rows"]) == len(report.rows)
+    assert {"residual_bytes", "flops", "temporary_bytes", "milliseconds"} <= set(back["costs"]["custom"])
+    assert back["sweep"] and back["errors"]["automatic"] == pytest.approx(2)
+
+
+def test_assert_correct():
+    gradcheck.assert_correct(jaxnn.tanh, X, level="rule")
+    with pytest.raises(AssertionError, match="the sign") as error:
+        gradcheck.assert_correct(dense, X, W, level="rule")
+    lines = str(error.value).splitlines()
+    assert len(lines) <= 30 and not any(line.startswith("PASS") for line in lines)
+
+
+def test_assert_correct_is_brief():
+    params = {f"w{i}": X + i for i in range(40)}
+    wrong = scaled(3.0)
+    with pytest.raises(AssertionError) as error:
+        gradcheck.assert_correct(lambda params: jax.tree.map(wrong, params), params, level="rule")
+    lines = str(error.value).splitlines()
+    assert len(lines) <= 30 and "and more" in lines[-2]
+
+
+def test_the_repro_line_runs():
+    report = gradcheck.check(dense, X, W, level="rule", argnums=1, seed=5)
+    again = eval(report.repro, {"gradcheck": gradcheck, "dense": dense, "args": (X, W)})
+    assert str(again) == str(report)
+
+
+def test_the_seed_chooses_the_cotangents():
+    values = {gradcheck.check(dense, X, W, level="rule", seed=s).failures[0].evidence.custom for s in (0, 1, 1)}
+    assert len(values) == 2
+
+
+HINTS = {
+    "sign": (lambda x, w, dy: (-dy @ w.T, x.T @ dy), "the sign"),
+    "factor": (lambda x, w, dy: (2 * (dy @ w.T), x.T @ dy), "a constant factor: 2 times"),
+    "transpose": (lambda x, w, dy: (dy @ w.T, (x.T @ dy).T), "a transpose"),
+    "zero": (lambda x, w, dy: (dy @ w.T, jnp.zeros_like(w)), "zero everywhere"),
+    "order": (lambda x, w, dy: (x.T @ dy, dy @ w.T), "the order of the returned cotangents"),
+    "reversed": (lambda x, w, dy: ((dy @ w.T)[::-1], x.T @ dy), "reversed along axis 0"),
+    "averaged": (lambda x, w, dy: (dy @ w.T, jnp.broadcast_to((x.T @ dy).mean(0), w.shape)), "over axis 0"),
+    "positive": (
+        lambda x, w, dy: (jnp.where(x > 0, 2.0, 1.0) * (dy @ w.T), x.T @ dy),
+        "only where the argument is > 0",
+    ),
+    "one": (lambda x, w, dy: (dy @ w.T, (x.T @ dy).at[0, 1].add(1)), "wrong at 1 of 16"),
+    "not finite": (lambda x, w, dy: (dy @ w.T / 0, x.T @ dy), "not finite"),
+}
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_hints(name):
+    bwd, hint = HINTS[name]
+    f = jax.custom_vjp(lambda x, w: x @ w)
+    f.defvjp(lambda x, w: (x @ w, (x, w)), lambda residuals, dy: bwd(*residuals, dy))
+    report = gradcheck.check(f, X[:4], W, level="rule")
+    assert any(hint in row.hint for row in report.failures), report
+
+
+def test_the_hint_for_a_missing_sum_over_a_broadcast_axis():
+    f = jax.custom_vjp(lambda x, b: x + b[None])
+    f.defvjp(lambda x, b: (x + b[None], None), lambda _, dy: (dy, dy))
+    (row,) = gradcheck.check(f, X, W[0]).failures
+    assert row.check == "signature" and "broadcast axis" in row.hint
+
+
+# The tolerance.
+
+
+@pytest.mark.parametrize("size", [1, 10, 1000, 1_000_000])
+def test_a_wrong_factor_fails_at_every_size(size):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(size), jnp.float32)
+    assert not gradcheck.check(scaled(1.001), x, level="rule").ok
+    assert gradcheck.check(scaled(1.0), x, level="rule").ok
+
+
+def test_one_wrong_element_of_a_million():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(1_000_000), jnp.float32)
+    (row,) = gradcheck.check(scaled(1.01, where=123_456), x, level="rule").failures
+    assert row.evidence.index == (123_456,) and row.hint == "wrong at 1 of 1000000 elements"
+
+
+def test_rtol_replaces_8_eps():
+    assert gradcheck.check(scaled(1.001), X, level="rule", rtol=0.01).ok
+
+
+def test_the_numeric_derivative_chooses_its_step_and_knows_its_error():
+    for f, truth in ((np.sin, np.cos(1.0)), (np.exp, np.e), (lambda x: x**5, 5.0)):
+        for eps, steps in ((2.0**-52, 2.0 ** -np.arange(4, 26, 3.0)), (2.0**-23, 2.0 ** -np.arange(1, 11.0))):
+            noisy = lambda x, f=f, eps=eps: [f(x[0]) * (1 + eps * np.sin(1e9 * x[0]))]  # noqa: E731
+            slope = _numeric.slope(noisy, [np.array([1.0])], [np.array([1.0])], [np.array([1.0])], list(steps), eps)
+            assert abs(slope.value - truth) <= slope.error < 2e-2 * abs(truth)
+            assert not slope.kinked
+    kink = _numeric.slope(
+        lambda x: [np.abs(x[0])], [np.array([0.0])], [np.array([1.0])], [np.array([1.0])], [0.1, 0.01], 2.0**-52
+    )
+    assert kink.kinked and kink.interval[0] <= -1 <= 1 <= kink.interval[1]
+
+
+# Options.
+
+
+def test_argnums():
+    assert gradcheck.check(dense, X, W, argnums=0, level="rule").ok
+    for argnums in (1, -1, (0, 1), [1]):
+        assert not gradcheck.check(dense, X, W, argnums=argnums, level="rule").ok
+
+
+def test_kwargs_and_skip():
+    report = gradcheck.check(dense, X, kwargs={"w": W}, skip=("gradient", "cost", "precision", "kinks", "extremes"))
+    assert report.ok and not {"gradient", "cost", "precision"} & {row.check for row in report.rows}
+    assert not gradcheck.check(dense, X, kwargs={"w": W}, level="rule").ok
+
+
+def test_reference_stands_in_for_the_definition():
+    @jax.custom_vjp
+    def rounded(x):
+        return jnp.round(x)
+
+    rounded.defvjp(lambda x: (jnp.round(x), None), lambda _, dy: (dy,))
+    assert not gradcheck.check(rounded, X, level="rule").ok
+    assert gradcheck.check(rounded, X, reference=lambda x: x).ok
+
+
+def test_a_callback_without_reference_is_checked_numerically():
+    def host(x):
+        return jax.pure_callback(np.sinh, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="broadcast_all")
+
+    def with_derivative(derivative):
+        f = jax.custom_vjp(host)
+        f.defvjp(lambda x: (host(x), x), lambda x, dy: (dy * derivative(x),))
+        return f
+
+    right = gradcheck.check(with_derivative(jnp.cosh), X, level="rule")
+    assert right.ok and any("pure_callback" in row.message for row in right.rows if row.status == "UNSUPPORTED")
+    assert not gradcheck.check(with_derivative(jnp.sinh), X, level="rule").ok
+
+
+def test_custom_jvp_rules_are_checked():
+    @jax.custom_jvp
+    def cube(x):
+        return x**3
+
+    cube.defjvp(lambda primals, tangents: (cube(*primals), 2 * primals[0] ** 2 * tangents[0]))
+    (row,) = gradcheck.check(cube, X, level="rule").failures
+    assert row.check == "gradient" and row.evidence.agree == "automatic and numeric agree"
+
+
+def test_one_device_is_inconclusive_about_values():
+    code = """
+import jax, jax.numpy as jnp, jaxnn
+from jaxnn import gradcheck
+report = gradcheck.check(jaxnn.linear, jnp.ones((2, 3)), jnp.ones((4, 3)))
+print([row.message for row in report.rows if (row.check, row.status) == ("shard_map", "INCONCLUSIVE")], report.ok)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "JAX_NUM_CPU_DEVICES=2" in out and "True" in out
+
+
+def test_the_mesh_may_be_given():
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    report = gradcheck.check(jaxnn.linear, X, W, mesh=mesh)
+    assert report.ok and any(row.check == "shard_map" and row.status == "PASS" for row in report.rows)
+
+
+# Bad input: one line each.
+
+
+def raising(x):
+    raise RuntimeError("first\nsecond")
+
+
+def keyword_only(x, *, scale):
+    return x * scale
+
+
+BAD = {
+    "no function": (("abc", X), {}, TypeError, "`f` ('abc') must be a function of arrays"),
+    "raises": ((raising, X), {}, ValueError, "`f` (raising) must run on `args`, but raises RuntimeError: first"),
+    "wants keywords": ((keyword_only, X), {}, ValueError, "kwargs={...}"),
+    "integer output": ((lambda x: jnp.argmax(x), X), {}, TypeError, "must return a floating-point array"),
+    "no output": ((lambda x: None, X), {}, TypeError, "must return a floating-point array"),
+    "integers only": ((lambda x: x * 1.0, jnp.arange(3)), {}, TypeError, "`args` (int32[3]) must include a floating"),
+    "a string": ((lambda x: 1.0, "abc"), {}, TypeError, "`args` (str) must include a floating-point array"),
+    "no arguments": ((lambda: 1.0,), {}, TypeError, "`args` (none) must include"),
+    "branches": ((lambda x: x if x.sum() > 0 else -x, X), {}, TypeError, "must not branch in Python"),
+    "level": ((dense, X, W), {"level": "fast"}, ValueError, "`level` ('fast') must be one of 'rule', 'full'"),
+    "skip": ((dense, X, W), {"skip": ("speed",)}, ValueError, "`skip` (('speed',)) must be a sequence of names"),
+    "skip a string": ((dense, X, W), {"skip": "vmap"}, ValueError, "`skip` ('vmap')"),
+    "argnums": ((dense, X, W), {"argnums": 2}, ValueError, "`argnums` (2) must be positions among the 2"),
+    "rtol": ((dense, X, W), {"rtol": -1.0}, ValueError, "`rtol` (-1.0)"),
+    "seed": ((dense, X, W), {"seed": -1}, ValueError, "`seed` (-1)"),
+    "kwargs": ((dense, X, W), {"kwargs": [1]}, TypeError, "`kwargs` (list) must be a dict"),
+    "reference": ((dense, X, W), {"reference": 3}, TypeError, "`reference` (3) must be a function"),
+    "not differentiable": (
+        (lambda x: jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x), X), {}, TypeError, "must be differentiable"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    args, options, kind, message = BAD[name]
+    with pytest.raises(kind, match=re.escape(message)) as error:
+        gradcheck.check(*args, **options)
+    assert "\n" not in str(error.value)

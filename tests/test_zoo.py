@@ -1,0 +1,62 @@
+"""The checker on the zoo: every wrong rule is caught by the right check, no right rule is failed.
+
+`JAXNN_ZOO=full python -m pytest tests/test_zoo.py` gives every right rule the full check. Without it every third gets
+that and the others the quick core, and a wrong rule that several checks notice runs with the one that must.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+import zoo
+
+from jaxnn import gradcheck
+from jaxnn.gradcheck.checks import FULL, RULE
+
+WHOLE = os.environ.get("JAXNN_ZOO") == "full"
+
+
+def only(check):
+    """Options with which, of the checks that can tell, this one runs."""
+    if check in ("signature", *RULE):
+        return {"level": "rule"}
+    return {"skip": tuple(set(FULL) - set(RULE) - {check})}
+
+
+@pytest.mark.parametrize("specimen", zoo.WRONG, ids=lambda s: s.id)
+def test_a_wrong_rule_is_caught_by_the_right_check(specimen):
+    f, args = specimen.make()
+    options = {} if specimen.alone or WHOLE else only(specimen.check)
+    report = gradcheck.check(f, *args, **{**options, **specimen.kwargs})
+    failed = {row.check for row in report.failures}
+    assert specimen.check in failed, report
+    assert not specimen.alone or failed == {specimen.check}, report
+
+
+RIGHT = [(s, "full" if WHOLE or i % 3 == 0 else "rule") for i, s in enumerate(zoo.RIGHT)]
+
+
+@pytest.mark.parametrize("specimen, level", RIGHT, ids=[s.id for s in zoo.RIGHT])
+def test_a_right_rule_is_not_failed(specimen, level):
+    f, args = specimen.make()
+    report = gradcheck.check(f, *args, **{"level": level, **specimen.kwargs})
+    assert report.ok, report
+
+
+def test_every_check_has_a_wrong_rule_that_it_alone_notices():
+    reports = {"stop_gradient", "forward_mode", "residuals", "cost"}
+    assert {s.check for s in zoo.WRONG if s.alone} == {"signature", *FULL} - reports
+
+
+def test_the_zoo_is_large_and_cites():
+    assert len(zoo.WRONG) >= 30 and all(s.source and s.mistake for s in zoo.WRONG)
+    assert len(zoo.RIGHT) >= 40
+    assert len({s.id for s in zoo.WRONG + zoo.RIGHT}) == len(zoo.WRONG) + len(zoo.RIGHT)
+
+
+def test_the_caller_finds_jax_as_it_was():
+    f, args = zoo.RIGHT[0].make()
+    before = dict(jax.config.values)
+    gradcheck.check(f, *args)
+    assert dict(jax.config.values) == before and jnp.ones(()).dtype == jnp.float32
