@@ -7,6 +7,7 @@ at any depth (under jit, scan, cond, shard_map, ...) without knowing what the en
 """
 
 import dataclasses
+import functools
 import re
 import weakref
 from collections.abc import Callable, Iterator
@@ -88,19 +89,24 @@ def equations(closed: Any) -> Iterator[Any]:
                 yield from equations(jaxpr)
 
 
-_rewritten: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_rewritten: weakref.WeakKeyDictionary[Any, dict[str | None, Any]] = weakref.WeakKeyDictionary()
 
 
 def without_rules(closed: Any, strip: Strip | None = None, definition_of: str | None = None) -> Any:
     """Return the jaxpr with every custom_vjp rule replaced by its definition, and the custom_jvp rules of `strip`.
 
-    Without `strip` the answer is remembered, so that jit finds what it compiled for an inner function.
+    `definition_of` names the rule whose definition this is. Without `strip` the answer is remembered, so that jit finds
+    what it compiled for an inner function; a jaxpr that stays as it is would keep itself alive there.
     """
-    if strip is not None or definition_of is not None:
+    if strip is not None:
         return _without_rules(closed, strip, definition_of)
-    if closed not in _rewritten:
-        _rewritten[closed] = _without_rules(closed, strip, definition_of)
-    return _rewritten[closed]
+    known = _rewritten.get(closed, {})
+    if definition_of in known:
+        return known[definition_of]
+    rewritten = _without_rules(closed, strip, definition_of)
+    if rewritten is not closed:
+        _rewritten.setdefault(closed, {})[definition_of] = rewritten
+    return rewritten
 
 
 def _without_rules(closed: Any, strip: Strip | None, definition_of: str | None) -> Any:
@@ -137,13 +143,42 @@ def _without_rules(closed: Any, strip: Strip | None, definition_of: str | None) 
         params = dict(eqn.params)
         if eqn.primitive.name != "pallas_call":
             params = {k: _map_jaxprs(lambda j: without_rules(j, strip, definition_of), v) for k, v in params.items()}
+        if eqn.primitive.name == "custom_vmap_call":
+            params["rule"] = functools.partial(_batched_without_rules, params["rule"], strip)
         if is_custom_jvp(eqn):
+            _refuse_custom_root(eqn)
             params["jvp_jaxpr_fun"] = _JvpWithoutRules(eqn.params["jvp_jaxpr_fun"], strip)
         equations.append(eqn.replace(invars=[now(v) for v in eqn.invars], params=params))
     if all(a is b for a, b in zip(equations, jaxpr.eqns, strict=False)) and not value_of:
         return closed
     rewritten = jaxpr.replace(eqns=equations, outvars=[now(v) for v in jaxpr.outvars])
     return rewritten if closed is jaxpr else closed.replace(jaxpr=rewritten)
+
+
+def _refuse_custom_root(eqn: Any) -> None:
+    """The rule of jax.lax.custom_root differentiates functions that it holds, where no jaxpr shows them."""
+    inside = [e for e in equations(eqn.params["call_jaxpr"]) if is_custom_vjp(e)]
+    if name_of(eqn) == "_custom_root" and inside:
+        name = name_of(inside[0])
+        raise TypeError(
+            f"`f` must not call `{name}`, which has a custom_vjp rule, inside jax.lax.custom_root, "
+            f"whose own rule differentiates it; call automatic({name}) there"
+        )
+
+
+def _batched_without_rules(rule: Any, strip: Strip | None, size: int, batched: Any, *args: Any) -> Any:
+    """A custom_vmap rule, whose own calls of custom_vjp functions lose theirs."""
+    leaves, tree = jax.tree.flatten(args)
+    returned: list[Any] = []
+
+    def outputs(*leaves: Any) -> list[Any]:
+        values, batched_outputs = rule(size, batched, *jax.tree.unflatten(tree, leaves))
+        flat, structure = jax.tree.flatten(values)
+        returned[:] = [structure, batched_outputs]
+        return flat
+
+    flat = evaluate(without_rules(trace(outputs, *leaves), strip), *leaves)
+    return jax.tree.unflatten(returned[0], flat), returned[1]
 
 
 class _JvpWithoutRules:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.gradcheck import _jaxprs
@@ -33,7 +34,8 @@ def automatic(f: Callable[P, R]) -> Callable[P, R]:
 
     Args:
       f: any function of JAX arrays, of whatever library. A rule that a `jax.grad` *inside* `f` has already used is
-        part of f's value and stays: write `jax.grad(automatic(g))` for `automatic(jax.grad(g))`.
+        part of f's value and stays: write `jax.grad(automatic(g))` for `automatic(jax.grad(g))`. The same holds in
+        `jax.lax.custom_root`, where it raises.
 
     Returns:
       A function with f's signature.
@@ -88,7 +90,9 @@ def branched(name: str, error: Exception) -> str:
 
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is an array, of JAX or NumPy, or a tracer of one."""
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic) and getattr(leaf, "dtype", None) != np.dtype(object)
+    if isinstance(leaf, np.ndarray | np.generic):
+        return bool(jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool)
+    return isinstance(leaf, jax.Array)
 
 
 def _evaluate(f: Callable[..., R], tree: Any, leaves: list[Any], traced: list[bool], strip: _jaxprs.Strip | None) -> R:
