@@ -1,6 +1,5 @@
 """The checker itself: its report, its tolerance, its options, and what it says of bad input."""
 
-import functools
 import json
 import re
 import subprocess
@@ -10,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES
-from test_components import arguments, by_id
 
 import jaxnn
 from jaxnn import gradcheck
@@ -53,29 +50,6 @@ def scaled(wrong, *, where=None):
 
     square.defvjp(lambda x: (x * x, x), bwd)
     return square
-
-
-# The library's own rules, from the shared case table; the loops and PyTorch judge them in test_components.
-
-ONE_EACH = {case.f.__name__: case for case in reversed(CASES) if not case.nan}
-
-
-def checked(case, level):
-    args, *_ = arguments(case, "float32")
-    reference = None if case.f is jaxnn.dropout else functools.partial(case.call, case.f.definition)
-    return gradcheck.check(functools.partial(case.call, case.f), *args, reference=reference, level=level)
-
-
-@by_id("case", [case for case in CASES if not case.nan])
-def test_every_case_by_the_quick_core(case):
-    assert (report := checked(case, "rule")).ok, report
-
-
-@by_id("case", list(ONE_EACH.values()))
-def test_every_component_by_the_full_check(case):
-    report = checked(case, "full")
-    assert report.ok, report
-    assert not [row for row in report.rows if row.status == "UNSUPPORTED" and row.check != "precision"], report
 
 
 # The report.
