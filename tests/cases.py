@@ -242,6 +242,11 @@ SOFTMAX = [
     )
 ]  # fmt: skip
 
+SOFTMAX.append(  # what is masked stays −∞ beside them
+    Case("log_softmax-where-not-finite", jaxnn.log_softmax, fixed([[nan, 0.0, 1.0], [inf, 0.0, 1.0]], [[True, False, True]] * 2),
+         {}, ("where",), nan=True)
+)  # fmt: skip
+
 T5 = [1, 0, 3, 2, 1]
 PICKED = [
     case
@@ -331,6 +336,8 @@ LOSSES = [
     # The definition, softplus(x) − x t, and PyTorch lose what is left of a certain and right answer.
     Case("binary_cross_entropy-certain", jaxnn.binary_cross_entropy, nan=True, options={"reduction": "none"},
          make=fixed([-1e4, -40.0, -3.0, 0.0, 3.0, 40.0, 1e4] * 2, [0.0] * 7 + [1.0] * 7)),
+    Case("binary_cross_entropy-infinite", jaxnn.binary_cross_entropy, nan=True, options={"reduction": "none"},
+         make=fixed([inf, -inf, inf, -inf], [1.0, 0.0, 0.0, 1.0])),
     Case("binary_cross_entropy-rows-0", jaxnn.binary_cross_entropy, normal((0,), (0,)), {"reduction": "sum"}),
     *(
         Case(f"squared_error-{r}", jaxnn.squared_error, normal((3, 4), (3, 4)), {"reduction": r},

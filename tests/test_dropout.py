@@ -1,5 +1,7 @@
 """Dropout: the probability, the independence of its bits, and the rule given the mask."""
 
+from importlib import import_module
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import oracles
 import pytest
 
 import jaxnn
+
+module = import_module("jaxnn.layers.dropout")
 
 
 def kept(key, rate, shape):
@@ -23,13 +27,25 @@ def test_the_drop_probability_is_the_rate_to_1e_4(rate):
 
 def test_the_hash_permutes_so_the_threshold_is_the_probability():
     """Any key's hash is one-to-one: on a window of counters no value comes twice."""
-    from importlib import import_module
-
-    module = import_module("jaxnn.layers.dropout")
     counters = jnp.arange(1 << 22, dtype=jnp.uint32)
     for s0, s1 in ((0, 0), (123456789, 987654321)):
         h = module._mix(module._mix(counters ^ jnp.uint32(s0)) + jnp.uint32(s1))
         assert len(np.unique(np.asarray(h))) == 1 << 22
+
+
+def mixed(h):
+    """C. Wellons' lowbias32, on Python's integers."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        h = (h ^ h >> shift) * factor % 2**32
+    return h ^ h >> 16
+
+
+def test_the_mask_is_the_hash_of_the_position():
+    key = jax.random.key(3)
+    s0, s1 = (int(s) for s in jax.random.bits(key, (2,), jnp.uint32))
+    bits = np.array([mixed((mixed(i ^ s0) + s1) % 2**32) for i in range(600)]).reshape(20, 30)
+    for threshold in (2**31, int(bits[3, 4]), int(bits[3, 4]) + 1):  # kept at the threshold itself
+        np.testing.assert_array_equal(module._keep(threshold, (20, 30), key), bits >= threshold)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -88,6 +104,8 @@ def test_the_ends_of_the_range():
         np.testing.assert_array_equal(f(x, 0.5, key, deterministic=True), x)
     np.testing.assert_array_equal(jax.grad(lambda x: jaxnn.dropout(x, 1.0, key).sum())(x), 0 * x)
     assert jaxnn.dropout(jnp.ones((0, 3)), 0.5, key).shape == (0, 3)
+    with jax.enable_x64(True):  # the smallest rate is not 0
+        assert float(jaxnn.dropout(jnp.ones(()), 2.0**-32, key)) == 1 / (1 - 2.0**-32)
 
 
 def test_a_dropped_nan_is_zero():

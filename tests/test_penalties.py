@@ -90,7 +90,11 @@ def test_transformations(f, oracle, oracle_vjp):
 
 @both
 def test_nothing_costs_nothing_and_mixed_dtypes_keep_theirs(f, oracle, oracle_vjp):
-    assert float(f({})) == 0.0
+    assert float(f({})) == 0.0 and f({}).dtype == jnp.float32
     mixed = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(3, jnp.float32)}
     assert f(mixed).dtype == jnp.float32 and float(f(mixed)) == 5.0
     assert [g.dtype for g in jax.tree.leaves(jax.grad(f)(mixed))] == [jnp.bfloat16, jnp.float32]
+    with jax.enable_x64(True):
+        mixed |= {"c": jnp.full(2, 1.5, jnp.float64)}
+        assert f(mixed).dtype == jnp.float64
+        assert [g.dtype for g in jax.tree.leaves(jax.grad(f)(mixed))] == [jnp.bfloat16, jnp.float32, jnp.float64]

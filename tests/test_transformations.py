@@ -82,6 +82,12 @@ def test_eager(plain):
 
 
 @chosen
+def test_without_differentiation(plain):
+    """Then the forward rule does not run."""
+    assert_same(plain.f(*plain.args), plain.f(*plain.args, definition=True))
+
+
+@chosen
 def test_vmap_over_every_subset_of_arguments(plain):
     if not plain.case.vmappable:
         pytest.skip("the case's axis counts from the front")
@@ -185,6 +191,87 @@ def test_a_rule_keeps_the_precision_of_its_forward_pass(id, inside, expected):
         }
 
 
+def test_a_precision_given_as_a_list_is_a_tuple_to_the_rule():
+    from jaxnn._rules import resolve_precision
+
+    assert resolve_precision(["highest", "default"]) == ("highest", "default")
+
+
+ARITHMETIC = {
+    "add", "add_any", "sub", "mul", "div", "neg", "exp", "log", "log1p", "logistic", "tanh", "reduce_sum",
+    "integer_pow", "square", "abs", "sign", "dot_general",
+}  # fmt: skip
+low_precisions = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+
+
+def assert_computed_in_float32(f, out_dtype, dtype, *floats):
+    """Forward and backward: no arithmetic on `dtype` but products that are summed in float32."""
+
+    def value_and_cotangents(*floats):
+        y, vjp = jax.vjp(f, *floats)
+        return y, vjp(jnp.ones_like(y))
+
+    jaxpr = jax.make_jaxpr(value_and_cotangents)(*floats)
+    assert jaxpr.out_avals[0].dtype == out_dtype
+    for eqn in operations(jaxpr.jaxpr, ARITHMETIC):
+        low = any(v.aval.dtype == dtype for v in eqn.invars)
+        assert not low or eqn.params.get("preferred_element_type") == jnp.float32, eqn
+
+
+@low_precisions
+@pytest.mark.parametrize("id", [
+    "linear", "relu", "sigmoid", "tanh", "max_pool2d-overlap", "softmax-where-axis", "log_softmax-where-axis",
+    "nll-mean-weight", "nll_loss-mean-weight", "cross_entropy-mean-weight-0.1", "cross_entropy-soft-mean-0.1-True",
+    "binary_cross_entropy-mean", "squared_error-mean",
+])  # fmt: skip
+def test_low_precision_is_computed_in_float32(id, dtype):
+    """The bounds of test_components are too wide to tell, on arrays this small."""
+    case = BY_ID[id]
+    args = [np.asarray(a) for a in case.make(np.random.default_rng(0))]
+    floats = {i: jnp.asarray(a, dtype) for i, a in enumerate(args) if a.dtype == np.float64}
+
+    def f(*values):
+        given = dict(zip(floats, values, strict=True))
+        return case.call(case.f, *(given.get(i, a) for i, a in enumerate(args)))
+
+    is_loss = case.f.__module__.startswith("jaxnn.losses")
+    assert_computed_in_float32(f, "float32" if is_loss else dtype, dtype, *floats.values())
+
+
+@low_precisions
+def test_low_precision_is_dropped_in_float32(dtype):
+    x, key = jnp.ones(6, dtype), jax.random.key(0)
+    assert_computed_in_float32(lambda x: jaxnn.dropout(x, 0.4, key), dtype, dtype, x)
+
+
+@pytest.mark.parametrize("narrow", [0, 1])
+@pytest.mark.parametrize("id", ["binary_cross_entropy-none", "squared_error-none"])
+def test_a_loss_of_two_dtypes_is_computed_in_the_wider(id, narrow):
+    case = BY_ID[id]
+    with jax.enable_x64(True):
+        exact = case.make(np.random.default_rng(0))
+        args = [jnp.asarray(a, "float32" if i == narrow else "float64") for i, a in enumerate(exact)]
+        exact = [np.asarray(a).astype("float64") for a in args]
+        l, vjp = jax.vjp(functools.partial(case.call, case.f), *args)
+        cotangents = vjp(jnp.ones_like(l))
+    assert [a.dtype for a in (l, *cotangents)] == ["float64", *(a.dtype for a in args)]
+    np.testing.assert_allclose(l, case.oracle(*exact), rtol=1e-13)
+    for ours, truth in zip(cotangents, case.oracle_vjp(np.ones(l.shape), *exact), strict=True):
+        np.testing.assert_allclose(ours, truth, rtol=8 * float(jnp.finfo(ours.dtype).eps))
+
+
+@low_precisions
+@pytest.mark.parametrize("id", ["conv2d-NHWC-plain", "conv2d-NHWC-groups"])
+def test_gradients_of_filters_in_low_precision_are_summed_in_float32(id, dtype):
+    case = BY_ID[id]
+    args = [jnp.asarray(a, dtype) for a in case.make(np.random.default_rng(0))]
+    y, vjp = jax.vjp(functools.partial(case.call, case.f), *args)
+    found = list(operations(jax.make_jaxpr(vjp)(y).jaxpr, ("dot_general", "reduce_sum")))
+    assert {eqn.primitive.name for eqn in found} == {"dot_general", "reduce_sum"}
+    for eqn in found:
+        assert jnp.float32 in (eqn.params.get("preferred_element_type"), eqn.invars[0].aval.dtype), eqn
+
+
 def test_under_shard_map_a_replicated_weight_gets_the_sum_over_devices():
     from jax.sharding import AxisType
     from jax.sharding import PartitionSpec as P
@@ -211,6 +298,25 @@ def test_under_shard_map_a_replicated_weight_gets_the_sum_over_devices():
     for f in (checked, unchecked):
         for a, b in zip(f(params, x, t), expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("id", ["linear", "conv2d-NHWC-plain"])
+def test_under_shard_map_a_bias_of_low_precision_is_summed_in_float32(id):
+    """Over the devices, too: `jnp.sum` alone rounds each device's part to bfloat16 first."""
+    from jax.sharding import AxisType
+    from jax.sharding import PartitionSpec as P
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    case = BY_ID[id]
+    x, w, b = (jnp.asarray(a, jnp.bfloat16) for a in case.make(np.random.default_rng(0)))
+
+    def gradient(b, x, w):
+        return jax.grad(lambda b: jnp.sum(case.call(case.f, x, w, b).astype(jnp.float32)))(b)
+
+    sharded = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P())
+    jaxpr = jax.make_jaxpr(sharded)(b, jnp.concatenate([x, x]), w)
+    psums = operations(jaxpr.jaxpr, ("psum", "psum_invariant"))
+    assert [v.aval.dtype for eqn in psums for v in eqn.invars if v.aval.shape == b.shape] == [jnp.float32]
 
 
 def test_under_shard_map_an_argument_that_varies_alone_leaves_the_gradient_its_type():

@@ -42,6 +42,7 @@ def test_a_right_rule_is_not_failed(specimen, level):
     f, args = specimen.make()
     report = gradcheck.check(f, *args, **{"level": level, **specimen.kwargs})
     assert report.ok, report
+    assert "could not run" not in str(report)
 
 
 def test_every_check_has_a_wrong_rule_that_it_alone_notices():

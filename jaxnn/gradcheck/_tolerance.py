@@ -7,6 +7,7 @@ perturbation, and is left out.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -68,3 +69,26 @@ def in_units(error: Any, scale: Any) -> float:
         top = np.nanmax(np.where(np.isfinite(scale), scale, 0.0), initial=0.0)
         worst = np.nanmax(np.where(np.isfinite(error), error, 0.0), initial=0.0)
     return float(worst / top) if top > 0 else (0.0 if worst == 0 else float("inf"))
+
+
+def worst(a: Any, b: Any, wrong: Any) -> tuple[int, ...]:
+    with np.errstate(all="ignore"):
+        off = np.where(wrong, np.nan_to_num(np.abs(a - b), nan=np.inf, posinf=np.inf), -1.0)
+    return tuple(int(k) for k in np.unravel_index(int(np.argmax(off)), off.shape))
+
+
+def index_text(i: Any) -> str:
+    return f"[{', '.join(str(int(k)) for k in i)}]" if len(i) else ""
+
+
+def real(x: Any) -> float:
+    return float(np.real(x))
+
+
+def spacing(x: float, dtype: Any) -> float:
+    """Return the distance from x to the next number of the dtype."""
+    return float(finfo(dtype).eps) * 2.0 ** math.floor(math.log2(x)) if 0 < x < math.inf else math.nan
+
+
+def largest_of(x: Any) -> float:
+    return float(np.nanmax(np.where(np.isfinite(x), x, 0.0), initial=0.0))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ import numpy as np
 from jaxnn.gradcheck import _jaxprs, _numeric, _tolerance
 from jaxnn.gradcheck._subject import Arrays, Subject, as64, wide
 from jaxnn.gradcheck._tolerance import C, Truth, finfo
+from jaxnn.gradcheck.report import Row
 
+Rows = Iterator[Row]
 LARGE = 100_000  # elements, above which fewer probes are taken
 
 

@@ -173,7 +173,9 @@ def _run(trial: Trial, checks: dict[str, Callable[[Trial], Iterator[Row]]]) -> l
         progress.show(name)
         try:
             rows.extend(run(trial))
-        except Exception as error:  # the function's, in a place where nothing can be said about its rule
+        except Exception as error:
+            if name in RULE:
+                raise  # what has run once must run: silence here would be a hollow pass
             rows.append(Row(name, subject.name, INCONCLUSIVE, f"the check could not run: {first_line(error)}"))
     progress.clear()
     return rows

@@ -1,0 +1,487 @@
+"""Mutation testing of the rules: change one token of a rule, and see whether tests and `gradcheck.check` notice.
+
+    python scripts/mutate.py [NAME ...] [--judge tests|check|both] [--list] [--jobs N] [--json FILE] [--only TEXT]
+
+NAME is a file (`relu`, `_labels`) or a component (`nll_loss`); all without. A mutant is one small edit of the syntax
+tree of a forward or backward rule or of a helper that a rule reaches: sign, operator, comparison, operand order,
+dropped term or call, constant, axis, dtype, function. Argument checks, messages, annotations and `.definition`s stay.
+
+Two judges decide by themselves. `tests` runs the component tests of the components that reach the mutated function,
+up to the first failure. `check` runs `gradcheck.check` over their cases, alone and against the unchanged definition.
+
+Each mutant has a process of its own, forked from this one, which has imported JAX and started no backend of it.
+"""
+
+import argparse
+import ast
+import collections
+import contextlib
+import copy
+import functools
+import importlib.machinery
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "jaxnn"
+FILES = ["layers/*.py", "losses/*.py", "_rules.py", "_softmax.py"]
+SHARED, OWN = "components transformations residuals errors", "pooling_indices penalties dropout conv2d_paths"  # tests
+SECONDS = 120  # for one test, or one case of `check`
+BLOCKS = "blocks of samples of another size: speed, not the result"
+SYMMETRIC_LOSS = "(y − t)² is (t − y)²"
+ORDER = "NumPy orders float32 and float64 as their sizes do"
+FLOAT32 = "the other argument's is float32 at least"
+EQUIVALENT = {  # key of the mutant (its id without line and column): reason
+    **{f"layers/conv2d.py _CACHED_BYTES: 4 << 20 -> {size}": BLOCKS
+       for size in ("4 >> 20", "20 << 4", "4", "20", "3 << 20", "5 << 20", "4 << 19", "4 << 21")},
+    "layers/dropout.py _keep: (2,) -> (3,)": "threefry's bits do not depend on how many are drawn",
+    "layers/dropout.py _keep: seeds[1] -> seeds[2]": "JAX takes the last element for one beyond the end",
+    "layers/dropout.py dropout: threshold == 0 or key is None -> key is None": "all are kept, times 1",
+    "layers/linear.py _linear_bwd: tuple(range(dy.ndim - 1)) -> range(dy.ndim - 1)": "JAX takes any sequence of axes",
+    "layers/softmax.py _softmax_bwd: jnp.zeros((), dy.dtype) -> jnp.ones((), dy.dtype)": "there y is 0",
+    "layers/tanh.py _tanh_bwd: 2 * x.astype(wide(x.dtype)) -> -(2 * x.astype(wide(x.dtype)))":
+        "logistic(u) logistic(−u) is even",
+    "losses/penalties.py _sum_over: max((wide(w.dtype) for w in leaves), key=lambda dtype: dtype.itemsize, "
+    "default=jnp.float32) -> max((wide(w.dtype) for w in leaves), default=jnp.float32)": ORDER,
+    **{f"losses/{f}: max(wide({v}.dtype), wide(t.dtype), key=lambda dtype: dtype.itemsize) -> "
+       f"max(wide({v}.dtype), wide(t.dtype))": ORDER
+       for f, v in (("squared_error.py _difference", "y"), ("binary_cross_entropy.py _widened", "x"))},
+    **{f"losses/squared_error.py _difference: wide({v}.dtype) -> {v}.dtype": FLOAT32 for v in "yt"},
+    **{f"losses/binary_cross_entropy.py _widened: wide({v}.dtype) -> {v}.dtype": FLOAT32 for v in "xt"},
+    **{f"losses/squared_error.py {swap}": SYMMETRIC_LOSS
+       for swap in ("squared_error: (y, t) -> (t, y)", "squared_error: _squared_error(y, t) -> _squared_error(t, y)",
+                    "_squared_error: _squared_error_fwd(y, t) -> _squared_error_fwd(t, y)",
+                    "_squared_error_fwd: _difference(y, t) -> _difference(t, y)")},
+    "_softmax.py total: jnp.where(jnp.any(where, axes, keepdims=True), sums, jnp.ones((), exp.dtype)) -> "
+    "jnp.where(jnp.any(where, axes, keepdims=True), sums, -jnp.ones((), exp.dtype))":
+        "divides the zeros of a row without entries, and its logarithm is masked",
+}  # fmt: skip
+
+
+def rules() -> Iterator[tuple[str, str, ast.Module, ast.AST, frozenset[str]]]:
+    """Yield file, name, tree, node and components of each function or constant that a component reaches."""
+    trees = {str(p.relative_to(PACKAGE)): ast.parse(p.read_text()) for g in FILES for p in sorted(PACKAGE.glob(g))}
+    modules = {"jaxnn." + file[:-3].replace("/", "."): file for file in trees}
+    nodes: dict[tuple[str, str], ast.AST] = {}
+    edges: dict[tuple[str, str], set[tuple[str, str]]] = collections.defaultdict(set)
+    for file, tree in trees.items():
+        for node in [n for top in tree.body for n in (top.body if isinstance(top, ast.ClassDef) else [top])]:
+            if isinstance(node, ast.FunctionDef):
+                nodes[file, node.name] = node
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).lstrip("_").isupper():
+                nodes[file, ast.unparse(node.targets[0])] = node
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):  # _f.defvjp(_f_fwd, _f_bwd)
+                edges[file, node.value.func.value.id] |= {(file, rule.id) for rule in node.value.args}
+    for (file, name), node in nodes.items():
+        imports = [n for n in trees[file].body if isinstance(n, ast.ImportFrom)]
+        source = {a.name: n.module for n in imports for a in n.names}
+        for n in (n for n, *_ in inner(node) if isinstance(n, ast.Name | ast.Attribute)):
+            used = n.id if isinstance(n, ast.Name) else n.attr
+            base = ast.unparse(n.value) if isinstance(n, ast.Attribute) else ""
+            owners = file, modules.get(source.get(used)), modules.get(f"{source.get(base)}.{base}")
+            edges[file, name] |= {(owner, used) for owner in owners} & nodes.keys()
+    reached: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+    for at, node in nodes.items():
+        todo = [at] if any("defined_by" in ast.unparse(d) for d in getattr(node, "decorator_list", ())) else []
+        while todo:
+            if at[1] not in reached[now := todo.pop()]:
+                reached[now].add(at[1])
+                todo += edges[now]
+    for (file, name), components in sorted(reached.items()):
+        yield file, name, trees[file], nodes[file, name], frozenset(components)
+
+
+def inner(node: ast.AST) -> Iterator[tuple[Any, ast.AST, Any, Any]]:
+    """Yield each node below that computes something: itself, its parent, and the container and key it is put at."""
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list", "defaults", "kw_defaults", "ctx"):
+            continue
+        for key, child in enumerate(value) if isinstance(value, list) else [(field, value)]:
+            if isinstance(child, ast.AST) and not is_check(child):
+                yield child, node, value if isinstance(value, list) else vars(node), key
+                yield from inner(child)
+
+
+def is_check(node: ast.AST) -> bool:
+    """Tell what only checks or documents: raise, a condition to raise, messages, docstrings, calls of checks."""
+    if isinstance(node, ast.If):
+        return isinstance(node.body[0], ast.Raise)
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    return isinstance(node, ast.Raise | ast.JoinedStr) or "check" in name_of(node)
+
+
+def name_of(node: ast.AST) -> str:
+    """Return the called function's name: "where" of `jnp.where(...)`, "_checks.pair" of a function of ours."""
+    text = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+    return text if text.startswith("_") else text.rpartition(".")[2]
+
+
+OPERATORS = {
+    "Add": "Sub", "Sub": "Add", "Mult": "Div", "Div": "Mult", "FloorDiv": "Mult", "Mod": "FloorDiv", "Pow": "Mult",
+    "LShift": "RShift", "RShift": "LShift", "BitAnd": "BitOr", "BitOr": "BitAnd", "BitXor": "BitOr",
+}  # fmt: skip
+SYMMETRIC = ast.Add | ast.Mult | ast.BitAnd | ast.BitOr | ast.BitXor
+COMPARISONS = {
+    "Gt": ("GtE", "Lt"), "GtE": ("Gt", "LtE"), "Lt": ("LtE", "Gt"), "LtE": ("Lt", "GtE"), "Eq": ("NotEq",),
+    "NotEq": ("Eq",), "Is": ("IsNot",), "IsNot": ("Is",), "In": ("NotIn",), "NotIn": ("In",),
+}  # fmt: skip
+NAMES = {
+    "maximum": "minimum", "max": "min", "min": "max", "any": "all", "sum": "mean", "mean": "sum", "ones": "zeros",
+    "zeros": "ones", "ones_like": "zeros_like", "zeros_like": "ones_like", "greater_equal": "greater", "log1p": "log",
+    "floor": "ceil", "ceil": "floor", "prod": "sum", "add": "subtract", "union": "intersection",
+    "float32": "bfloat16", "int32": "int8", "uint32": "int32", "uint8": "int8",
+}  # fmt: skip
+STRINGS = {"NCHW": "NHWC", "OIHW": "HWIO", "HWIO": "OIHW", "H": "W", "W": "H", "O": "I", "I": "O", "N": "C", "C": "N",
+           "HW": "WH", "sum": "none", "none": "sum"}  # fmt: skip
+UNWRAPPED = {"abs", "exp", "log", "log1p", "sign", "square", "logistic", "rev", "stop_gradient", "cotangent",
+             "vary_with", "wide", "broadcast_to", "psum", "pcast", "tuple", "moveaxis", "repeat", "pad"}  # fmt: skip
+METHODS = {"astype", "reshape", "swapaxes", "transpose"}  # dropped likewise
+SIGNED = {"where": (1, 2), "sum": (0,), "exp": (0,), "log": (0,), "log1p": (0,), "logistic": (0,),
+          "maximum": (0, 1), "cotangent": (0,), "dot_general": (0,), "broadcast_to": (0,), "max": (0,)}  # fmt: skip
+SWAPPED = {"where": 1, "dot_general": 0, "conv_general_dilated": 0, "greater_equal": 0}  # the first of the two
+
+
+def edits(node: Any, parent: Any) -> Iterator[ast.AST]:
+    """Yield what may stand in a node's place."""
+    match node:
+        case ast.UnaryOp():
+            yield node.operand
+        case ast.AugAssign():
+            yield ast.AugAssign(node.target, getattr(ast, OPERATORS[type(node.op).__name__])(), node.value)
+            yield ast.Pass()
+        case ast.BinOp():  # a sign, another operator, the operands exchanged, or one of them alone
+            if isinstance(node.op, ast.Mult | ast.Div) and not isinstance(parent, ast.BinOp):
+                yield ast.UnaryOp(ast.USub(), node)
+            yield ast.BinOp(node.left, getattr(ast, OPERATORS[type(node.op).__name__])(), node.right)
+            if not isinstance(node.op, SYMMETRIC):
+                yield ast.BinOp(node.right, node.op, node.left)
+            yield from (node.left, node.right)
+        case ast.BoolOp():
+            yield ast.BoolOp(ast.And() if isinstance(node.op, ast.Or) else ast.Or(), node.values)
+            yield from node.values
+        case ast.Compare():
+            for other in COMPARISONS[type(node.ops[0]).__name__]:
+                yield ast.Compare(node.left, [getattr(ast, other)()], node.comparators)
+        case ast.IfExp():
+            yield from (node.body, node.orelse)
+        case ast.Constant(value=bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(value=int(value) | float(value)):
+            yield from (ast.Constant(value + d) for d in ((-1, 1) if value else (1,)))
+        case ast.Constant(value=value) if value in STRINGS:
+            yield ast.Constant(STRINGS[value])
+        case ast.Tuple() if not isinstance(parent, ast.Subscript):  # neighbours exchanged
+            for i, pair in enumerate(zip(node.elts[1:], node.elts, strict=False)):
+                yield ast.Tuple([*node.elts[:i], *pair, *node.elts[i + 2 :]], node.ctx)
+        case ast.Call():
+            yield from edits_of_call(node)
+    name = getattr(node, "attr", getattr(node, "id", None))
+    called = isinstance(parent, ast.Call) and node is parent.func
+    if name in NAMES and (isinstance(node, ast.Attribute) or called):
+        attribute = isinstance(node, ast.Attribute)
+        yield ast.Attribute(node.value, NAMES[name], node.ctx) if attribute else ast.Name(NAMES[name], node.ctx)
+    if name in ("dtype", "accumulator") and isinstance(parent, ast.keyword | ast.Call) and not called:
+        yield ast.parse("jnp.bfloat16", mode="eval").body
+    if isinstance(node, ast.Name | ast.Call) and isinstance(parent, ast.If | ast.IfExp) and node is parent.test:
+        yield ast.UnaryOp(ast.Not(), node)
+
+
+def edits_of_call(node: ast.Call) -> Iterator[ast.AST]:
+    """A sign put before an operand, operands exchanged, the call dropped around one, a keyword argument dropped."""
+    name, args = name_of(node), node.args
+
+    def with_arguments(changed: dict[int, ast.expr]) -> ast.Call:
+        return ast.Call(node.func, [changed.get(i, a) for i, a in enumerate(args)], node.keywords)
+
+    for i in SIGNED.get(name, ()):
+        if i < len(args) and not isinstance(args[i], ast.UnaryOp) and "zero" not in name_of(args[i]):
+            yield with_arguments({i: ast.UnaryOp(ast.USub(), args[i])})
+    i = SWAPPED.get(name, 0)
+    if (name in SWAPPED or name.startswith("_")) and len(args) > i + 1:
+        yield with_arguments({i: args[i + 1], i + 1: args[i]})
+    if name == "where":
+        yield from args[1:]
+    if name in METHODS and isinstance(node.func, ast.Attribute):
+        yield node.func.value
+    if name in UNWRAPPED and args:
+        yield args[0]
+    for i in range(len(node.keywords)):
+        yield ast.Call(node.func, args, node.keywords[:i] + node.keywords[i + 1 :])
+
+
+class Mutant(NamedTuple):
+    """One edit. Without a tree it is the library as it stands."""
+
+    components: frozenset[str]
+    file: str = ""
+    key: str = ""  # the name that edits elsewhere do not change
+    id: str = ""  # with line and column
+    tree: Any = None
+    place: Any = None
+    new: Any = None
+
+    def compiled(self) -> Any:
+        """Return the code of the mutated file."""
+        container, key = self.place
+        old, container[key] = container[key], self.new
+        code = compile(ast.fix_missing_locations(self.tree), PACKAGE / self.file, "exec")
+        container[key] = old
+        return code
+
+
+def install(file: str, code: Any) -> None:
+    """Make Python load the code in place of the file. For a process of its own."""
+    load, path = importlib.machinery.SourceFileLoader.get_code, str(PACKAGE / file)
+    importlib.machinery.SourceFileLoader.get_code = lambda s, name: code if s.path == path else load(s, name)
+
+
+def mutants() -> list[Mutant]:
+    """Return every mutant, each with another text of its function."""
+    found = []
+    for file, name, tree, function, components in rules():
+        seen, count = {ast.unparse(function)}, collections.Counter[str]()
+        for node, parent, container, key in list(inner(function)):
+            atom = isinstance(node, ast.Constant | ast.Name | ast.Attribute) and not isinstance(parent, ast.stmt)
+            context = parent if atom else node
+            for new in edits(node, parent):
+                before = ast.unparse(context)
+                container[key] = new
+                mutated, after = ast.unparse(function), ast.unparse(context if atom else new)
+                container[key] = node
+                if mutated not in seen:
+                    seen.add(mutated)
+                    text = f"{name}: {before} -> {after}"
+                    count[text] += 1
+                    text += f" #{count[text]}" if count[text] > 1 else ""
+                    names = f"{file} {text}", f"{file}:{node.lineno}:{node.col_offset} {text}"
+                    found.append(Mutant(components, file, *names, tree, (container, key), copy.deepcopy(new)))
+    return found
+
+
+@functools.cache
+def words_of(source: Any) -> set[str]:
+    """Return the words of a function or module, those that follow `jaxnn.` with it."""
+    import inspect
+
+    return set(re.findall(r"(?:jaxnn\.)?\w+", inspect.getsource(source) if source else ""))
+
+
+Kills = collections.Counter[str]  # what killed how many mutants of a file: it comes first for the next
+
+
+class Selection:
+    """A plugin of pytest: only the tests of a mutant's components, those that killed most before first."""
+
+    def __init__(self, mutant: Mutant, kills: Kills) -> None:
+        function = {mutant.key.partition(":")[0].rpartition(" ")[2]} - mutant.components
+        self.wanted = function | {f"jaxnn.{component}" for component in mutant.components}
+        self.kills, self.failed = kills, ""
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = sorted(filter(self.is_about, items), key=lambda item: -self.kills[item.nodeid])
+
+    def is_about(self, item: Any) -> bool:
+        """Tell whether its name (a case's begins with the component) or its source says so: OWN tests', the file's."""
+        whole = item.path.stem.removeprefix("test_") in OWN.split()
+        named = {f"jaxnn.{word}" for word in re.findall(r"\w+", item.nodeid)}
+        return not self.wanted.isdisjoint(named | words_of(getattr(item, "module" if whole else "function", None)))
+
+    def pytest_runtest_setup(self) -> None:
+        signal.alarm(SECONDS)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.failed = report.nodeid if report.failed else self.failed
+
+
+def by_tests(mutant: Mutant, code: Any, kills: Kills) -> str:
+    """Return the first component test that fails."""
+    import pytest
+
+    if code:
+        install(mutant.file, code)
+    import jaxnn  # noqa: F401 (before pytest, which would load files that it is given in its own way)
+
+    selection = Selection(mutant, kills)
+    files = [f"tests/test_{name}.py" for name in f"{SHARED} {OWN}".split()]
+    files.append(str(PACKAGE / mutant.file))  # its doctests
+    status = pytest.main(["-xq", "-p", "no:cacheprovider", *files], plugins=[selection])
+    return "" if status == pytest.ExitCode.OK else selection.failed or f"pytest: {status!r}"
+
+
+def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
+    """Return the first case in which `gradcheck.check` fails for the mutant, and how, and not for the unchanged."""
+    import jax
+    import numpy as np
+
+    jax.config.update("jax_num_cpu_devices", 4)
+    sys.path.insert(0, str(ROOT / "tests"))
+    import jaxnn as unchanged
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "jaxnn"]:
+        del sys.modules[name]
+    if code:
+        install(mutant.file, code)
+    from cases import CASES, Case, normal
+
+    import jaxnn
+    from jaxnn import gradcheck
+
+    key, tree = np.array([1, 2], np.uint32), lambda rng: ([rng.standard_normal((3, 4)), rng.standard_normal(2)],)
+    cases = [
+        *CASES,
+        Case("dropout", jaxnn.dropout, lambda rng: (rng.standard_normal((3, 4)), key), {"rate": 0.4}, ("key",)),
+        Case("indices", jaxnn.max_pool2d_with_indices, normal((2, 5, 6)), {"window": 3, "stride": 2, "padding": 1}),
+        *(Case(f.__name__, f, tree) for f in (jaxnn.l1_penalty, jaxnn.l2_penalty)),
+    ]
+    cases = [case for case in cases if case.f.__name__ in mutant.components and not case.nan]
+    cases.sort(key=lambda case: -kills[case.id])
+
+    def failures(f: Any, *args: Any, **options: Any) -> set[tuple[str, str]]:
+        rows = gradcheck.check(f, *args, **options).rows
+        # Another value than the reference's is a note to `check`, as a straight-through function has one.
+        return {(r.check, r.path) for r in rows if r.status == "FAIL" or (r.status, r.check) == ("NOTE", "primal")}
+
+    for level, dtype in (("rule", "float32"), ("rule", "bfloat16"), ("rule", "float16"), ("full", "float32")):
+        for case in cases:
+            signal.alarm(SECONDS)
+            made = case.make(np.random.default_rng(zlib.crc32(case.id.encode())))
+            floats = {np.dtype("float64"): dtype}
+            args = jax.tree.map(lambda a, to=floats: jax.numpy.asarray(a, to.get(a.dtype, a.dtype)), made)
+            component = getattr(unchanged, case.f.__name__)
+            # The definition of dropout draws other bits: there the unchanged rule is the reference.
+            reference = functools.partial(case.call, component if case.f is jaxnn.dropout else component.definition)
+            for options in ({}, {"reference": reference}):
+                failed = failures(functools.partial(case.call, case.f), *args, level=level, **options)
+                if failed:
+                    failed -= failures(functools.partial(case.call, component), *args, level=level, **options)
+                if failed:
+                    rows = "; ".join(f"{check} of {path}" for check, path in sorted(failed))
+                    return f"{case.id}: {rows}; {level}, {dtype}, {'against the definition' if options else 'alone'}"
+    return ""
+
+
+JUDGES: dict[str, Callable[..., str]] = {"tests": by_tests, "check": by_check}
+
+
+def judged(tasks: list[tuple[str, Mutant]], jobs: int, programs: str) -> Iterator[tuple[str, Mutant, str, float]]:
+    """Yield each task with what failed and its seconds, as its process ends.
+
+    Most programs of a mutant are the unchanged library's: they are compiled once, and kept in a directory that one
+    process uses at a time, as JAX's cache on disk has no lock.
+    """
+    kills: dict[tuple[str, str], Kills] = collections.defaultdict(collections.Counter)
+    waiting, running, slots = list(reversed(tasks)), {}, [f"{programs}/{i}" for i in range(jobs)]
+    while waiting or running:
+        while waiting and slots:
+            judge, mutant = waiting.pop()
+            slot, (read, write) = slots.pop(), os.pipe()
+            code = mutant.tree and mutant.compiled()  # here, as an error of ours would count as a mutant's
+            if (pid := os.fork()) == 0:
+                alone(functools.partial(JUDGES[judge], mutant, code, kills[judge, mutant.file]), write, slot)
+            os.close(write)
+            running[pid] = judge, mutant, read, slot, time.monotonic()
+        pid, status = os.wait()
+        judge, mutant, read, slot, start = running.pop(pid)
+        slots.append(slot)
+        with open(read) as pipe:
+            text = pipe.read()
+        failed = json.loads(text) if text else f"the process ended: {os.waitstatus_to_exitcode(status)}"
+        kills[judge, mutant.file][failed.partition(": ")[0]] += 1
+        yield judge, mutant, failed, time.monotonic() - start
+
+
+def alone(judge: Callable[[], str], write: int, programs: str) -> None:
+    """Run a judge in this forked process, silently, hand over what it says, and end."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", programs)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        failed = judge()
+    except BaseException as error:  # whatever a mutant raises, it is noticed
+        failed = f"{type(error).__name__}: {error}"
+    os.write(write, json.dumps(failed[:300]).encode())
+    os._exit(0)
+
+
+def main() -> int:
+    """Mutate, judge, print the table; 1 if a mutant survives that is not known to be equivalent."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="files or components, all by default")
+    parser.add_argument("--judge", choices=("tests", "check", "both"), default="both")
+    parser.add_argument("--list", action="store_true", help="list the mutants and run nothing")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path, help="write every verdict to this file")
+    parser.add_argument("--only", default="", help="only mutants whose id contains this text; equivalent ones, too")
+    options = parser.parse_args()
+
+    everything, names = mutants(), set(options.names)
+    if stale := EQUIVALENT.keys() - {m.key for m in everything}:
+        sys.exit("EQUIVALENT names no mutant:\n  " + "\n  ".join(sorted(stale)))
+    known = {m.id for m in everything if m.key in EQUIVALENT and not options.only}
+    about = lambda m: {Path(m.file).stem, m.key.split()[1].rstrip(":")}  # noqa: E731
+    chosen = [m for m in everything if not names or names & about(m) or m.components <= names]
+    chosen = [m for m in chosen if options.only in m.id]
+    if options.list or not chosen:
+        print("\n".join(m.id + (" (equivalent)" if m.id in known else "") for m in chosen))
+        return 0
+
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    for name in ("jax.numpy", "jaxtyping", "pytest", "torch"):  # in every process; none starts a backend
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    judges = list(JUDGES) if options.judge == "both" else [options.judge]
+    # What few components reach is judged fast.
+    run = sorted((m for m in chosen if m.id not in known), key=lambda m: len(m.components))
+    verdicts: dict[str, dict[str, Any]] = {m.id: {} for m in run}
+    with tempfile.TemporaryDirectory() as programs:
+        if "tests" in judges:
+            unchanged = Mutant(frozenset().union(*(m.components for m in run)), "_rules.py")
+            for *_, failed, _ in judged([("tests", unchanged)], 1, programs):
+                if failed:
+                    sys.exit(f"fails without any mutation: {failed}")
+        try:
+            for judge, mutant, failed, seconds in judged([(j, m) for m in run for j in judges], options.jobs, programs):
+                verdicts[mutant.id][judge] = {"killed by": failed, "seconds": round(seconds, 1)}
+                if options.json:
+                    options.json.write_text(json.dumps(verdicts, indent=1, ensure_ascii=False))
+        except KeyboardInterrupt:
+            print("interrupted")
+    return report(chosen, known, verdicts, judges)
+
+
+def report(chosen: list[Mutant], known: set[str], verdicts: dict[str, Any], judges: list[str]) -> int:
+    """Print a table of the files and the survivors."""
+    kills = {j: {i for i, by in verdicts.items() if by.get(j, {}).get("killed by")} for j in judges}
+    alive = {j: {i for i, by in verdicts.items() if j in by} - kills[j] for j in judges}
+    columns = {"mutants": {m.id for m in chosen}, "equivalent": known}
+    columns |= {f"killed by {j}": kills[j] for j in judges} | {f"survive {j}": alive[j] for j in judges}
+    columns["not judged"] = {i for i, by in verdicts.items() if len(by) < len(judges)}
+    print(f"{'file':28}", *columns)
+    for file in [*dict.fromkeys(m.file for m in chosen), "all"]:
+        ids = {m.id for m in chosen if file in (m.file, "all")}
+        print(f"{file:28}", *(f"{len(ids & column):{len(title)}}" for title, column in columns.items()))
+    for judge, ids in alive.items():
+        print(*(f"survives {judge}: {m.id}" for m in chosen if m.id in ids), sep="\n")
+    return int(any(m.key not in EQUIVALENT for ids in alive.values() for m in chosen if m.id in ids))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

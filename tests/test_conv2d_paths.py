@@ -1,0 +1,58 @@
+"""The forms of the convolution's weight gradient that small cases on a CPU do not reach."""
+
+import functools
+import zlib
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES
+
+import jaxnn
+
+module = import_module("jaxnn.layers.conv2d")
+CONV = {case.id: case for case in CASES if case.f is jaxnn.conv2d}
+
+
+def assert_rule(case):
+    """In float64, against JAX's derivative of the definition."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(zlib.crc32(case.id.encode()))
+        args = [jnp.asarray(a) for a in case.make(rng)]
+        y, vjp = jax.vjp(functools.partial(case.call, case.f), *args)
+        dy = jnp.asarray(rng.standard_normal(y.shape))
+        expected = jax.vjp(functools.partial(case.call, case.f.definition), *args)[1](dy)
+        for ours, auto in zip(vjp(dy), expected, strict=True):
+            np.testing.assert_allclose(ours, auto, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("id", [id for id in CONV if "NHWC" in id or id in ("conv2d-NCHW-stride", "conv2d-NCHW-all")])
+def test_the_weight_gradient_elsewhere_than_on_a_cpu(id, monkeypatch):
+    """The form for GPU and TPU, run here."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    assert_rule(CONV[id])
+
+
+@pytest.mark.parametrize("id", ["conv2d-NCHW-stride", "conv2d-NHWC-all", "conv2d-NHWC-batch-0"])
+def test_the_weight_gradient_in_blocks_of_one_sample(id, monkeypatch):
+    monkeypatch.setattr(module, "_CACHED_BYTES", 1)
+    assert_rule(CONV[id])
+
+
+def test_the_weight_gradient_in_blocks_of_two_samples(monkeypatch):
+    case = CONV["conv2d-NHWC-all"]
+    case = case._replace(make=lambda rng: tuple(map(rng.standard_normal, ((6, 8, 7, 4), (2, 3, 2, 4), 4))))
+    monkeypatch.setattr(module, "_CACHED_BYTES", 2 * 8 * 8 * 4 * 4 * 6 * 8 + 1)
+    seen, divisor = [], module._largest_divisor
+    monkeypatch.setattr(module, "_largest_divisor", lambda *args: seen.append(divisor(*args)) or seen[-1])
+    assert_rule(case)
+    assert seen
+
+
+@pytest.mark.parametrize(
+    "number, limit, expected", [(12, 5, 4), (12, 4, 4), (7, 5, 1), (6, 6, 6), (6, 9, 6), (6, 0, 1), (0, 0, 0)]
+)
+def test_the_largest_divisor(number, limit, expected):
+    assert module._largest_divisor(number, limit) == expected
