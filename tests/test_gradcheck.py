@@ -178,6 +178,12 @@ def test_the_numeric_derivative_chooses_its_step_and_knows_its_error():
     assert kink.kinked and kink.interval[0] <= -1 <= 1 <= kink.interval[1]
 
 
+def test_arguments_that_are_not_finite():
+    report = gradcheck.check(jaxnn.sigmoid, jnp.array([1.0, jnp.nan, -2.0, jnp.inf]))
+    assert report.ok and "INCONCLUSIVE" not in {row.status for row in report.rows if row.check == "gradient"}, report
+    assert not gradcheck.check(scaled(2.0), jnp.array([1.0, jnp.nan, -2.0]), level="rule").ok
+
+
 # Options.
 
 
@@ -265,6 +271,7 @@ BAD = {
     "a string": ((lambda x: 1.0, "abc"), {}, TypeError, "`args` (str) must include a floating-point array"),
     "no arguments": ((lambda: 1.0,), {}, TypeError, "`args` (none) must include"),
     "branches": ((lambda x: x if x.sum() > 0 else -x, X), {}, TypeError, "must not branch in Python"),
+    "donates": ((jax.jit(lambda x: 2 * x, donate_argnums=0), X), {}, ValueError, "must not donate its arguments"),
     "level": ((dense, X, W), {"level": "fast"}, ValueError, "`level` ('fast') must be one of 'rule', 'full'"),
     "skip": ((dense, X, W), {"skip": ("speed",)}, ValueError, "`skip` (('speed',)) must be a sequence of names"),
     "skip a string": ((dense, X, W), {"skip": "vmap"}, ValueError, "`skip` ('vmap')"),

@@ -35,7 +35,8 @@ class Slope:
 def dot(a: Vector, b: Vector) -> float:
     """Return the sum of the products of two lists of arrays."""
     with np.errstate(all="ignore"):
-        products = (np.where(np.real(x) == 0, 0.0, np.real(x) * np.real(y)) for x, y in zip(a, b, strict=True))
+        pairs = ((np.real(x), np.real(y)) for x, y in zip(a, b, strict=True))
+        products = (np.where((x == 0) | (y == 0), 0.0, x * y) for x, y in pairs)
         return float(sum(np.sum(p) for p in products))
 
 
@@ -77,7 +78,8 @@ def relative_direction(x: Vector, leaf: int, rng: np.random.Generator) -> Vector
     """Make a random direction in one leaf, in proportion to its elements: positive ones stay positive."""
     direction = [np.zeros_like(a) for a in x]
     size = x[leaf].shape
-    direction[leaf] = np.abs(x[leaf]) * rng.choice([-1.0, 1.0], size) * rng.uniform(0.5, 1.0, size)
+    finite = np.where(np.isfinite(x[leaf]), x[leaf], 0.0)
+    direction[leaf] = np.abs(finite) * rng.choice([-1.0, 1.0], size) * rng.uniform(0.5, 1.0, size)
     return direction
 
 

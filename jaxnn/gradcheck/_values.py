@@ -153,7 +153,8 @@ def _numeric_agrees(t: Trial, leaf: int) -> tuple[_numeric.Slope, bool]:
     size = x[leaf].size
     few = 6 if t.level == "rule" else 32
     if size <= few:
-        directions = [_numeric.coordinate(x, leaf, i) for i in range(size)]
+        finite = np.flatnonzero(np.isfinite(x[leaf]))
+        directions = [_numeric.coordinate(x, leaf, int(i)) for i in (finite if finite.size else [0])]
     else:
         directions = [_numeric.relative_direction(x, leaf, rng) for _ in range(1 if t.size > LARGE else 3)]
     custom = (t.wide_custom if t.wide_custom is not None and not t.no_oracle else t.custom)[leaf]
@@ -260,7 +261,7 @@ def linearity(t: Trial) -> Rows:
     """The rule is linear in the cotangent: bwd(a g + b h) = a bwd(g) + b bwd(h), and bwd(0) = 0."""
     s = t.subject
     other = s.cotangents(t.seed, 1)
-    large = 2.0 ** (4 if t.dtype == jnp.float16 else 12)
+    large = 2.0 ** (12 if finfo(t.dtype).max > 1e30 else 4)
     gradients = functools.partial(t.gradients, "custom", s.points)
     second = gradients(other)
     combinations: list[tuple[str, Arrays, Arrays]] = [

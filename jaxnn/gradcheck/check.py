@@ -225,6 +225,10 @@ def _enter(trial: Trial) -> list[Row]:
     """Find out what can be run at all. Rows that come back are failures beyond which nothing can be checked."""
     s = trial.subject
     trial.jaxpr = s.trace()
+    if any(any(e.params.get("donated_invars", ())) for e in _jaxprs.equations(trial.jaxpr)):
+        raise ValueError(
+            f"`f` ({s.name}) must not donate its arguments, since it is called often; leave out donate_argnums"
+        )
     s.find_automatic()
     structure, types, _ = s.output_types()
     try:
