@@ -235,7 +235,7 @@ def test_a_signal_ends_in_one_line_and_keeps_what_was_learned(number, code, earl
     process.send_signal(number)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == code, err
     name = "stopped-params.npz" if earlier else "params.npz"
     assert err.count("\n") == 1 and "stopped by" in err and f"{name} keeps what was learned" in err
     params, _ = jaxnn.training.load_params(tmp_path / name)
