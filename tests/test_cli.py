@@ -216,7 +216,8 @@ def command(*options):
     return [
         sys.executable,
         "-c",
-        "import sys; from jaxnn.cli import main; sys.exit(main())",
+        # A process in the background is born with SIGINT ignored.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from jaxnn.cli import main; sys.exit(main())",
         "train",
         *map(str, options),
     ]

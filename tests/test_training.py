@@ -317,6 +317,15 @@ def test_parameters_that_would_not_come_back_are_refused(params, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_more_epochs_than_a_float_has_powers_of_two():
+    """A chunk's length follows from the steps that were taken; doubled once an epoch it would overflow."""
+    step = training.make_step(lambda params, batch, key: (jnp.sum(params**2), {}), optax.sgd(0.1))
+    state = training.init_state(jnp.ones(2), optax.sgd(0.1), jax.random.key(0))
+    data = jnp.zeros((2, 1)), jnp.zeros(2, jnp.int32)
+    *_, last = training.fit(step, state, *data, epochs=1100, batch_size=2)
+    assert last.finished and int(last.state.step) == 1100
+
+
 def test_the_step_is_compiled_once_for_all_chunks():
     classifier, optimizer, state = start()
     count, inner = 0, classifier.loss()

@@ -93,9 +93,10 @@ def fit(
             sums = {name: sums.get(name, 0.0) + float(value) for name, value in chunk.items()}
             if not finite:
                 raise Diverged(epoch, int(taken) + 1, state)
-            done, seconds = last, time.perf_counter() - start
+            count, seconds = last - done, time.perf_counter() - start
+            done = last
             # The first chunk, of one step, is also the one that compiles; then double up to the limit.
-            per_chunk = max(1, min(2 * per_chunk, int(per_chunk * CHUNK_SECONDS / max(seconds, 1e-9))))
+            per_chunk = max(1, min(2 * per_chunk, int(count * CHUNK_SECONDS / max(seconds, 1e-9))))
             on_progress(Progress(epoch, done, steps, sums))
             stopped = stop()
         finished = done == steps
