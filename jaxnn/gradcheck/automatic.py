@@ -35,7 +35,7 @@ def automatic(f: Callable[P, R]) -> Callable[P, R]:
     Args:
       f: any function of JAX arrays, of whatever library. A rule that a `jax.grad` *inside* `f` has already used is
         part of f's value and stays: write `jax.grad(automatic(g))` for `automatic(jax.grad(g))`. The same holds in
-        `jax.lax.custom_root`, where it raises.
+        `jax.lax.custom_root`, where it raises on jax 0.10 (later ones hide what it holds, and the rule stays).
 
     Returns:
       A function with f's signature.
