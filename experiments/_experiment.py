@@ -1,0 +1,223 @@
+"""What the experiments share: options, progress, claims, tables, figures, and a folder of results.
+
+An experiment is a module with two functions, and ends with `main(__doc__, options, measure, draw)`:
+
+    measure(options) -> Results       runs it, and returns numbers only: what JSON can hold
+    draw(results) -> {name: Figure}   its pictures, from these numbers alone
+
+The folder gets `results.json`, `<name>.png` for each picture. The exit code is 0 if every claim holds, 1 if one does
+not or something failed (in one line), 2 for wrong usage, 130 after Ctrl-C.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+T = TypeVar("T")
+Results = dict[str, Any]
+Draw = Callable[[Results], dict[str, Figure]]
+INK, GREY, PALE = "#222222", "#666666", "#e4e4e4"
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)  # Okabe and Ito's: told apart by every eye
+STYLE = {
+    "figure.dpi": 110,
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.grid": True,
+    "grid.color": PALE,
+    "grid.linewidth": 0.6,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+}
+
+
+# ------------------------------------------------------------------------------------------ claims and tables
+
+
+def at_most(claim: str, measured: float, bound: float) -> Results:
+    """Return the claim that a number is not above its bound; NaN is."""
+    return _claim(claim, measured, "≤", bound, measured <= bound)
+
+
+def at_least(claim: str, measured: float, bound: float) -> Results:
+    """Return the claim that a number is not below its bound; NaN is."""
+    return _claim(claim, measured, "≥", bound, measured >= bound)
+
+
+def _claim(claim: str, measured: Any, relation: str, bound: Any, holds: Any) -> Results:
+    return {
+        "claim": claim,
+        "measured": float(measured),
+        "relation": relation,
+        "bound": float(bound),
+        "holds": bool(holds),
+    }
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Results:
+    """Return a table of texts and numbers."""
+    return {"title": title, "columns": list(columns), "rows": [[_plain(cell) for cell in row] for row in rows]}
+
+
+def numbers(values: Any, digits: int = 6) -> Any:
+    """Return an array as (nested lists of) numbers of that many significant digits, to keep results.json small."""
+    return [numbers(v, digits) for v in values] if np.ndim(values) else float(f"{float(values):.{digits}g}")
+
+
+def _plain(cell: Any) -> Any:
+    return cell if isinstance(cell, str | int) else numbers(cell, 5)
+
+
+# ------------------------------------------------------------------------------------------ figures
+
+
+def panels(rows: int, columns: int, *, width: float = 4.6, height: float = 3.4, **options: Any) -> tuple[Figure, Any]:
+    """Return a figure of rows × columns axes, each of this size in inches, and the axes (a 2-D array)."""
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def picture(axes: Axes, image: Any, *, limit: float | None = None, title: str = "") -> None:
+    """Show a matrix: about 0 in blue and red with a `limit`, else in grey, 0 white."""
+    array = np.asarray(image)
+    colours = {"cmap": "Greys"} if limit is None else {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    axes.imshow(array, interpolation="nearest", **colours)
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=8, loc="center")
+    axes.grid(visible=False)
+    axes.spines[:].set(visible=True, color=PALE)
+
+
+def digest(results: Results) -> str:
+    """Return a hash of the numbers; each picture carries it as "Source"."""
+    return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()
+
+
+def save_figures(folder: Path, results: Results, draw: Draw) -> list[Path]:
+    """Draw and save each picture, as a PNG that knows what it was drawn from; return the paths."""
+    with matplotlib.rc_context(STYLE):
+        figures = draw(results)
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", metadata={"Source": digest(results)})
+    return [folder / f"{name}.png" for name in figures]
+
+
+# ------------------------------------------------------------------------------------------ running
+
+
+def options_of(doc: str, name: str, add: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
+    """Return the parser: the experiment's own options, and those that all have."""
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
+
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=f"{name}.py", description=doc, formatter_class=raw)
+    add(parser)
+    parser.add_argument("--seed", type=natural, default=0, help="seed of everything random (default 0)")
+    parser.add_argument("--output", type=Path, default=Path("results") / name, help=f"folder (default results/{name})")
+    return parser
+
+
+def natural(text: str) -> int:
+    """Parse a whole number from 0."""
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to 2147483647")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Parse a whole number from 1."""
+    if not natural(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
+    return int(text)
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items, with a bar on a terminal."""
+    console = Console(stderr=True)
+    yield from track(items, what, total=total, console=console, disable=not console.is_terminal, transient=True)
+
+
+def main(
+    doc: str,
+    add: Callable[[argparse.ArgumentParser], None],
+    measure: Callable[[argparse.Namespace], Results],
+    draw: Draw,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run an experiment from the command line and return its exit code."""
+    name = Path(sys.modules[measure.__module__].__file__ or "experiment").stem
+    options = options_of(doc, name, add).parse_args(argv)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=options.output):
+            pass  # a folder that cannot be written is found before the work, not after it
+        start = time.perf_counter()
+        results = measure(options)
+        results |= {"experiment": name, "seconds": round(time.perf_counter() - start, 1), "run": run_of(options)}
+        (options.output / "results.json").write_text(json.dumps(results, ensure_ascii=False) + "\n")
+        paths = save_figures(options.output, results, draw)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"{name}: error: {text}", file=sys.stderr)
+        return 1
+    show(results)
+    print(f"{results['seconds']} s; wrote", *[options.output / "results.json", *paths])
+    return 0 if all(claim["holds"] for claim in results["claims"]) else 1
+
+
+def run_of(options: argparse.Namespace) -> Results:
+    """Return what was run, and on what."""
+    said = {
+        key: value for key, value in vars(options).items() if key != "output" and isinstance(value, str | int | float)
+    }
+    device = jax.devices()[0]
+    return {"options": said, "jax": jax.__version__, "python": platform.python_version(), "device": device.device_kind}
+
+
+def show(results: Results) -> None:
+    """Print the tables, and each claim with what was measured."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for each in results["tables"]:
+        print(each["title"])
+        printed = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+        for i, column in enumerate(each["columns"]):
+            text = any(isinstance(row[i], str) for row in each["rows"])
+            printed.add_column(column, justify="left" if text else "right")
+        for row in each["rows"]:
+            printed.add_row(*(cell if isinstance(cell, str) else f"{cell:.5g}" for cell in row))
+        console.print(printed, "")
+    for claim in results["claims"]:
+        holds = "holds" if claim["holds"] else "FAILS"
+        print(f"{holds}  {claim['claim']}: {claim['measured']:.3g} {claim['relation']} {claim['bound']:.3g}")
