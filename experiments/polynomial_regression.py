@@ -107,7 +107,7 @@ def measure(options: argparse.Namespace) -> experiment.Results:
         w = until_it_converges(x, t, keys[2], rate, batch_size, options.passes)
         above = excess(w.astype(np.float64))
         error = np.linalg.norm(w[-1] - best) / np.linalg.norm(best)
-        sooner = int(np.argmax(above < 0.01 * above[0]))
+        sooner = next((number for number, a in enumerate(above) if a < 0.01 * above[0]), options.passes)
         rows.append([name, rate, sooner, len(w) - 1, error])
         shown = np.unique(np.geomspace(1, len(w), 120).astype(int)) - 1
         curves[name] = {"pass": shown.tolist(), "excess": experiment.numbers(above[shown], 4)}

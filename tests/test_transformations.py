@@ -191,6 +191,16 @@ def test_a_rule_keeps_the_precision_of_its_forward_pass(id, inside, expected):
         }
 
 
+@pytest.mark.parametrize("id", ["linear", "conv2d-NHWC-plain"])
+def test_a_precision_that_is_asked_for_reaches_the_forward_pass(id):
+    case = BY_ID[id]
+    args = [jnp.asarray(a, jnp.float32) for a in case.make(np.random.default_rng(0))]
+    jaxpr = jax.make_jaxpr(functools.partial(case.call, functools.partial(case.f, precision="highest")))(*args)
+    found = list(operations(jaxpr.jaxpr, ("dot_general", "conv_general_dilated")))
+    assert found
+    assert all(set(eqn.params["precision"]) == {jax.lax.Precision.HIGHEST} for eqn in found)
+
+
 def test_a_precision_given_as_a_list_is_a_tuple_to_the_rule():
     from jaxnn._rules import resolve_precision
 

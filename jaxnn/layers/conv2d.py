@@ -275,7 +275,7 @@ def _weight_gradient_by_patches(geometry: _Geometry, w_shape: tuple[int, ...], x
         patches = patches.reshape(pixels, taps, groups, inputs)
         return product(patches, dy.reshape(pixels, groups, outputs // groups), (((0,), (0,)), ((2,), (1,))))
 
-    block = _largest_divisor(samples, _CACHED_BYTES // max(1, oh * ow * taps * x.shape[-1] * x.dtype.itemsize))
+    block = _largest_divisor(samples, _samples_in_cache(x, (oh, ow, *window)))
     if block == samples:
         dw = of_block(x, dy)
     else:
@@ -287,6 +287,11 @@ def _weight_gradient_by_patches(geometry: _Geometry, w_shape: tuple[int, ...], x
 
 
 _CACHED_BYTES = 4 << 20
+
+
+def _samples_in_cache(x: Array, patches: tuple[int, ...]) -> int:
+    """Return of how many samples the patches, of this shape a sample and channel, fit in the cache."""
+    return _CACHED_BYTES // max(1, math.prod(patches) * x.shape[-1] * x.dtype.itemsize)
 
 
 def _patches(geometry: _Geometry, window: Pair, outputs: Pair, x: Array) -> Array:
