@@ -383,8 +383,6 @@ def test_axes_of_an_outer_transformation():
 
 def test_custom_root_refuses():
     """Its own rule differentiates what it holds: a rule inside would survive."""
-    if jax.__version_info__ >= (0, 11):
-        pytest.skip("custom_root is opaque in this jax: what it holds keeps its rules, as the docstring says")
     f = wrong(square)
 
     def newton(residual, guess):

@@ -145,8 +145,8 @@ def _without_rules(closed: Any, strip: Strip | None, definition_of: str | None) 
             params = {k: _map_jaxprs(lambda j: without_rules(j, strip, definition_of), v) for k, v in params.items()}
         if eqn.primitive.name == "custom_vmap_call":
             params["rule"] = functools.partial(_batched_without_rules, params["rule"], strip)
+        _refuse_opaque(eqn)
         if is_custom_jvp(eqn):
-            _refuse_custom_root(eqn)
             params["jvp_jaxpr_fun"] = _JvpWithoutRules(eqn.params["jvp_jaxpr_fun"], strip)
         equations.append(eqn.replace(invars=[now(v) for v in eqn.invars], params=params))
     if all(a is b for a, b in zip(equations, jaxpr.eqns, strict=False)) and not value_of:
@@ -155,14 +155,19 @@ def _without_rules(closed: Any, strip: Strip | None, definition_of: str | None) 
     return rewritten if closed is jaxpr else closed.replace(jaxpr=rewritten)
 
 
-def _refuse_custom_root(eqn: Any) -> None:
-    """The rule of jax.lax.custom_root differentiates functions that it holds, where no jaxpr shows them."""
-    inside = [e for e in equations(eqn.params["call_jaxpr"]) if is_custom_vjp(e)]
-    if name_of(eqn) == "_custom_root" and inside:
-        name = name_of(inside[0])
+def _refuse_opaque(eqn: Any) -> None:
+    """jax.lax.custom_root differentiates functions that it holds: in jaxprs of its own, nobody's to rewrite."""
+    if is_custom_jvp(eqn) and name_of(eqn) == "_custom_root":
+        held = [eqn.params["call_jaxpr"]]
+    elif eqn.primitive.name == "call_hi_primitive":  # since jax 0.11
+        attributes = [vars(value) for value in eqn.params.values() if hasattr(value, "__dict__")]
+        held = [value for each in attributes for value in each.values() if _is_jaxpr(value)]
+    else:
+        return
+    for inner in (e for jaxpr in held for e in equations(jaxpr) if is_custom_vjp(e)):
         raise TypeError(
-            f"`f` must not call `{name}`, which has a custom_vjp rule, inside jax.lax.custom_root, "
-            f"whose own rule differentiates it; call automatic({name}) there"
+            f"`f` must not call `{name_of(inner)}`, which has a custom_vjp rule, inside jax.lax.custom_root, "
+            f"whose own rule differentiates it; call automatic({name_of(inner)}) there"
         )
 
 

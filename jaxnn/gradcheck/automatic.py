@@ -34,15 +34,15 @@ def automatic(f: Callable[P, R]) -> Callable[P, R]:
 
     Args:
       f: any function of JAX arrays, of whatever library. A rule that a `jax.grad` *inside* `f` has already used is
-        part of f's value and stays: write `jax.grad(automatic(g))` for `automatic(jax.grad(g))`. The same holds in
-        `jax.lax.custom_root`, where it raises on jax 0.10 (later ones hide what it holds, and the rule stays).
+        part of f's value and stays: write `jax.grad(automatic(g))` for `automatic(jax.grad(g))`.
 
     Returns:
       A function with f's signature.
 
     Raises:
-      TypeError: when `f` is no function; when called, if Python code in `f` branches on an array's value; when
-        differentiated, if a definition calls what JAX has no derivative of (a callback, a kernel), which is named.
+      TypeError: when `f` is no function; when called, if Python code in `f` branches on an array's value, or calls a
+        function with a rule inside `jax.lax.custom_root`, whose own rule has used it; when differentiated, if a
+        definition calls what JAX has no derivative of (a callback, a kernel), which is named.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnn
