@@ -177,9 +177,8 @@ def main(
     name = Path(sys.modules[measure.__module__].__file__ or "experiment").stem
     options = options_of(doc, name, add).parse_args(argv)
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=options.output):
-            pass  # a folder that cannot be written is found before the work, not after it
+        if reason := unwritable(options.output):  # found before the work, not after it
+            raise ValueError(reason)
         start = time.perf_counter()
         results = measure(options)
         results |= {"experiment": name, "seconds": round(time.perf_counter() - start, 1), "run": run_of(options)}
@@ -195,6 +194,21 @@ def main(
     show(results)
     print(f"{results['seconds']} s; wrote", *[options.output / "results.json", *paths])
     return 0 if all(claim["holds"] for claim in results["claims"]) else 1
+
+
+def unwritable(folder: Path) -> str:
+    """Make the folder; return why it cannot be written in, or nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"--output {folder} cannot be written ({error.strerror}): name another folder"
+
+
+def shown(number: float) -> str:
+    """Return a number as texts show it."""
+    return f"{number:.3g}"
 
 
 def run_of(options: argparse.Namespace) -> Results:
@@ -220,4 +234,4 @@ def show(results: Results) -> None:
         console.print(printed, "")
     for claim in results["claims"]:
         holds = "holds" if claim["holds"] else "FAILS"
-        print(f"{holds}  {claim['claim']}: {claim['measured']:.3g} {claim['relation']} {claim['bound']:.3g}")
+        print(f"{holds}  {claim['claim']}: {shown(claim['measured'])} {claim['relation']} {shown(claim['bound'])}")

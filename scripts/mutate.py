@@ -368,7 +368,9 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
         # Another value than the reference's is a note to `check`, as a straight-through function has one.
         return {(r.check, r.path) for r in rows if r.status == "FAIL" or (r.status, r.check) == ("NOTE", "primal")}
 
-    for level, dtype in (("rule", "float32"), ("rule", "bfloat16"), ("rule", "float16"), ("full", "float32")):
+    runs = [("rule", "float32"), ("rule", "bfloat16"), ("rule", "float16"), ("rule", "float64"), ("full", "float32")]
+    for level, dtype in runs:
+        jax.config.update("jax_enable_x64", dtype == "float64")
         for case in cases:
             signal.alarm(SECONDS)
             made = case.make(np.random.default_rng(zlib.crc32(case.id.encode())))

@@ -207,6 +207,8 @@ def test_reference_stands_in_for_the_definition():
     rounded.defvjp(lambda x: (jnp.round(x), None), lambda _, dy: (dy,))
     assert not gradcheck.check(rounded, X, level="rule").ok
     assert gradcheck.check(rounded, X, reference=lambda x: x).ok
+    report = gradcheck.check(lambda x: x.astype("float16"), X, reference=lambda x: x, level="rule")
+    assert ("NOTE", "f returns float16, the reference float32") in [(row.status, row.message) for row in report.rows]
 
 
 def test_a_callback_without_reference_is_checked_numerically():

@@ -61,11 +61,13 @@ def _against_reference(t: Trial, plain: Arrays) -> Rows:
         scale = largest_of(np.abs(b))
         apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
         off = float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0))
-        if off <= 16 * t.factor * scale:
+        differ = FAIL if t.no_definition else NOTE
+        if y.dtype != r.dtype:
+            yield Row("primal", path, differ, f"f returns {y.dtype}, the reference {r.dtype}")
+        elif off <= 16 * t.factor * scale:
             yield Row("primal", path, PASS, "f returns what the reference returns")
         else:
-            status = FAIL if t.no_definition else NOTE
-            yield Row("primal", path, status, f"f and the reference differ by up to {off:.3g} in value")
+            yield Row("primal", path, differ, f"f and the reference differ by up to {off:.3g} in value")
 
 
 def gradient(t: Trial) -> Rows:
