@@ -312,6 +312,7 @@ ENTROPY = [
         for reduction, epsilon, weighted in (("mean", 0.0, False), ("mean", 0.1, True), ("none", 0.1, True), ("sum", 1.0, False))
     ),
     entropy("axis", labelled((2, 3), 4, axis=1), axis=1, torch=False),
+    entropy("rows-of-rows-weight", labelled((2, 3), 5, labels=[[0, 1, 4], [3, 2, 4]], weight="random"), True, torch=False),
     entropy("one-row", labelled((), 4)),
     entropy("bad-labels", labelled((5,), 4, labels=[1, 4, -1, 2, -100], weight="random"), True, nan=True,
             ignore_index=-100, label_smoothing=0.1, reduction="none"),
@@ -323,6 +324,7 @@ ENTROPY = [
     entropy("classes-1", labelled((3,), 1)),
     entropy("huge", fixed([[1e4, -1e4, 0.0], [6e4, 6e4, 6e4]], np.array([1, 2], np.int32)), reduction="none"),
     entropy("minus-infinity", fixed([[0.0, -inf, 1.0], [-inf, 2.0, -inf]], np.array([0, 1], np.int32)), torch=False),
+    entropy("soft-minus-infinity", fixed([[0.0, -inf, 1.0]], [[0.5, 0.0, 0.5]]), torch=False, nan=True),
     entropy("not-finite", fixed([[nan, 0.0], [0.0, 1.0]], np.array([0, 1], np.int32)), reduction="none", nan=True),
 ]  # fmt: skip
 

@@ -151,6 +151,31 @@ def test_rule_against_loops_and_torch(case, dtype):
                 )
 
 
+def has_infinities(case):
+    return any(is_float(a) and not np.all(np.isfinite(a)) for a in arguments(case, "float32")[1])
+
+
+@by_id("case", list(filter(has_infinities, HASHABLE)))
+def test_rule_against_loops_without_jit(case):
+    """XLA makes 0 · ∞ into 0 where it sees that the 0 was a bool: operation by operation it is NaN."""
+    ours, exact, dy, exact_dy = arguments(case, "float32")
+    y, cotangents = value_and_cotangents.__wrapped__(case, ours, dy)
+    truths, limits = responses(case, exact_dy, exact)
+    assert_close("y", y, truths[0], limits[0], "float32")
+    for i, ct in zip(differentiable(ours), cotangents, strict=True):
+        assert_close(f"cotangent of argument {i}", ct, truths[1 + i], limits[1 + i], "float32")
+
+
+@pytest.mark.parametrize("f", [jaxnn.cross_entropy, jaxnn.nll_loss, jaxnn.nll], ids=lambda f: f.__name__)
+def test_class_weights_of_another_dtype(f):
+    x, labels = jnp.array([[0.25, 0.75, 0.5], [0.5, 0.125, 0.375]]), jnp.array([0, 2])
+    weight = jnp.array([1.0, 2.0, 0.5])
+    gradient = jax.grad(lambda w: f(x, labels, weight=w))
+    narrow = gradient(weight.astype(jnp.bfloat16))
+    assert narrow.dtype == jnp.bfloat16
+    np.testing.assert_allclose(narrow.astype(jnp.float32), gradient(weight), rtol=2**-7)
+
+
 def checked(case, level):
     args, *_ = arguments(case, "float32")
     # The definition of dropout draws other bits than its rule, whose own body is the reference then.

@@ -41,6 +41,22 @@ def test_the_weight_gradient_in_blocks_of_one_sample(id, monkeypatch):
     assert_rule(CONV[id])
 
 
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_the_weight_gradient_in_blocks_on_two_devices(check_vma, monkeypatch):
+    monkeypatch.setattr(module, "_samples_in_cache", lambda *_: 1)
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("d",))
+    x, w = jnp.arange(4.0 * 2 * 5 * 5).reshape(4, 2, 5, 5), jnp.ones((3, 2, 2, 2))
+
+    def gradient(x, w):
+        dw = jax.grad(lambda w: jnp.sum(jaxnn.conv2d(x, w)))(w)
+        return dw if check_vma else jax.lax.psum(dw, "d")
+
+    P = jax.sharding.PartitionSpec
+    sharded = jax.shard_map(gradient, mesh=mesh, in_specs=(P("d"), P()), out_specs=P(), check_vma=check_vma)
+    expected = jax.grad(lambda w: jnp.sum(jaxnn.conv2d.definition(x, w)))(w)
+    np.testing.assert_allclose(jax.jit(sharded)(x, w), expected, rtol=1e-5)
+
+
 def test_the_weight_gradient_in_blocks_of_two_samples(monkeypatch):
     case = CONV["conv2d-NHWC-all"]
     case = case._replace(make=lambda rng: tuple(map(rng.standard_normal, ((6, 8, 7, 4), (2, 3, 2, 4), 4))))

@@ -1,5 +1,6 @@
 """The indices of max-pooling, against the loops and PyTorch."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -29,3 +30,9 @@ def test_pooling_indices_are_torchs(window, stride, padding, layout):
     back = (lambda a: np.moveaxis(np.asarray(a), -1, 1)) if layout == "NHWC" else np.asarray
     np.testing.assert_array_equal(back(y), torch_y.numpy())
     np.testing.assert_array_equal(back(indices), torch_indices.numpy())
+
+
+def test_indices_are_int32_in_64_bit_mode():
+    with jax.enable_x64(True):
+        _, indices = jaxnn.max_pool2d_with_indices(jnp.ones((1, 4, 4)))
+        assert indices.dtype == jnp.int32
