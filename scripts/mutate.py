@@ -51,6 +51,26 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "layers/conv2d.py _weight_gradient_by_patches: groups == 1 -> groups == 0": "the general form, slower",
     "layers/conv2d.py _weight_gradient_by_patches: (oh, ow, *window) -> (ow, oh, *window)": "only the product counts",
     "layers/conv2d.py _weight_gradient_by_patches: (oh, ow, *window) -> (oh, *window, ow)": "only the product counts",
+    "layers/max_pool2d.py _plane_indices: zip(geometry.stride, geometry.outputs, geometry.padding, strict=True) -> "
+    "zip(geometry.stride, geometry.outputs, geometry.padding)": "all three are pairs",
+    "layers/max_pool2d.py _plane_indices: strict=True -> strict=False": "all three are pairs",
+    **{f"layers/max_pool2d.py _max_pool2d_bwd: {shifts}": "more shifts than windows over a pixel add zeros"
+       for shifts in ("-kh // sh -> -kh * sh", "-kh // sh -> -kh", "-kw // sw -> -kw * sw", "-kw // sw -> -kw")},
+    **{f"layers/max_pool2d.py _max_pool2d_bwd: {dtype}": "a sum of two, or of one, is rounded once in either dtype"
+       for dtype in ("wide(dy.dtype) if len(shifts) > 1 else dy.dtype -> wide(dy.dtype)",
+                     "len(shifts) > 1 -> len(shifts) >= 1", "len(shifts) > 1 -> len(shifts) > 0",
+                     "len(shifts) > 1 -> len(shifts) > 2")},
+    "layers/max_pool2d.py _first_pixel: jnp.maximum(0, geometry.padding[axis] - starts) -> "
+    "jnp.maximum(-0, geometry.padding[axis] - starts)": "an integer",
+    "layers/max_pool2d.py _first_pixel: jnp.arange(geometry.outputs[axis], dtype=jnp.int32) -> "
+    "jnp.arange(geometry.outputs[axis])": "becomes the dtype of positions in the end",
+    "losses/cross_entropy.py _by_label: jnp.where(valid, x, jnp.asarray(bad, x.dtype)) -> "
+    "jnp.where(valid, x, -jnp.asarray(bad, x.dtype))": "NaN, or a 0 that is added to others",
+    "losses/cross_entropy.py _cross_entropy_bwd: tuple(range(du.ndim - 1)) -> range(du.ndim - 1)":
+        "JAX takes any sequence of axes",
+    "losses/cross_entropy.py _smoothed: u if epsilon == 0 else (1 - epsilon) * u + epsilon / max(1, classes) -> "
+    "(1 - epsilon) * u + epsilon / max(1, classes)": "1 u + 0 is u",
+    "losses/cross_entropy.py _smoothed: max(1, classes) -> max(2, classes)": "the loss of a single class is 0",
     "layers/dropout.py _keep: (2,) -> (3,)": "threefry's bits do not depend on how many are drawn",
     "layers/dropout.py _keep: seeds[1] -> seeds[2]": "JAX takes the last element for one beyond the end",
     "layers/dropout.py dropout: threshold == 0 or key is None -> key is None": "all are kept, times 1",

@@ -47,6 +47,7 @@ CASES = {
     "tanh": (jaxnn.tanh, (IMAGES,), 0),
     "max_pool2d": (pool, (IMAGES,), N * C * (H // 2) * (W // 2)),
     "max_pool2d 3/1": (functools.partial(pool, window=3, stride=1), (IMAGES,), N * C * (H - 2) * (W - 2)),
+    "max_pool2d 16x16": (functools.partial(pool, window=16), (array(N, 32, 32, C),), N * C * 2 * 2),
     "max_pool2d 17x16": (functools.partial(pool, window=(17, 16)), (array(N, 34, 32, C),), 4 * N * C * 2 * 2),
     "max_pool2d_with_indices": (
         lambda x: jaxnn.max_pool2d_with_indices(x, layout="NHWC")[0], (IMAGES,), N * C * (H // 2) * (W // 2)),

@@ -33,7 +33,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jaxnn import _checks
-from jaxnn._rules import defined_by, wide
+from jaxnn._rules import defined_by, on_paper, wide
 
 Pair = tuple[int, int]
 
@@ -176,6 +176,13 @@ def max_pool2d_with_indices(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@on_paper(
+    r"y_{s,c,i,j} = \max_{i',j'} x_{s,c,Si+i'-P,Sj+j'-P} \quad (S, P\text{: stride, padding})",
+    x=(
+        r"dx_{h,w} = \sum_{(i,j)} dy_{i,j}\,[(h,w)\text{ is the maximum of window }(i,j)]",
+        "1 at the largest pixel of each window, else 0: the others could move a little and nothing would follow.",
+    ),
+)
 def _max_pool2d(geometry: _Geometry, x: Array) -> tuple[Array, Array]:
     return _largest(geometry, x)
 
@@ -195,7 +202,7 @@ def _max_pool2d_bwd(geometry: _Geometry, position: Array, cotangents: tuple[Arra
     for shift in shifts:
         row, column = (_place_in_window(geometry, axis, shift[axis], dy.ndim) for axis in (0, 1))
         asked = _to_pixels(geometry, position, shift).astype(jnp.int32)
-        mine = (asked == row * kw + column) & (row < kh) & (column < kw)
+        mine = (asked == row * kw + column) & (column < kw)
         dx = dx + jnp.where(mine, _to_pixels(geometry, dy, shift).astype(dtype), jnp.zeros((), dtype))
     return (dx.astype(dy.dtype),)
 
@@ -209,7 +216,7 @@ def _largest(geometry: _Geometry, x: Array) -> tuple[Array, Array]:
     dtype = jnp.uint8 if kh * kw <= 256 else jnp.int32
     first = [_first_pixel(geometry, axis, x.ndim).astype(dtype) for axis in (0, 1)]
     row_maxima, column = _largest_along(
-        geometry, 1, x, jnp.zeros(x.shape, dtype), first[1], lambda j, zero: zero + jnp.asarray(j, dtype)
+        geometry, 1, x, jnp.zeros(x.shape, dtype), first[1], lambda j, _: jnp.asarray(j, dtype)
     )
     return _largest_along(
         geometry, 0, row_maxima, column, first[0] * kw + first[1], lambda i, j: j + jnp.asarray(i * kw, dtype)
@@ -225,7 +232,7 @@ def _largest_along(
     pads = [(p, p) if i == axis else (0, 0) for i in range(x.ndim)]
     x, place = jnp.pad(x, pads, constant_values=-jnp.inf), jnp.pad(place, pads)
     shape = (*x.shape[:axis], n, *x.shape[axis + 1 :])
-    largest, at = jnp.full(shape, -jnp.inf, x.dtype), jnp.broadcast_to(start, shape)
+    largest, at = jnp.full(shape, -jnp.inf, x.dtype), start
     for offset in range(k):
         pixel, its_place = (lax.slice_in_dim(z, offset, offset + s * (n - 1) + 1, s, axis) for z in (x, place))
         # Strictly larger: the first of equals stays. NaN compares false, and is always taken: the last NaN stays.
