@@ -1,8 +1,9 @@
-"""What every custom rule shares: its definition, its precision, and the types of its cotangents."""
+"""What every custom rule shares: its definition, its formulas, its precision, and the types of its cotangents."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from types import FunctionType
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,29 @@ def defined_by(definition: Callable[P, R]) -> Callable[[Callable[P, R]], Compone
         component = cast(Component[P, R], function)
         component.definition = definition
         return component
+
+    return attach
+
+
+class Formulas(NamedTuple):
+    """A function as it is written on paper, in LaTeX."""
+
+    definition: str
+    gradients: dict[
+        str, tuple[str, str]
+    ]  # of each argument: its cotangent, and in words what the local derivative says
+
+
+WRITTEN: dict[tuple[str, str], Formulas] = {}  # by the file and the name of the function, which a jaxpr tells
+
+
+def on_paper(definition: str, **gradients: tuple[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Attach its formulas to a function with a custom rule, where whoever meets it in a jaxpr finds them."""
+
+    def attach(function: Callable[P, R]) -> Callable[P, R]:
+        code = cast(FunctionType, function).__code__
+        WRITTEN[code.co_filename, code.co_name] = Formulas(definition, gradients)
+        return function
 
     return attach
 

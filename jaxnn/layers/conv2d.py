@@ -38,7 +38,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxnn import _checks
-from jaxnn._rules import cotangent, defined_by, resolve_precision, type_of, vary_with, wide
+from jaxnn._rules import cotangent, defined_by, on_paper, resolve_precision, type_of, vary_with, wide
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
@@ -133,6 +133,22 @@ def conv2d(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@on_paper(
+    r"y_{s,oc,i,j} = \sum_{ic,i',j'} w_{oc,ic,i',j'}\,x_{s,ic,Si+Di'-P,Sj+Dj'-P} \;(+\,b_{oc})"
+    r"\quad (S, D, P\text{: stride, dilation, padding})",
+    x=(
+        r"dx_{s,ic,h,w} = \sum_{oc,i',j'} dy_{s,oc,i,j}\,w_{oc,ic,i',j'}, \quad h = Si+Di'-P, w = Sj+Dj'-P",
+        "An output moves with each pixel under its filter by the weight that lies on the pixel, and with no other.",
+    ),
+    w=(
+        r"dw_{oc,ic,i',j'} = \sum_{s,i,j} dy_{s,oc,i,j}\,x_{s,ic,Si+Di'-P,Sj+Dj'-P}",
+        "A weight lies on another pixel for each output, and moves the output by that pixel.",
+    ),
+    b=(
+        r"db_{oc} = \sum_{s,i,j} dy_{s,oc,i,j}",
+        "Every output of a channel moves with the channel's bias, one for one.",
+    ),
+)
 def _conv2d(geometry: _Geometry, x: Array, w: Array, b: Array | None) -> Array:
     return _conv2d_fwd(geometry, x, w, b)[0]
 

@@ -33,7 +33,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxnn import _checks
-from jaxnn._rules import Type, cotangent, defined_by, type_of, wide
+from jaxnn._rules import Type, cotangent, defined_by, on_paper, type_of, wide
 
 Key = Array
 
@@ -88,6 +88,10 @@ def dropout(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@on_paper(
+    r"y_i = \frac{m_i\,x_i}{1 - P}",
+    x=(r"dx_i = \frac{dy_i\,m_i}{1 - P}", "0 for a value that was dropped, 1 / (1 − P) for one that was kept."),
+)
 def _dropout(threshold: int, x: Array, key: Key) -> Array:
     return _dropout_fwd(threshold, x, key)[0]
 

@@ -31,7 +31,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxnn import _checks
-from jaxnn._rules import cotangent, defined_by, resolve_precision, type_of, wide
+from jaxnn._rules import cotangent, defined_by, on_paper, resolve_precision, type_of, wide
 
 
 def _definition(x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, *, precision: Any = None) -> Array:
@@ -97,6 +97,15 @@ def _checked(x: ArrayLike, w: ArrayLike, b: ArrayLike | None) -> tuple[Array, Ar
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@on_paper(
+    r"y_{si} = \sum_j W_{ij}\,x_{sj} \;(+\,b_i)",
+    x=(r"dx_{sj} = \sum_i dy_{si}\,W_{ij}", "Output i moves with input j by the weight between them, W_ij."),
+    w=(
+        r"dW_{ij} = \sum_s dy_{si}\,x_{sj}",
+        "Output i moves with its own weights alone, each by the input it multiplies.",
+    ),
+    b=(r"db_i = \sum_s dy_{si}", "Output i moves with its own bias, one for one."),
+)
 def _linear(precision: Any, x: Array, w: Array, b: Array | None) -> Array:
     return _linear_fwd(precision, x, w, b)[0]
 

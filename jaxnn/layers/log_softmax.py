@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from jaxnn._rules import cotangent, defined_by, type_of, wide
+from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
 from jaxnn._softmax import Axes, checked, shifted, total
 
 
@@ -72,6 +72,13 @@ def log_softmax(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@on_paper(
+    r"y_a = x_a - \log \sum_k e^{x_k}",
+    x=(
+        r"dx_j = dy_j - p_j \sum_a dy_a",
+        "A logit raises its own log-probability by 1 − p and lowers every other one by p.",
+    ),
+)
 def _log_softmax(axes: Axes, x: Array, where: Array | None) -> Array:
     return _log_softmax_fwd(axes, x, where)[0]
 

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxnn import _checks
-from jaxnn._rules import defined_by
+from jaxnn._rules import defined_by, on_paper
 
 
 def _definition(x: ArrayLike) -> Array:
@@ -61,6 +61,10 @@ def relu(x: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
 
 
 @jax.custom_vjp
+@on_paper(
+    r"y_i = \max(x_i, 0)",
+    x=(r"dx_j = dy_j\,[x_j > 0]", "1 where x is positive, else 0: a gradient passes as it is, or stops."),
+)
 def _relu(x: Array) -> Array:
     return _relu_fwd(x)[0]
 

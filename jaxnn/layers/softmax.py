@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from jaxnn._rules import cotangent, defined_by, type_of, wide
+from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
 from jaxnn._softmax import Axes, checked, shifted, total
 
 
@@ -75,6 +75,13 @@ def softmax(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@on_paper(
+    r"y_a = \frac{e^{x_a}}{\sum_k e^{x_k}}",
+    x=(
+        r"dx_j = y_j \left(dy_j - \sum_a dy_a\,y_a\right)",
+        "A logit raises its own probability, by (1 − y) y, and lowers every other one, by the product of the two.",
+    ),
+)
 def _softmax(axes: Axes, x: Array, where: Array | None) -> Array:
     return _softmax_fwd(axes, x, where)[0]
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxnn._rules import cotangent, type_of
+from jaxnn._rules import cotangent, on_paper, type_of
 
 
 def reduce(l: Float[Array, "*rows"], d: Float[Array, "*rows"], reduction: str) -> Array:
@@ -31,6 +31,11 @@ def reduce(l: Float[Array, "*rows"], d: Float[Array, "*rows"], reduction: str) -
 
 
 @jax.custom_vjp
+@on_paper(
+    r"L = \frac{1}{D} \sum_n l_n, \quad D = \sum_n d_n",
+    l=(r"dl_n = \frac{dL}{D}", "Each row's loss moves the mean by its share, 1/D."),
+    d=(r"dd_n = -\frac{dL\,L}{D}", "A row that counts for more lowers the mean of all the others."),
+)
 def _mean(l: Array, d: Array) -> Array:
     return _mean_fwd(l, d)[0]
 

@@ -30,7 +30,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxnn import _checks
-from jaxnn._rules import cotangent, defined_by, type_of, wide
+from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
 from jaxnn.losses._reduction import reduce
 
 
@@ -78,6 +78,11 @@ def binary_cross_entropy(
 
 
 @jax.custom_vjp
+@on_paper(
+    r"l = -t \log \sigma(x) - (1 - t) \log \sigma(-x)",
+    x=(r"dx = dl\,\bigl((1 - t)\,\sigma(x) - t\,\sigma(-x)\bigr)", "Prediction less truth, σ(x) − t."),
+    t=(r"dt = -dl\,x", "The larger the logit, the more a 'yes' lowers the loss."),
+)
 def _binary_cross_entropy(x: Array, t: Array) -> Array:
     return _binary_cross_entropy_fwd(x, t)[0]
 

@@ -38,7 +38,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jaxnn import _checks
-from jaxnn._rules import cotangent, defined_by, type_of, wide
+from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
 from jaxnn._softmax import shifted
 from jaxnn.losses import _labels
 from jaxnn.losses._reduction import reduce
@@ -119,6 +119,18 @@ def cross_entropy(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@on_paper(
+    r"l = -\sum_c q_c \log p_c, \quad p = \operatorname{softmax}(x)",
+    x=(
+        r"dx_c = dl \left(p_c \sum_t q_t - q_c\right), \quad dx = dl\,(p - e(t))\text{ for a class } t",
+        "Prediction less truth: the loss falls as the true class's logit grows, and rises with every other one.",
+    ),
+    targets=(
+        r"dT_c = -dl\,(1 - \varepsilon)\,\omega_c \log p_c",
+        "More truth in a class adds −log of its probability to the loss.",
+    ),
+    weight=(r"d\omega_c = -\sum_n dl_n\,u_{nc} \log p_{nc}", "A class's weight multiplies what the class costs."),
+)
 def _cross_entropy(options: _Options, x: Array, targets: Array, weight: Array | None) -> Array:
     return _cross_entropy_fwd(options, x, targets, weight)[0]
 

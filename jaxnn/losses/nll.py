@@ -31,7 +31,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jaxnn import _checks
-from jaxnn._rules import Type, cotangent, defined_by, type_of, wide
+from jaxnn._rules import Type, cotangent, defined_by, on_paper, type_of, wide
 from jaxnn.losses import _labels
 from jaxnn.losses._reduction import reduce
 
@@ -112,6 +112,13 @@ def nll(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@on_paper(
+    r"l = -\log p_t",
+    p=(
+        r"dp = -dl\,\frac{e(t)}{p_t}",
+        "Only the probability of the true class counts; the smaller it is, the more the loss falls as it grows.",
+    ),
+)
 def _nll(ignore_index: int | None, p: Array, labels: Array) -> Array:
     return _nll_fwd(ignore_index, p, labels)[0]
 
@@ -190,6 +197,10 @@ def nll_loss(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@on_paper(
+    r"l = -y_t, \quad y = \log p",
+    log_p=(r"dy = -dl\,e(t)", "Only the log-probability of the true class counts, and the loss falls one for one."),
+)
 def _nll_loss(ignore_index: int | None, log_p: Array, labels: Array) -> Array:
     return _nll_loss_fwd(ignore_index, log_p, labels)[0]
 

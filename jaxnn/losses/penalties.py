@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxnn import _checks
-from jaxnn._rules import cotangent, defined_by, type_of, wide
+from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
 
 
 def _l1_definition(params: PyTree[Array]) -> Array:
@@ -63,6 +63,10 @@ def l1_penalty(params: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
 
 
 @jax.custom_vjp
+@on_paper(
+    r"\Omega = \sum |w|",
+    leaves=(r"dw = d\Omega\,\operatorname{sign}(w)", "+1 or −1, however large the weight is, and 0 at 0."),
+)
 def _l1_penalty(leaves: list[Array]) -> Array:
     return _l1_penalty_fwd(leaves)[0]
 
@@ -110,6 +114,10 @@ def l2_penalty(params: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
 
 
 @jax.custom_vjp
+@on_paper(
+    r"\Omega = \sum w^2",
+    leaves=(r"dw = 2\,w\,d\Omega", "Twice the weight: large weights are pulled hardest."),
+)
 def _l2_penalty(leaves: list[Array]) -> Array:
     return _l2_penalty_fwd(leaves)[0]
 

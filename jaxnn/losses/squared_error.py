@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxnn import _checks
-from jaxnn._rules import cotangent, defined_by, type_of, wide
+from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
 from jaxnn.losses._reduction import reduce
 
 
@@ -71,6 +71,11 @@ def squared_error(
 
 
 @jax.custom_vjp
+@on_paper(
+    r"l_n = (y_n - t_n)^2",
+    y=(r"dy_n = 2\,(y_n - t_n)\,dl_n", "Twice the error: far off it pulls hard, at the truth not at all."),
+    t=(r"dt_n = -dy_n", "The same as for y, with the other sign."),
+)
 def _squared_error(y: Array, t: Array) -> Array:
     return _squared_error_fwd(y, t)[0]
 
