@@ -54,6 +54,11 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "layers/max_pool2d.py _plane_indices: zip(geometry.stride, geometry.outputs, geometry.padding, strict=True) -> "
     "zip(geometry.stride, geometry.outputs, geometry.padding)": "all three are pairs",
     "layers/max_pool2d.py _plane_indices: strict=True -> strict=False": "all three are pairs",
+    "losses/nll.py _nll_fwd: jnp.where(_labels.is_label(labels, p.shape[-1]), _at_label(p, labels), "
+    "jnp.ones((), wide(p.dtype))) -> jnp.where(_labels.is_label(labels, p.shape[-1]), _at_label(p, labels), "
+    "-jnp.ones((), wide(p.dtype)))": "any number but 0 does, in a row whose loss and gradient are set afterwards",
+    "losses/nll.py _by_label: jnp.where(_labels.is_label(labels, classes), l, jnp.nan) -> "
+    "jnp.where(_labels.is_label(labels, classes), l, -jnp.nan)": "NaN has no sign that counts",
     **{f"layers/max_pool2d.py _max_pool2d_bwd: {shifts}": "more shifts than windows over a pixel add zeros"
        for shifts in ("-kh // sh -> -kh * sh", "-kh // sh -> -kh", "-kw // sw -> -kw * sw", "-kw // sw -> -kw")},
     **{f"layers/max_pool2d.py _max_pool2d_bwd: {dtype}": "a sum of two, or of one, is rounded once in either dtype"

@@ -267,6 +267,12 @@ PICKED = [
                  lambda F, x, t, w, r=reduction, g=torch: F.nll_loss(g(F, x), t, w, reduction=r, ignore_index=2))
             for reduction in ("mean", "sum", "none")
         ),
+        *(
+            Case(f"{f.__name__}-{reduction}-ignored", f, labelled((5,), 4, labels=T5, transform=to),
+                 {"reduction": reduction, "ignore_index": 2}, (),
+                 lambda F, x, t, r=reduction, g=torch: F.nll_loss(g(F, x), t, reduction=r, ignore_index=2))
+            for reduction in ("mean", "sum", "none")
+        ),
         Case(f"{f.__name__}-axis", f, labelled((2, 3), 4, axis=1, transform=np.abs), {"axis": 1}, vmappable=False),
         Case(f"{f.__name__}-one-row", f, labelled((), 4, transform=to)),
         Case(f"{f.__name__}-bad-labels", f, labelled((5,), 4, labels=[1, 4, -1, 2, -100], transform=to, weight="random"),

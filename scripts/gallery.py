@@ -1,0 +1,104 @@
+"""The gallery of the README: figures and tables of the experiments, from their committed results.
+
+    python scripts/gallery.py [--take FOLDER]
+
+With --take, the results.json of each experiment below FOLDER (what `python experiments/run_all.py` wrote) becomes the
+committed one, experiments/gallery/<name>.json. Then the figures are drawn from these and the README's section, between
+its two markers, is written from them. Nothing in the gallery is written by hand.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+GALLERY = ROOT / "experiments" / "gallery"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- gallery: written by scripts/gallery.py -->\n", "<!-- end of the gallery -->\n"
+sys.path.insert(0, str(ROOT / "experiments"))
+
+
+def names() -> list[str]:
+    """Return the experiments that have committed results, in the order in which they are run."""
+    order = importlib.import_module("run_all").EXPERIMENTS
+    return [name for name in order if (GALLERY / f"{name}.json").exists()]
+
+
+def results_of(name: str) -> dict[str, Any]:
+    """Return an experiment's committed results."""
+    return dict(json.loads((GALLERY / f"{name}.json").read_text()))
+
+
+def summary(module: Any) -> str:
+    """Return the first paragraph of the docstring: what the experiment claims."""
+    return " ".join((module.__doc__ or "").split("\n\n")[0].split())
+
+
+def markdown(text: str) -> str:
+    """Return a text that a cell of a table shows as it is."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def section(name: str, figures: list[str]) -> str:
+    """Return the README's part about one experiment."""
+    import _experiment as experiment
+
+    results, module = results_of(name), importlib.import_module(name)
+    lines = [f"#### `experiments/{name}.py`", "", summary(module), ""]
+    lines += [f"![{figure.replace('_', ' ')}](experiments/gallery/{figure}.png)" for figure in figures]
+    lines += ["", "| claim | measured | holds if |", "|---|---|---|"]
+    for claim in results["claims"]:
+        measured, bound = experiment.shown(claim["measured"]), experiment.shown(claim["bound"])
+        lines.append(f"| {markdown(claim['claim'])} | {measured} | {claim['relation']} {bound} |")
+    run = results["run"]
+    options = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in run["options"].items())
+    lines += ["", f"`python experiments/{name}.py {options}`, {results['seconds']:.0f} s; jax {run['jax']}, "
+              f"Python {run['python']}, {run['device']}.", ""]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def gallery() -> str:
+    """Return the text between the markers."""
+    return "".join(section(name, figures_of(name)) for name in names())
+
+
+def figures_of(name: str) -> list[str]:
+    """Return the names of an experiment's committed figures."""
+    return sorted(p.stem for p in GALLERY.glob("*.png") if p.stem == name or p.stem.startswith(f"{name}_"))
+
+
+def readme(text: str) -> str:
+    """Return the README with its gallery written anew."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{gallery()}{END}{after}"
+
+
+def main() -> int:
+    """Take results if asked, draw the figures and write the section."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--take", type=Path, metavar="FOLDER", help="commit the results below this folder")
+    options = parser.parse_args()
+    import _experiment as experiment
+    import run_all
+
+    GALLERY.mkdir(exist_ok=True)
+    if options.take:
+        for name in run_all.EXPERIMENTS:
+            results = json.loads((options.take / name / "results.json").read_text())
+            if failed := [claim["claim"] for claim in results["claims"] if not claim["holds"]]:
+                sys.exit(f"{name}: does not hold: {'; '.join(failed)}")
+            (GALLERY / f"{name}.json").write_text(json.dumps(results, ensure_ascii=False) + "\n")
+    for old in GALLERY.glob("*.png"):
+        old.unlink()
+    for name in names():
+        experiment.save_figures(GALLERY, results_of(name), importlib.import_module(name).draw)
+    README.write_text(readme(README.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
