@@ -12,6 +12,7 @@ not or something failed (in one line), 2 for wrong usage, 130 after Ctrl-C.
 import argparse
 import hashlib
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -217,7 +218,8 @@ def run_of(options: argparse.Namespace) -> Results:
         key: value for key, value in vars(options).items() if key != "output" and isinstance(value, str | int | float)
     }
     device = jax.devices()[0]
-    return {"options": said, "jax": jax.__version__, "python": platform.python_version(), "device": device.device_kind}
+    machine = {"device": device.device_kind, "cores": os.cpu_count()}
+    return {"options": said, "jax": jax.__version__, "python": platform.python_version(), **machine}
 
 
 def show(results: Results) -> None:

@@ -537,6 +537,18 @@ def measure(options: argparse.Namespace) -> experiment.Results:
 # ------------------------------------------------------------------------------------------ pictures
 
 
+CAPTIONS = {
+    "backprop_by_hand_jacobians": (
+        "The chain of Jacobians from ℓ to x, to scale, and the row vector that comes out of each."
+    ),
+    "backprop_by_hand_nudge": (
+        "A nudged pixel, followed to the loss; what the prediction leaves falls with Δx², unless a consumer is "
+        "forgotten."
+    ),
+    "backprop_by_hand_upstream": "A digit on its way forward, and below it the gradient on its way back.",
+}
+
+
 def draw(results: experiment.Results) -> dict[str, Figure]:
     """Draw the upstream gradients of one digit, the nudge, and the Jacobians."""
     return {

@@ -301,6 +301,13 @@ def measure_in_float32(options: argparse.Namespace) -> experiment.Results:
 # ------------------------------------------------------------------------------------------ pictures
 
 
+CAPTIONS = {
+    "deep_sgd": "The loss, the accuracy and the sizes of the parameters, without regulariser, with Σ|θ| and with Σθ².",
+    "deep_sgd_initialisation": "What each initialisation leads to.",
+    "deep_sgd_units": "Weights of the first layer's units, by regulariser.",
+}
+
+
 def draw(results: experiment.Results) -> dict[str, Figure]:
     """Draw the regularisers, the initialisations, and hidden units."""
     return {

@@ -218,6 +218,15 @@ def spread(shares: list[float]) -> str:
     return f"{100 * np.mean(shares):.2f}{deviation} %"
 
 
+CAPTIONS = {
+    "digit_cnn": "Training of both networks, and their test accuracies over the seeds.",
+    "digit_cnn_features": (
+        "All filters of the notes' network, and what eight of them make of a digit on the way to its logit."
+    ),
+    "digit_cnn_mistakes": "The test images that are surest and wrong: true class, predicted class, probability.",
+}
+
+
 def draw(results: experiment.Results) -> dict[str, Figure]:
     """Draw the training, the features, and the mistakes."""
     return {

@@ -199,6 +199,15 @@ def measure_line(seed):
     return claims, experiment.table("The line y = wx + 1 in one parameter, w = 2", columns, rows)
 
 
+CAPTIONS = {
+    "polynomial_regression": (
+        "The data and the parabola that minimises the loss; the loss above its minimum against passes over the data, "
+        "where single examples are sooner and full batches surer; what one step gains, against what its gradient "
+        "promised."
+    ),
+}
+
+
 def draw(results: experiment.Results) -> dict[str, Figure]:
     """Draw the fit, the loss against the passes, and the predicted decrease."""
     figure, ((fit, passes, decrease),) = experiment.panels(1, 3)

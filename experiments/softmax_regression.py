@@ -232,6 +232,17 @@ def measure(options: argparse.Namespace) -> experiment.Results:
 # ------------------------------------------------------------------------------------------ pictures
 
 
+CAPTIONS = {
+    "softmax_regression_descent": (
+        "Gradient descent on the way to the one minimum, which scikit-learn's solver finds too."
+    ),
+    "softmax_regression_example": (
+        "One digit: p before training, y − p, and the two cases of softmax's derivative, positive only where j = a."
+    ),
+    "softmax_regression_weights": "The learned weights of each class, as images.",
+}
+
+
 def draw(results: experiment.Results) -> dict[str, Figure]:
     """Draw the weights, the descent, and one digit's p, y − p and Jacobian."""
     return {

@@ -42,27 +42,36 @@ def markdown(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def section(name: str, figures: list[str]) -> str:
+def section(name: str) -> str:
     """Return the README's part about one experiment."""
     import _experiment as experiment
+    import run_all
 
     results, module = results_of(name), importlib.import_module(name)
-    lines = [f"#### `experiments/{name}.py`", "", summary(module), ""]
-    lines += [f"![{figure.replace('_', ' ')}](experiments/gallery/{figure}.png)" for figure in figures]
-    lines += ["", "| claim | measured | holds if |", "|---|---|---|"]
-    for claim in results["claims"]:
+    lines = [f"#### {run_all.title_of(name)}", "", summary(module), ""]
+    for figure in figures_of(name):
+        lines += [
+            f"![{module.CAPTIONS[figure]}](experiments/gallery/{figure}.png)",
+            "",
+            f"*{module.CAPTIONS[figure]}*",
+            "",
+        ]
+    claims = results["claims"]
+    lines += [f"<details><summary>{len(claims)} claims, all of which hold</summary>", ""]
+    lines += ["| claim | measured | holds if |", "|---|---|---|"]
+    for claim in claims:
         measured, bound = experiment.shown(claim["measured"]), experiment.shown(claim["bound"])
         lines.append(f"| {markdown(claim['claim'])} | {measured} | {claim['relation']} {bound} |")
     run = results["run"]
     options = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in run["options"].items())
-    lines += ["", f"`python experiments/{name}.py {options}`, {results['seconds']:.0f} s; jax {run['jax']}, "
-              f"Python {run['python']}, {run['device']}.", ""]  # fmt: skip
+    lines += ["", f"`python experiments/{name}.py {options}`: {results['seconds']:.0f} s; jax {run['jax']}, "
+              f"Python {run['python']}, {run['device']}, {run['cores']} cores.", "", "</details>", ""]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
 def gallery() -> str:
     """Return the text between the markers."""
-    return "".join(section(name, figures_of(name)) for name in names())
+    return "".join(section(name) for name in names())
 
 
 def figures_of(name: str) -> list[str]:

@@ -57,6 +57,12 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "losses/nll.py _nll_fwd: jnp.where(_labels.is_label(labels, p.shape[-1]), _at_label(p, labels), "
     "jnp.ones((), wide(p.dtype))) -> jnp.where(_labels.is_label(labels, p.shape[-1]), _at_label(p, labels), "
     "-jnp.ones((), wide(p.dtype)))": "any number but 0 does, in a row whose loss and gradient are set afterwards",
+    "losses/nll.py _to_label: jnp.where(_labels.is_label(labels, x.aval.shape[-1])[..., None], dx, jnp.nan) -> "
+    "jnp.where(_labels.is_label(labels, x.aval.shape[-1])[..., None], dx, -jnp.nan)": "NaN has no sign that counts",
+    "losses/nll.py _to_label: jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], zero, dx) -> "
+    "jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], -zero, dx)": "−0",
+    "_softmax.py shifted: lax.stop_gradient(jnp.max(x, axes, keepdims=True, initial=-jnp.inf)) -> "
+    "jnp.max(x, axes, keepdims=True, initial=-jnp.inf)": "the derivative of a shift of all x cancels",
     "losses/nll.py _by_label: jnp.where(_labels.is_label(labels, classes), l, jnp.nan) -> "
     "jnp.where(_labels.is_label(labels, classes), l, -jnp.nan)": "NaN has no sign that counts",
     **{f"layers/max_pool2d.py _max_pool2d_bwd: {shifts}": "more shifts than windows over a pixel add zeros"
@@ -381,7 +387,16 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
     key, tree = np.array([1, 2], np.uint32), lambda rng: ([rng.standard_normal((3, 4)), rng.standard_normal(2)],)
     cases = [
         *CASES,
-        Case("dropout", jaxnn.dropout, lambda rng: (rng.standard_normal((3, 4)), key), {"rate": 0.4}, ("key",)),
+        *(
+            Case(
+                f"dropout-{rate}",
+                jaxnn.dropout,
+                lambda rng: (rng.standard_normal((3, 4)), key),
+                {"rate": rate},
+                ("key",),
+            )
+            for rate in (0.4, 0.0, 1.0)
+        ),
         Case("indices", jaxnn.max_pool2d_with_indices, normal((2, 5, 6)), {"window": 3, "stride": 2, "padding": 1}),
         *(Case(f.__name__, f, tree) for f in (jaxnn.l1_penalty, jaxnn.l2_penalty)),
     ]
