@@ -4,10 +4,12 @@ Layers: linear, conv2d, relu, sigmoid, tanh, max_pool2d, max_pool2d_with_indices
 Losses: nll, nll_loss, cross_entropy, binary_cross_entropy, squared_error, l1_penalty, l2_penalty.
 Each is a pure function with a `jax.custom_vjp` rule, and carries its plain definition as `.definition`.
 `automatic(f)` has JAX's own derivatives in the place of the rules inside f; `gradcheck.check(f, *args)` compares them.
+`graph.trace(f, *args)` shows where the gradient of f comes from.
 `jaxnn.models` and `jaxnn.training` hold the notes' networks and the SGD step.
 """
 
 from jaxnn import gradcheck as gradcheck
+from jaxnn import graph as graph
 from jaxnn.gradcheck import automatic as automatic
 from jaxnn.layers import conv2d as conv2d
 from jaxnn.layers import dropout as dropout

@@ -243,6 +243,7 @@ SOFTMAX = [
         Case(f"{f.__name__}-minus-infinity", f, fixed([[0.0, -inf, 1.0], [-inf, 2.0, -inf]])),
         Case(f"{f.__name__}-not-finite", f, fixed([[nan, 0.0], [inf, 0.0], [-inf, -inf]]), nan=True),
         Case(f"{f.__name__}-where", f, with_mask, {}, ("where",), nan=True),
+        Case(f"{f.__name__}-where-some", f, lambda rng: (rng.standard_normal((2, 4)), MASK[[0, 2]] | MASK[[2, 0]]), {}, ("where",)),
         Case(f"{f.__name__}-where-axis", f, lambda rng: (rng.standard_normal((3, 4)), MASK[:, 1:2]), {"axis": 0}, ("where",)),
     )
 ]  # fmt: skip

@@ -37,7 +37,7 @@ def test_a_failure_is_told_and_the_rest_runs(monkeypatch, tmp_path):
 
 def test_all_commands_exist(tmp_path):
     for name, command in run_all.commands(tmp_path, 7).items():
-        assert name == "compare" or "7" in command and (run_all.HERE / f"{name}.py").exists()
+        assert name == "compare" or ("7" in command and (run_all.HERE / f"{name}.py").exists())
 
 
 def test_an_unwritable_folder_is_one_line(monkeypatch, tmp_path, capsys):

@@ -933,6 +933,18 @@ def tanh_overflow():
 # ------------------------------------------------------------------------------------------ precision
 
 
+@wrong("gradient", "a mutant of scripts/mutate.py")
+def cotangent_rounded():
+    """The cotangent is rounded to bfloat16 on its way through a float32 rule, as mixed precision does by mistake."""
+    return rule(jnp.tanh, lambda x: (jnp.tanh(x), x), lambda x, g: (_rounded(g) * (1 - jnp.tanh(x) ** 2),)), (
+        normal(5),
+    )
+
+
+def _rounded(g: Any) -> Any:
+    return g.astype(jnp.bfloat16).astype(g.dtype)
+
+
 @wrong("precision", "marin-community/marin#3043", alone=True)
 def bfloat16_branch():
     """A rule with a branch of its own for bfloat16, which forgets the 2."""

@@ -146,13 +146,14 @@ def precision(t: Trial) -> Rows:
             factors = [scale if t.may_scale(as64(x)) else 1.0 for x in s.points]
             points = [(jnp.asarray(x) * k).astype(dtype) for x, k in zip(s.points, factors, strict=True)]
             name = dtype if scale == 1.0 else f"{dtype} x{scale:.0f}"
+            dy = t.dy if t.dtype == dtype else s.cotangents(t.seed, coarse=True)
             try:
-                automatic = t.gradients("automatic", points, t.dy)
+                automatic = t.gradients("automatic", points, dy)
             except Exception as error:
                 yield Row("precision", name, UNSUPPORTED, f"the definition does not run: {first_line(error)}")
                 break
             try:
-                custom = s.run("vjp", "custom", points, s.rest, t.dy)[1]
+                custom = s.run("vjp", "custom", points, s.rest, dy)[1]
             except Exception as error:
                 yield Row("precision", name, FAIL, f"the rule raises, the definition does not: {first_line(error)}")
                 break
@@ -163,9 +164,9 @@ def precision(t: Trial) -> Rows:
             if t.dtype == dtype and scale == 1.0:
                 truth = t.base
             elif dtype == "float32":
-                truth = t.truth(points, t.dy, 1)
+                truth = t.truth(points, dy, 1)
             else:  # no responses are asked for
-                exact = t.gradients64("automatic", [as64(p) for p in points], [as64(d) for d in t.dy])
+                exact = t.gradients64("automatic", [as64(p) for p in points], [as64(d) for d in dy])
                 truth = Truth(exact, exact)
             yield _precision_row(t, name, dtype, truth, [as64(g) for g in custom], automatic)
 

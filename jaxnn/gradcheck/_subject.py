@@ -196,13 +196,20 @@ class Subject:
                 self.native.setdefault(kind, self.programs[key])
         return self.programs[key](*operands)
 
-    def cotangents(self, seed: int, probe: int = 0) -> Arrays:
-        """Return random output cotangents, odd sixteenths between −2 and 2: not 0, and exact in every dtype."""
+    def cotangents(self, seed: int, probe: int = 0, *, coarse: bool = False) -> Arrays:
+        """Return random output cotangents between −2 and 2, none near 0.
+
+        They have all digits of their dtype, so that a rule that rounds them to a narrower one is found out; coarse
+        ones, odd sixteenths, are exact in every dtype.
+        """
         rng = np.random.default_rng((seed, 1, probe))
-        return [
-            jnp.asarray(rng.integers(-16, 16, y.shape, np.int8) / np.float32(8) + np.float32(0.0625)).astype(y.dtype)
-            for y in self.outputs
-        ]
+
+        def cotangent(y: Any) -> Any:
+            sixteenths = rng.integers(-16, 16, y.shape, np.int8) / np.float32(8) + np.float32(0.0625)
+            digits = 0.0 if coarse else rng.uniform(-0.03, 0.03, y.shape)
+            return (sixteenths + digits).astype(y.dtype)
+
+        return [jnp.asarray(cotangent(y)) for y in self.outputs]
 
     def widened(self, arrays: Arrays) -> Arrays:
         """Return inexact arrays in float64; call it inside `wide()`."""
