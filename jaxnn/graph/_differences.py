@@ -107,7 +107,7 @@ def _quotients(here: Floats, moved: Floats, h: Floats, eps: float) -> tuple[Floa
         right, left = (near_ahead - here) / near, (here - near_behind) / near
         agree = np.abs(far_slope - slope) <= 1e-3 * np.abs(slope) + rounding  # false where f was left undefined
         kinked = np.abs(right - left) > 1e-2 * np.maximum(np.abs(right), np.abs(left)) + 2 * rounding
-    return slope, kinked
+    return np.where(agree, far_slope, slope), kinked
 
 
 def _scatter(values: Floats, elements: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ma.MaskedArray[Any, Any]:
