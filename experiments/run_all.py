@@ -46,7 +46,8 @@ def commands(output: Path, seed: int) -> dict[str, list[str]]:
 
 def title_of(name: str) -> str:
     """Return an experiment's name as a title."""
-    return name.replace("_", " ").capitalize()
+    words = {"sgd": "SGD", "cnn": "CNN"}
+    return " ".join(words.get(word, word) for word in name.capitalize().split("_"))
 
 
 def cells(row: list[object], tag: str = "td") -> str:

@@ -134,15 +134,16 @@ def conv2d(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 @on_paper(
-    r"y_{s,oc,i,j} = \sum_{ic,i',j'} w_{oc,ic,i',j'}\,x_{s,ic,Si+Di'-P,Sj+Dj'-P} \;(+\,b_{oc})"
-    r"\quad (S, D, P\text{: stride, dilation, padding})",
+    r"y_{s,oc,i,j} = \sum_{ic,i',j'} w_{oc,ic,i',j'}\,x_{s,ic,Si+Di'-P,Sj+Dj'-P} \;(+\,b_{oc})",
     x=(
         r"dx_{s,ic,h,w} = \sum_{oc,i',j'} dy_{s,oc,i,j}\,w_{oc,ic,i',j'}, \quad h = Si+Di'-P, w = Sj+Dj'-P",
-        "An output moves with each pixel under its filter by the weight that lies on the pixel, and with no other.",
+        "An output moves with each pixel under its filter by the weight that lies on the pixel, and with no other. "
+        "S, D and P are stride, dilation and padding.",
     ),
     w=(
         r"dw_{oc,ic,i',j'} = \sum_{s,i,j} dy_{s,oc,i,j}\,x_{s,ic,Si+Di'-P,Sj+Dj'-P}",
-        "A weight lies on another pixel for each output, and moves the output by that pixel.",
+        "A weight lies on another pixel for each output, and moves the output by that pixel. "
+        "S, D and P are stride, dilation and padding.",
     ),
     b=(
         r"db_{oc} = \sum_{s,i,j} dy_{s,oc,i,j}",

@@ -177,10 +177,11 @@ def max_pool2d_with_indices(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 @on_paper(
-    r"y_{s,c,i,j} = \max_{i',j'} x_{s,c,Si+i'-P,Sj+j'-P} \quad (S, P\text{: stride, padding})",
+    r"y_{s,c,i,j} = \max_{i',j'} x_{s,c,Si+i'-P,Sj+j'-P}",
     x=(
         r"dx_{h,w} = \sum_{(i,j)} dy_{i,j}\,[(h,w)\text{ is the maximum of window }(i,j)]",
-        "1 at the largest pixel of each window, else 0: the others could move a little and nothing would follow.",
+        "1 at the largest pixel of each window, else 0: the others could move a little and nothing would follow. "
+        "S and P are stride and padding.",
     ),
 )
 def _max_pool2d(geometry: _Geometry, x: Array) -> tuple[Array, Array]:
