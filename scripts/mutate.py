@@ -61,6 +61,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "jnp.where(_labels.is_label(labels, x.aval.shape[-1])[..., None], dx, -jnp.nan)": "NaN has no sign that counts",
     "losses/nll.py _to_label: jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], zero, dx) -> "
     "jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], -zero, dx)": "−0",
+    "_softmax.py shifted: jnp.zeros((), x.dtype) -> jnp.ones((), x.dtype)": "−∞ less any number",
     "_softmax.py shifted: lax.stop_gradient(jnp.max(x, axes, keepdims=True, initial=-jnp.inf)) -> "
     "jnp.max(x, axes, keepdims=True, initial=-jnp.inf)": "the derivative of a shift of all x cancels",
     "losses/nll.py _by_label: jnp.where(_labels.is_label(labels, classes), l, jnp.nan) -> "

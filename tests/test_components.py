@@ -176,6 +176,13 @@ def test_class_weights_of_another_dtype(f):
     np.testing.assert_allclose(narrow.astype(jnp.float32), gradient(weight), rtol=2**-7)
 
 
+@pytest.mark.parametrize("f", [jaxnn.cross_entropy, jaxnn.nll_loss, jaxnn.nll], ids=lambda f: f.__name__)
+def test_no_classes_and_their_weights(f):
+    x, labels = jnp.zeros((2, 0)), jnp.array([0, 1])
+    assert jnp.isnan(f(x, labels, weight=jnp.zeros(0)))
+    assert jax.grad(lambda w: f(x, labels, weight=w))(jnp.zeros(0)).shape == (0,)
+
+
 def checked(case, level):
     args, *_ = arguments(case, "float32")
     # The definition of dropout draws other bits than its rule, whose own body is the reference then.

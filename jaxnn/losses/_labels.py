@@ -76,10 +76,8 @@ def row_weight(rows: Rows, dtype: Any) -> Float[Array, "*rows"]:
     if rows.weight is None:
         weight = ones
     else:
-        valid = is_label(rows.labels, rows.x.shape[-1])
-        # An out-of-range label must not reach the gather, which would clip or wrap it to some class.
-        # With no classes at all there is nothing to gather from.
-        safe = jnp.where(valid, rows.labels, jnp.zeros((), rows.labels.dtype))
-        gathered = rows.weight.astype(dtype)[safe] if rows.x.shape[-1] else ones
-        weight = jnp.where(valid, gathered, ones)
+        # An out-of-range label is clipped or wrapped to some class, and that weight is not taken. With no classes at
+        # all there is nothing to gather from.
+        gathered = rows.weight.astype(dtype)[rows.labels] if rows.x.shape[-1] else ones
+        weight = jnp.where(is_label(rows.labels, rows.x.shape[-1]), gathered, ones)
     return jnp.where(is_ignored(rows.labels, rows.ignore_index), jnp.zeros((), dtype), weight)
