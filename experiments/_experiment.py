@@ -1,9 +1,11 @@
 """What the experiments share: options, progress, claims, tables, figures, and a folder of results.
 
-An experiment is a module with two functions, and ends with `main(__doc__, options, measure, draw)`:
+An experiment is a module that ends with `main(__doc__, add_options, measure, draw)`:
 
+    add_options(parser)               adds its own options
     measure(options) -> Results       runs it, and returns numbers only: what JSON can hold
     draw(results) -> {name: Figure}   its pictures, from these numbers alone
+    CAPTIONS                          a sentence under each picture in the README
 
 The folder gets `results.json`, `<name>.png` for each picture. The exit code is 0 if every claim holds, 1 if one does
 not or something failed (in one line), 2 for wrong usage, 130 after Ctrl-C.
@@ -17,6 +19,7 @@ import platform
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -92,7 +95,7 @@ def numbers(values: Any, digits: int = 6) -> Any:
 
 
 def _plain(cell: Any) -> Any:
-    return cell if isinstance(cell, str | int) else numbers(cell, 5)
+    return cell if isinstance(cell, str) else int(cell) if isinstance(cell, int | np.integer) else numbers(cell, 5)
 
 
 # ------------------------------------------------------------------------------------------ figures
@@ -143,7 +146,7 @@ def options_of(doc: str, name: str, add: Callable[[argparse.ArgumentParser], Non
     parser = Parser(prog=f"{name}.py", description=doc, formatter_class=raw)
     add(parser)
     parser.add_argument("--seed", type=natural, default=0, help="seed of everything random (default 0)")
-    parser.add_argument("--output", type=Path, default=Path("results") / name, help=f"folder (default results/{name})")
+    parser.add_argument("--output", type=Path, default=Path("results") / name, help="folder (default %(default)s)")
     return parser
 
 
@@ -183,13 +186,16 @@ def main(
         start = time.perf_counter()
         results = measure(options)
         results |= {"experiment": name, "seconds": round(time.perf_counter() - start, 1), "run": run_of(options)}
-        (options.output / "results.json").write_text(json.dumps(results, ensure_ascii=False) + "\n")
+        (options.output / "results.json").write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8")
         paths = save_figures(options.output, results, draw)
     except KeyboardInterrupt:
         print(f"{name}: stopped by Ctrl-C", file=sys.stderr)
         return 130
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, ValueError | OSError):  # a mistake in the script, whose place helps
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"
         print(f"{name}: error: {text}", file=sys.stderr)
         return 1
     show(results)

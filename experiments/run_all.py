@@ -65,10 +65,10 @@ def table(columns: list[str], rows: list[list[object]]) -> str:
 
 def section(name: str, folder: Path, seconds: float, code: int) -> str:
     """Return the part of the page about one experiment: what it found, or that it failed."""
-    head = f"<h2 id={name}>{title_of(name)}</h2>"
+    head = f"<h2 id={name}>{title_of(name)}</h2>" + (f"<p class=fails>failed with exit code {code}" if code else "")
     if not (folder / "results.json").exists():
-        return f"{head}<p class=fails>failed with exit code {code}"
-    results = json.loads((folder / "results.json").read_text())
+        return head
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     claims = [
         [
             "holds" if c["holds"] else "FAILS",
@@ -91,28 +91,39 @@ def section(name: str, folder: Path, seconds: float, code: int) -> str:
 
 
 def main() -> int:
-    """Run all, in order, and write the page."""
+    """Read the options, and run all."""
     parser = experiment.options_of(__doc__ or "", "run_all", lambda parser: None)
     parser.set_defaults(output=Path("results"))
     options: argparse.Namespace = parser.parse_args()
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        print("run_all: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run all, in order, and write the page."""
     if reason := experiment.unwritable(options.output):
         print(f"run_all: error: {reason}", file=sys.stderr)
         return 1
     sections, codes = [], {}
     for name, command in commands(options.output, options.seed).items():
         print(f"\n=== {name}", flush=True)
-        for old in (options.output / name).glob("results.json"):
-            old.unlink()  # what a run that fails leaves must not look like its result
+        folder = options.output / name
+        for old in [folder / "results.json", *folder.glob(f"{name}*.png"), *options.output.glob("compare.html")]:
+            old.unlink(missing_ok=True)  # what an earlier run left must not look like the result of this one
         start = time.perf_counter()
         codes[name] = subprocess.run(command).returncode
         if name != "compare":
-            sections.append(section(name, options.output / name, time.perf_counter() - start, codes[name]))
+            sections.append(section(name, folder, time.perf_counter() - start, codes[name]))
     links = "".join(f"<li><a href=#{name}>{title_of(name)}</a>" for name in EXPERIMENTS)
-    page = options.output / "index.html"
+    page, failed = options.output / "index.html", " (failed)" if codes["compare"] else ""
     page.write_text(
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>jaxnn: the experiments</title><style>{STYLE}</style><h1>The experiments</h1><ul>{links}"
-        f"<li><a href=compare.html>Rules against autodiff: jaxnn compare</a></ul>" + "\n".join(sections)
+        f"<li><a href=compare.html>Rules against autodiff: jaxnn compare</a>{failed}</ul>" + "\n".join(sections),
+        encoding="utf-8",
     )
     print("\nwrote", page, *(f"\n{name} failed with exit code {code}" for name, code in codes.items() if code))
     return int(any(codes.values()))

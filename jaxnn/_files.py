@@ -8,7 +8,11 @@ from pathlib import Path
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """Write to a temporary file beside `path`, flush it to the disk, and rename it."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)  # the file that was asked for
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

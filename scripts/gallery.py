@@ -29,7 +29,7 @@ def names() -> list[str]:
 
 def results_of(name: str) -> dict[str, Any]:
     """Return an experiment's committed results."""
-    return dict(json.loads((GALLERY / f"{name}.json").read_text()))
+    return dict(json.loads((GALLERY / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def summary(module: Any) -> str:
@@ -81,31 +81,41 @@ def figures_of(name: str) -> list[str]:
 
 def readme(text: str) -> str:
     """Return the README with its gallery written anew."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        sys.exit("README.md must have each of the gallery's two markers once")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{gallery()}{END}{after}"
 
 
+def taken_from(path: Path) -> dict[str, Any]:
+    """Return an experiment's results, which must all hold."""
+    if not path.exists():
+        sys.exit(f"{path} does not exist: run experiments/run_all.py")
+    results = dict(json.loads(path.read_text(encoding="utf-8")))
+    if failed := [claim["claim"] for claim in results["claims"] if not claim["holds"]]:
+        sys.exit(f"{path}: does not hold: {'; '.join(failed)}")
+    return results
+
+
 def main() -> int:
     """Take results if asked, draw the figures and write the section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--take", type=Path, metavar="FOLDER", help="commit the results below this folder")
+    parser.add_argument("--take", type=Path, metavar="FOLDER", help="copy the results below this folder first")
     options = parser.parse_args()
     import _experiment as experiment
     import run_all
 
     GALLERY.mkdir(exist_ok=True)
     if options.take:
-        for name in run_all.EXPERIMENTS:
-            results = json.loads((options.take / name / "results.json").read_text())
-            if failed := [claim["claim"] for claim in results["claims"] if not claim["holds"]]:
-                sys.exit(f"{name}: does not hold: {'; '.join(failed)}")
-            (GALLERY / f"{name}.json").write_text(json.dumps(results, ensure_ascii=False) + "\n")
+        taken = {name: taken_from(options.take / name / "results.json") for name in run_all.EXPERIMENTS}
+        for name, results in taken.items():
+            (GALLERY / f"{name}.json").write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8")
     for old in GALLERY.glob("*.png"):
         old.unlink()
     for name in names():
         experiment.save_figures(GALLERY, results_of(name), importlib.import_module(name).draw)
-    README.write_text(readme(README.read_text()))
+    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

@@ -512,6 +512,24 @@ def test_a_function_of_lower_precision_is_differentiated_with_a_larger_step(f, a
     )
 
 
+@pytest.mark.parametrize(
+    "f, x", [(jnp.square, 0.0), (lambda x: x**4, 0.0), (lambda x: (x - 1) ** 2, 1.0), (lambda x: 3 * x**2 + x**3, 0.0)]
+)
+def test_a_minimum_is_no_kink(f, x):
+    assert not trace(f, x).nodes[0].kinks
+    assert trace(lambda x: f(x) + jnp.abs(x - x0), x0 := jnp.float32(x)).nodes[0].kinks
+
+
+def test_a_function_that_insists_on_its_dtype():
+    node = trace(lambda x: jax.lax.mul(x, jnp.ones((), jnp.bfloat16)), jnp.bfloat16(2))["x"]
+    np.testing.assert_allclose(np.float64(node.by_difference), 1, rtol=0.05)
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"nowhere.page\.html"):
+        trace(jnp.square, 1.0).save(tmp_path / "nowhere" / "page.html")
+
+
 def test_kinks_are_told_from_smooth_places():
     def f(x):
         return jnp.sum(jaxnn.relu(x)) + jnp.max(x[2:]) + jnp.sum(jnp.exp(x)) + jnp.abs(x[1] - 1e-7)

@@ -36,17 +36,21 @@ class Differences(NamedTuple):
 
 
 def differences(f: Callable[..., Any], inputs: Sequence[Any], which: Sequence[int], value: float) -> Differences:
-    """Differentiate the scalar f by the inputs `which`: in float64, or in float32 if f is another function there."""
+    """Differentiate the scalar f by the inputs `which`, in float64; elsewhere if f is another function there."""
     with wide():
         try:
             here, result = _differences(f, _in_dtype(inputs, which, jnp.float64), which)
             reason = "f has another value in float64, as one that draws random numbers has"
             if _same(here, value, inputs, which):
                 return result
-        except Exception:  # whatever f raises, float32 is what it was written for
+        except Exception:  # whatever f raises, it does not in the inputs' own dtypes
             reason = "f does not run in float64"
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        return _differences(f, _in_dtype(inputs, which, jnp.float32), which)[1]._replace(reason=reason)
+        try:
+            result = _differences(f, _in_dtype(inputs, which, jnp.float32), which)[1]
+        except Exception:  # as above
+            result = _differences(f, list(inputs), which)[1]
+    return result._replace(reason=reason)
 
 
 def _in_dtype(inputs: Sequence[Any], which: Sequence[int], dtype: Any) -> list[Any]:
@@ -73,7 +77,7 @@ def _differences(f: Callable[..., Any], inputs: list[Any], which: Sequence[int])
     def value(flat: Any) -> Any:
         filled = list(inputs)
         for i, start, stop in zip(which, offsets[:-1], offsets[1:], strict=True):
-            filled[i] = flat[start:stop].reshape(inputs[i].shape)
+            filled[i] = flat[start:stop].reshape(inputs[i].shape).astype(inputs[i].dtype)
         return compute(steps, order, filled)[output].reshape(())
 
     def beside(flat: Any, element: Any, h: Any) -> Any:
@@ -106,7 +110,10 @@ def _quotients(here: Floats, moved: Floats, h: Floats, eps: float) -> tuple[Floa
         far_slope, slope = (ahead - behind) / (2 * h), (near_ahead - near_behind) / (2 * near)
         right, left = (near_ahead - here) / near, (here - near_behind) / near
         agree = np.abs(far_slope - slope) <= 1e-3 * np.abs(slope) + rounding  # false where f was left undefined
-        kinked = np.abs(right - left) > 1e-2 * np.maximum(np.abs(right), np.abs(left)) + 2 * rounding
+        gap, far_gap = np.abs(right - left), np.abs((ahead - here) - (here - behind)) / h
+        # A kink's gap is as large at any step; that of a curved f, at its minimum say, shrinks with the step.
+        curved = gap <= 0.1 * far_gap
+        kinked = ~curved & (gap > 1e-2 * np.maximum(np.abs(right), np.abs(left)) + 2 * rounding)
     return np.where(agree, far_slope, slope), kinked
 
 

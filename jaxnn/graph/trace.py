@@ -28,9 +28,9 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
     of size 1 is no node. Each edge has its local derivative and the downstream gradient, upstream × local; the
     downstream gradients of all that read a node add up to its upstream gradient.
 
-    Inputs have f's own names, and `jax.ad_checkpoint.checkpoint_name(value, "h")` in f names a value. Others are x1,
-    x2, … in order, a reshaped x3 is x3', the loss is ℓ, and the prediction that goes into it y. Labels, indices and
-    keys have no gradient, and what is computed from one of them alone is no node.
+    Inputs have f's own names, and `jax.ad_checkpoint.checkpoint_name(value, "h")` in f names a computed value. Others
+    are x1, x2, … in order, a reshaped x3 is x3', the loss is ℓ, and the prediction that goes into it y. Labels, indices
+    and keys have no gradient, and what is computed from one of them alone is no node.
 
     Gradients of inputs are there three times: by the rules, by JAX from the definitions in the rules' place, and by
     numeric differences, of at most 2,000 elements of each input. `f` must not depend on anything but its arguments.
@@ -78,7 +78,7 @@ def _traced(f: Callable[..., Any], name: str, args: tuple[Any, ...]) -> Graph:
     traced = [i for i, x in enumerate(leaves) if is_array(x)]
     inputs = [leaves[i] for i in traced]
     input_names = _names.input_names(f, [named[i][0] for i in traced])
-    _check_inputs(inputs, input_names)
+    _check_inputs(inputs, input_names, [type(x).__name__ for x in leaves])
 
     def of_inputs(*inputs: Any) -> Any:
         filled = list(leaves)
@@ -175,7 +175,7 @@ def _host(x: Any) -> Any:
     return None if x is None else np.asarray(x)
 
 
-def _check_inputs(inputs: list[Any], names: list[str]) -> None:
+def _check_inputs(inputs: list[Any], names: list[str], kinds: list[str]) -> None:
     if any(isinstance(x, jax.core.Tracer) for x in inputs):
         raise TypeError("`args` must be arrays that have values; call trace outside of jax.jit, jax.grad and jax.vmap")
     for x, name in zip(inputs, names, strict=True):
@@ -183,7 +183,10 @@ def _check_inputs(inputs: list[Any], names: list[str]) -> None:
             raise TypeError(f"`{name}` (dtype {x.dtype}) must be real; pass its real and its imaginary part")
     if not any(is_inexact(x) and x.size for x in inputs):
         types = ", ".join(f"{name}: {x.dtype}{list(x.shape)}" for x, name in zip(inputs, names, strict=True))
-        raise TypeError(f"`args` ({types or 'none'}) must include a floating-point array to differentiate")
+        raise TypeError(
+            f"`args` ({types or ', '.join(kinds) or 'none'}) must include a floating-point array to differentiate; "
+            f"an int is a constant, write 3.0 for 3"
+        )
 
 
 def _check_real(name: str, steps: list[Step]) -> None:
@@ -200,8 +203,9 @@ def _scalar(name: str, result: Any) -> Any:
     must = f"`f` ({name}) must return one floating-point scalar"
     leaves, structure = jax.tree.flatten(result)
     if not jax.tree_util.treedef_is_leaf(structure) or not (is_array(result) or isinstance(result, float)):
-        found = f"a {type(result).__name__}" + (f" of {len(leaves)} values" if leaves and len(leaves) > 1 else "")
-        raise NotScalar(f"{must}; it returns {found}: return the loss alone, without auxiliary values")
+        found = f"a {type(result).__name__}" + (f" of {len(leaves)} values" if len(leaves) > 1 else "")
+        alone = "return the loss alone" + (", without auxiliary values" if leaves else "")
+        raise NotScalar(f"{must}; it returns {found}: {alone}")
     y = jnp.asarray(result)
     if y.shape:
         raise NotScalar(f"{must}; it returns an array of shape {y.shape}: sum it, or index it")
