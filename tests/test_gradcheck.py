@@ -211,6 +211,72 @@ def test_reference_stands_in_for_the_definition():
     assert ("NOTE", "f returns float16, the reference float32") in [(row.status, row.message) for row in report.rows]
 
 
+def with_rule(f, fwd, bwd):
+    f = jax.custom_vjp(f)
+    f.defvjp(fwd, bwd)
+    return f
+
+
+def statuses(report, check):
+    return {row.status for row in report.rows if row.check == check}
+
+
+def test_a_kernel_that_refuses_dtypes_is_judged_in_those_it_takes():
+    def sin(x):
+        if x.dtype not in (jnp.float32, jnp.bfloat16):
+            raise ValueError(f"expected float32, got {x.dtype}")
+        return jnp.sin(x)
+
+    def checked(derivative):
+        f = with_rule(sin, lambda x: (sin(x), x), lambda x, dy: (dy * derivative(x),))
+        return gradcheck.check(f, X, reference=jnp.sin)
+
+    report = checked(jnp.cos)
+    assert report.ok and statuses(report, "gradient") == {"PASS"}
+    assert "f does not run" in next(row.message for row in report.rows if row.path == "float16")
+    assert not checked(jnp.sin).ok
+
+
+def test_a_second_derivative_that_is_nan_at_zero():
+    f = with_rule(
+        lambda x: x * x, lambda x: (x * x, x), lambda x, dy: (2 * dy * jnp.where(x == 0, x, x * x / x),)
+    )  # fmt: skip
+    report = gradcheck.check(f, jnp.array([0.0, 1.0, -2.0]))
+    assert [row.check for row in report.failures] == ["second_order"]
+
+
+def test_a_forward_rule_that_loses_an_infinity():
+    def f(x):
+        return jnp.where(x == 0.5, -jnp.inf, x)
+
+    lost = with_rule(f, lambda x: (jnp.where(x == 0.5, 0.0, x), x), lambda x, dy: (jnp.where(x == 0.5, 0.0, dy),))
+    (row,) = gradcheck.check(lost, jnp.array([0.5, -1.25, 2.0]), level="rule").failures
+    assert row.message == "the forward rule returns 0 at [0], f returns -inf"
+
+
+def test_an_infinite_slope_where_automatic_is_nan():
+    def entropy(x, w):  # 0 log 0 = 0; jax.nn.log_softmax holds a stop_gradient
+        return jnp.sum(jnp.where(w != 0, w * jax.nn.log_softmax(x), 0.0))
+
+    def bwd(residuals, dy):
+        x, w = residuals
+        return dy * (w - jnp.sum(w) * jax.nn.softmax(x)), dy * jax.nn.log_softmax(x)
+
+    f = with_rule(entropy, lambda x, w: (entropy(x, w), (x, w)), bwd)
+    assert gradcheck.check(f, jnp.array([-jnp.inf, 1.0, 2.0]), jnp.array([0.0, 0.4, 0.6]), level="rule").ok
+
+
+def test_nothing_numeric_where_f_is_nan():
+    def host(x):
+        return jax.pure_callback(
+            lambda x: np.full_like(x, np.nan), jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="broadcast_all"
+        )
+
+    f = with_rule(host, lambda x: (host(x), None), lambda _, dy: (dy,))
+    report = gradcheck.check(f, X, level="rule")
+    assert report.ok and "INCONCLUSIVE" in statuses(report, "gradient")
+
+
 def test_a_callback_without_reference_is_checked_numerically():
     def host(x):
         return jax.pure_callback(np.sinh, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="broadcast_all")

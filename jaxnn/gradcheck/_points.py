@@ -155,7 +155,10 @@ def precision(t: Trial) -> Rows:
             try:
                 custom = s.run("vjp", "custom", points, s.rest, dy)[1]
             except Exception as error:
-                yield Row("precision", name, FAIL, f"the rule raises, the definition does not: {first_line(error)}")
+                if refusal := _refusal(t, points):  # a kernel for other dtypes; the reference has this one
+                    yield Row("precision", name, UNSUPPORTED, f"f does not run: {refusal}")
+                else:
+                    yield Row("precision", name, FAIL, f"the rule raises, the definition does not: {first_line(error)}")
                 break
             other = [f"{path} is {ct.dtype}" for path, ct in zip(s.paths, custom, strict=True) if ct.dtype != dtype]
             if other and not t.wrong_types:
@@ -169,6 +172,15 @@ def precision(t: Trial) -> Rows:
                 exact = t.gradients64("automatic", [as64(p) for p in points], [as64(d) for d in dy])
                 truth = Truth(exact, exact)
             yield _precision_row(t, name, dtype, truth, [as64(g) for g in custom], automatic)
+
+
+def _refusal(t: Trial, points: Arrays) -> str:
+    """Say why f itself does not run at points of another dtype; empty if it does."""
+    try:
+        t.subject.run("value", "custom", points, t.subject.rest)
+    except Exception as error:
+        return first_line(error)
+    return ""
 
 
 def _precision_row(t: Trial, name: str, dtype: str, truth: Truth, custom: Arrays, automatic: Arrays) -> Row:

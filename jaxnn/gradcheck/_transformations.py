@@ -261,6 +261,9 @@ def _second_order_numerically(
     """Differentiate what the rule computes, ⟨u, bwd⟩, numerically."""
     points = len(t.subject.points)
     direction = _numeric.relative_direction(at, k, np.random.default_rng((t.seed, 7)))
+    unmoved = np.flatnonzero(np.isnan(custom) & (direction[k] == 0))  # a NaN at an argument of 0
+    if unmoved.size:
+        direction = _numeric.coordinate(at, k, int(unmoved[0]))
     slope = _numeric.slope(
         lambda v: t.gradients64("custom", v[:points], v[points:]), at, u, direction,
         [2.0 ** (-4 - 3 * i) for i in range(7)], 2.0**-52,
