@@ -1,6 +1,9 @@
 """The strict settings of the whole suite, the doctests in jaxnn/ included."""
 
 import itertools
+import os
+import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -8,6 +11,12 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The experiments and the page take minutes, and little in them depends on JAX's version: they are tested on the oldest
+# Python, and with JAXNN_ALL=1 on every one.
+if sys.version_info >= (3, 12) and not os.environ.get("JAXNN_ALL"):
+    experiments = (Path(__file__).parents[1] / "experiments").glob("[!_]*.py")
+    collect_ignore = [f"test_{path.stem}.py" for path in experiments] + ["test_gallery.py", "test_graph_page.py"]
 
 finished = itertools.count(1)
 
