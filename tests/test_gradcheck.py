@@ -237,6 +237,34 @@ def test_a_kernel_that_refuses_dtypes_is_judged_in_those_it_takes():
     assert not checked(jnp.sin).ok
 
 
+def test_a_kernel_for_float32_only_may_round_what_it_saves():
+    def attention(q, k, v):
+        return jax.nn.softmax(q @ k.T) @ v
+
+    def kernel(wrong):
+        def fwd(q, k, v):
+            if q.dtype != jnp.float32:
+                raise ValueError(f"expected float32, got {q.dtype}")
+            scores = q @ k.T
+            total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)  # rounded: all of a row's p are off by it
+            return jnp.exp(scores - total) @ v, (q, k, v, total + wrong)
+
+        def bwd(residuals, dy):
+            q, k, v, total = residuals
+            p = jnp.exp(q @ k.T - total)
+            dp = dy @ v.T
+            ds = p * (dp - jnp.sum(dp * p, axis=-1, keepdims=True))
+            return ds @ k, ds.T @ q, p.T @ dy
+
+        return with_rule(lambda *x: fwd(*x)[0], fwd, bwd)
+
+    for seed in (0, 5, 16):
+        qkv = [jax.random.normal(key, (16, 16)) for key in jax.random.split(jax.random.key(seed), 3)]
+        report = gradcheck.check(kernel(0.0), *qkv, reference=attention, level="rule", seed=seed)
+        assert report.ok, report.failed_lines()
+        assert not gradcheck.check(kernel(1e-3), *qkv, reference=attention, level="rule", seed=seed).ok
+
+
 def test_a_second_derivative_that_is_nan_at_zero():
     f = with_rule(
         lambda x: x * x, lambda x: (x * x, x), lambda x, dy: (2 * dy * jnp.where(x == 0, x, x * x / x),)

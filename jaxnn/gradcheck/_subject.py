@@ -168,15 +168,16 @@ class Subject:
         self.functions["definition"] = replaced(self.f, strip)
         self.functions["automatic"] = self.reference or self.functions["definition"]
 
-    def moved_vjp(self, kind: str, points: Arrays, rest: Arrays, dy: Arrays, delta: Any) -> Arrays:
+    def moved_vjp(self, kind: str, points: Arrays, rest: Arrays, dy: Arrays, delta: Any, phase: Any) -> Arrays:
         """Return the cotangents that the rule computes from residuals which are relatively off by up to `delta`."""
         y, pull = jax.vjp(lambda *points: self.value(kind, list(points), rest), *points)
 
         def moved(residual: Any) -> Any:
             if not is_array(residual) or not jnp.issubdtype(residual.dtype, jnp.floating):
                 return residual
-            sign = jnp.cos(2.4 * jnp.arange(residual.size) + 1.0).reshape(residual.shape)  # no random bits: cheap
-            return (residual * (1 + delta * sign)).astype(residual.dtype)
+            count = jnp.arange(residual.size, dtype=delta.dtype).reshape(residual.shape)
+            sign = jnp.cos(2.4 * count + 1.0 + phase)  # cheaper than random bits
+            return (residual.astype(delta.dtype) * (1 + delta * sign)).astype(residual.dtype)
 
         return list(jax.tree.map(moved, pull)([d.astype(o.dtype) for d, o in zip(dy, y, strict=True)]))
 
