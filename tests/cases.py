@@ -200,6 +200,7 @@ POOL = [
     pool("wide", normal((2, 2, 6, 7)), window=(2, 3)),
     pool("overlap", normal((2, 2, 7, 8)), window=3, stride=2),
     pool("overlap-NHWC", normal((2, 7, 8, 2)), window=(3, 2), stride=1, layout="NHWC"),
+    pool("one-window", normal((2, 1, 5, 5)), window=5, stride=2),
     pool("gaps", normal((2, 2, 8, 9)), window=2, stride=3),
     pool("padding", normal((2, 2, 5, 6)), window=(3, 2), stride=(2, 1), padding=1),
     pool("padding-NHWC", normal((2, 5, 6, 2)), window=3, stride=2, padding=(1, 0), layout="NHWC"),
