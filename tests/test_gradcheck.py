@@ -237,6 +237,29 @@ def test_a_kernel_that_refuses_dtypes_is_judged_in_those_it_takes():
     assert not checked(jnp.sin).ok
 
 
+def test_indices_are_compared_with_the_references():
+    def largest(flipped):
+        def f(x):
+            at = jnp.argmax(x)
+            return x[at], x.size - 1 - at if flipped else at, x > 0
+
+        return f
+
+    x = jnp.array([1.0, 3.0, 2.0, -1.0])
+    rows = {row.path: row.status for row in gradcheck.check(largest(True), x, reference=largest(False)).rows}
+    assert rows["int32[]"] == "NOTE"
+    assert rows["bool[4]"] == "PASS"
+    kernel = with_rule(
+        lambda x: jax.pure_callback(lambda x: (x.max(), x.argmin()), (x[0], jnp.int32(0)), x),
+        lambda x: (jax.pure_callback(lambda x: (x.max(), x.argmin()), (x[0], jnp.int32(0)), x), x),
+        lambda x, g: (jnp.where(jnp.arange(4) == jnp.argmax(x), g[0], 0.0),),
+    )
+    failures = gradcheck.check(kernel, x, reference=lambda x: (x.max(), jnp.argmax(x)), level="rule").failures
+    assert [(row.check, row.message) for row in failures] == [
+        ("primal", "f returns another int32[] than the reference, at 1 of 1")
+    ]
+
+
 def test_a_kernel_for_float32_only_may_round_what_it_saves():
     def attention(q, k, v):
         return jax.nn.softmax(q @ k.T) @ v

@@ -297,6 +297,22 @@ def forward_tree():
     return rule(with_size, lambda x: (jnp.tanh(x), x), lambda x, g: (g * (1 - jnp.tanh(x) ** 2),)), (normal(4),)
 
 
+@wrong("primal", "lucidrains/flash-attention-jax#7")
+def forward_indices():
+    """The forward rule returns the last of equals where the function returns the first: its indices alone differ."""
+
+    def first(x):
+        return jnp.max(x), jnp.argmax(x)
+
+    def fwd(x):
+        return (jnp.max(x), x.size - 1 - jnp.argmax(x[::-1])), x
+
+    def bwd(x, g):
+        return (jnp.where(jnp.arange(x.size) == jnp.argmax(x), g[0], 0.0),)
+
+    return rule(first, fwd, bwd), (fixed([2.0, 2.0, -1.0]),)
+
+
 # ------------------------------------------------------------------------------------------- gradient
 
 

@@ -67,6 +67,7 @@ class Subject:
       frozen: arrays that go past the rule (in nondiff_argnums, or closed over by it), each with the reason.
       outputs: the types of the floating-point outputs.
       output_paths: their names.
+      other_outputs: the types of the others, as text.
     """
 
     def __init__(
@@ -122,6 +123,15 @@ class Subject:
         """Return the floating-point outputs."""
         return self.call(kind, points, rest)[0]
 
+    def others_of(self, kind: str, points: Arrays, rest: Arrays) -> Arrays:
+        """Return the outputs that are not floating-point (indices, masks, keys) as numbers."""
+        return numbers(self.call(kind, points, rest)[1])
+
+    def others_as_ruled(self, kind: str, points: Arrays, rest: Arrays) -> Arrays:
+        """Return them as the forward rule computes them."""
+        _, _, others = jax.vjp(lambda *points: self.call(kind, list(points), rest), *points, has_aux=True)
+        return numbers(others)
+
     def vjp(self, kind: str, points: Arrays, rest: Arrays, dy: Arrays) -> tuple[Arrays, Arrays]:
         """Return the floating-point outputs as the forward rule computes them, and the cotangents of the points."""
         y, pull = jax.vjp(lambda *points: self.value(kind, list(points), rest), *points)
@@ -141,7 +151,8 @@ class Subject:
 
     def find_outputs(self) -> None:
         """Run the function's types, to know what it returns."""
-        structure, _, self.outputs = self.output_types()
+        structure, types, self.outputs = self.output_types()
+        self.other_outputs = types[len(self.outputs) :]
         numbered = jax.tree.unflatten(structure, list(range(structure.num_leaves)))
         paths = [f"y{jax.tree_util.keystr(p)}" for p, _ in jax.tree_util.tree_flatten_with_path(numbered)[0]]
         same = len(paths) == len(self.outputs)
@@ -243,6 +254,13 @@ def _names(f: Any, paths: list[Any]) -> list[str]:
             head = str(path[1].key)
         names.append(head + jax.tree_util.keystr(path[2:]))
     return names
+
+
+def numbers(arrays: Arrays) -> Arrays:
+    """Return keys as their data, which can be compared."""
+    return [
+        jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in arrays
+    ]  # fmt: skip
 
 
 def inexact_structs(arrays: Arrays) -> Arrays:

@@ -50,25 +50,45 @@ def primal(t: Trial) -> Rows:
             )
         else:
             yield Row("primal", path, PASS, "the forward rule returns what f returns")
+    if s.other_outputs:
+        plain_others = s.run("others_of", "custom", s.points, s.rest)
+        ruled_others = s.run("others_as_ruled", "custom", s.points, s.rest)
+        yield from _same(s.other_outputs, ruled_others, plain_others, "the forward rule", "f", FAIL)
     if s.reference is not None:
         yield from _against_reference(t, plain)
+
+
+def _same(names: list[str], a: Arrays, b: Arrays, who: str, whom: str, differ: str) -> Rows:
+    """Compare outputs that are not floating-point."""
+    for name, x, y in zip(names, a, b, strict=True):
+        different = int((np.asarray(x) != np.asarray(y)).sum())
+        if different:
+            yield Row("primal", name, differ, f"{who} returns another {name} than {whom}, at {different} of {x.size}")
+        else:
+            yield Row("primal", name, PASS, f"{who} returns what {whom} returns")
 
 
 def _against_reference(t: Trial, plain: Arrays) -> Rows:
     """A kernel must compute what its reference does; a straight-through function need not."""
     s = t.subject
+    differ = FAIL if t.no_definition else NOTE
     for path, y, r in zip(s.output_paths, plain, s.run("value", "automatic", s.points, s.rest), strict=True):
         a, b = as64(y), as64(r)
         scale = largest_of(np.abs(b))
         apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
         off = float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0))
-        differ = FAIL if t.no_definition else NOTE
         if y.dtype != r.dtype:
             yield Row("primal", path, differ, f"f returns {y.dtype}, the reference {r.dtype}")
         elif off <= 16 * t.factor * scale:
             yield Row("primal", path, PASS, "f returns what the reference returns")
         else:
             yield Row("primal", path, differ, f"f and the reference differ by up to {off:.3g} in value")
+    if s.other_outputs:
+        ours, theirs = (s.run("others_of", kind, s.points, s.rest) for kind in ("custom", "automatic"))
+        if [x.shape for x in ours] == [x.shape for x in theirs]:
+            yield from _same(s.other_outputs, ours, theirs, "f", "the reference", differ)
+        else:
+            yield Row("primal", s.name, differ, "the reference does not return f's integers")
 
 
 def gradient(t: Trial) -> Rows:
