@@ -50,6 +50,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxnn import _checks
+from jaxnn._blocks import add_at, fitting, over_blocks
 from jaxnn._rules import cotangent, defined_by, on_paper, resolve_precision, type_of, vary_with, wide
 from jaxnn.losses import _labels
 from jaxnn.losses._reduction import reduce
@@ -278,7 +279,7 @@ def _by_rows(options: _Options, inputs: _Inputs, forms_gradient: bool = False) -
         block = _some_rows(whole, start, options.rows, fresh)
         a = _linear(options, block)
         statistics = _of_all_devices(options, _statistics(block, _logits(options, block, a)[0]))
-        l, log_total, gap = jax.tree.map(varied, _losses(options, block, statistics))
+        l, log_total, gap = map(varied, _losses(options, block, statistics))
         total, for_rows, for_classes = carry
         if forms_gradient:
 
@@ -286,12 +287,12 @@ def _by_rows(options: _Options, inputs: _Inputs, forms_gradient: bool = False) -
                 return lax.dynamic_slice_in_dim(a, first, len(part.w), 1)
 
             dx, for_classes = _gradient(options, block, linear, log_total, varied(jnp.ones_like(l)), for_classes)
-            for_rows = _add_at(start, for_rows, (dx, gap))
+            for_rows = add_at(start, for_rows, (dx, gap))
         return total + jnp.sum(l), for_rows, for_classes
 
     sums = jax.tree.map(lambda a: varied(zeros(a.shape)), ((inputs.x, inputs.alpha), (inputs.w, inputs.b, inputs.beta)))
     carry = (varied(zeros(())), *(sums if forms_gradient else (None, None)))
-    total, for_rows, for_classes = _over_blocks(len(inputs.x), options.rows, add_rows, carry)
+    total, for_rows, for_classes = over_blocks(len(inputs.x), options.rows, add_rows, carry)
     if not forms_gradient:
         return total, None
     (dx, dalpha), (dw, db, dbeta) = for_rows, for_classes
@@ -302,15 +303,16 @@ def _by_classes(options: _Options, inputs: _Inputs) -> tuple[Array, Array, Array
     """Return each row's loss, Z and Z − z_t, block of classes by block of classes."""
     whole, varied = _whole(options, inputs), _varied(inputs)
 
-    def add_classes(statistics: _Statistics, start: Array, fresh: Array | None) -> _Statistics:
+    def add_classes(so_far: _Statistics, start: Array, fresh: Array | None) -> _Statistics:
         part = _some_classes(whole, start, options.classes, fresh)
-        further = _statistics(part, _logits(options, part, _linear(options, part))[0])
-        return jax.tree.map(varied, _merged(statistics, further))
+        statistics = _merged(so_far, _statistics(part, _logits(options, part, _linear(options, part))[0]))
+        return _Statistics(*jax.tree.map(varied, tuple(statistics)))
 
     nothing = jnp.zeros(len(inputs.x), whole.alpha.dtype)
     none_yet = _Statistics(nothing - jnp.inf, nothing, nothing, None if inputs.beta is None else nothing)
-    statistics = _over_blocks(len(inputs.w), options.classes, add_classes, jax.tree.map(varied, none_yet))
-    return jax.tree.map(varied, _losses(options, whole, _of_all_devices(options, statistics)))
+    statistics = over_blocks(len(inputs.w), options.classes, add_classes, jax.tree.map(varied, none_yet))
+    l, log_total, gap = _losses(options, whole, _of_all_devices(options, statistics))
+    return varied(l), varied(log_total), varied(gap)
 
 
 def _gradient_by_classes(options: _Options, inputs: _Inputs, log_total: Array, gap: Array, dl: Array) -> Any:
@@ -347,30 +349,10 @@ def _gradient(
         dw = _product(options, factor, part.x, 0, 0)
         db = None if part.b is None else jnp.sum(da, 0)
         dbeta = None if part.beta is None else _dbeta(part, z, log_total, dl)
-        return dx + _product(options, factor, part.w, 1, 0), _add_at(start, for_classes, (dw, db, dbeta))
+        return dx + _product(options, factor, part.w, 1, 0), add_at(start, for_classes, (dw, db, dbeta))
 
     dx = vary_with(jnp.zeros(rows.x.shape, rows.alpha.dtype), type_of(dl))
-    return _over_blocks(len(rows.w), options.classes, add_classes, (dx, for_classes))
-
-
-def _over_blocks(size: int, block: int, step: Callable[[T, Array, Array | None], T], carry: T) -> T:
-    """Fold `step(carry, start, fresh)` over the blocks of an axis; the last one starts where a whole block still fits.
-
-    `fresh` tells which of a block's elements no earlier block had, None if that is all of them.
-    """
-    blocks = -(-size // block)
-    if blocks <= 1:
-        return step(carry, jnp.int32(0), None) if blocks else carry
-
-    # A second derivative, too, makes the logits of a block again instead of keeping those of all blocks.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def next_block(carry: T, number: Array) -> tuple[T, None]:
-        first = number * block
-        start = jnp.minimum(first, size - block)
-        fresh = None if size % block == 0 else start + jnp.arange(block, dtype=first.dtype) >= first
-        return step(carry, start, fresh), None
-
-    return lax.scan(next_block, carry, jnp.arange(blocks, dtype=jnp.int32))[0]
+    return over_blocks(len(rows.w), options.classes, add_classes, (dx, for_classes))
 
 
 def _whole(options: _Options, inputs: _Inputs) -> _Block:
@@ -397,16 +379,6 @@ def _some_classes(block: _Block, start: Array, size: int, fresh: Array | None) -
         ids = jnp.where(fresh, ids, jnp.full_like(ids, -1))
         beta = None if beta is None else jnp.where(fresh, beta, jnp.zeros_like(beta))
     return block._replace(w=w, b=b, beta=beta, ids=ids)
-
-
-def _add_at(start: Array, sums: Any, parts: Any) -> Any:
-    """Add a block's parts, in the type of the sums."""
-
-    def add(total: Array, part: Array) -> Array:
-        so_far = lax.dynamic_slice_in_dim(total, start, len(part))
-        return lax.dynamic_update_slice_in_dim(total, so_far + cotangent(part, type_of(total)), start, 0)
-
-    return jax.tree.map(add, sums, parts)
 
 
 def _product(options: _Options, a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
@@ -542,17 +514,12 @@ def _block_sizes(memory: str, block_size: int | None, n: int, v: int, d: int) ->
     rows: blocks are as large as the memory allows, and whole in V, where the product adds to the sum itself.
     """
     if jax.default_backend() == "cpu":
-        rows, classes = _fitting(8 << 20, v), _fitting(8 << 20, max(n if memory == "lean" else 0, d))
+        rows, classes = fitting(8 << 20, v), fitting(8 << 20, max(n if memory == "lean" else 0, d))
     else:
-        rows, classes = _fitting(1 << 30, v), _fitting(128 << 20, n) if memory == "lean" else v
+        rows, classes = fitting(1 << 30, v), fitting(128 << 20, n) if memory == "lean" else v
     if block_size is not None:
         rows, classes = (block_size, classes) if memory == "fast" else (rows, block_size)
     return max(1, min(rows, n)), max(1, min(classes, v))
-
-
-def _fitting(size: int, elements: int) -> int:
-    """Return how many float32 rows of so many elements fit in `size` bytes: a power of two, at least 32."""
-    return 1 << max(5, (size // (4 * max(1, elements))).bit_length() - 1)
 
 
 def _checked(
