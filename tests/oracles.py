@@ -577,16 +577,15 @@ def _capped_logits(x, w, b, cap):
     return a, z
 
 
+def _log_sum_exp(z_n):
+    """Z = log sum_k exp(z_k) of one row."""
+    m = max(z_n)
+    return m + np.log(sum(np.exp(z_k - m) for z_k in z_n))
+
+
 def _z_losses(z, v, z_loss):
-    """zeta (log sum_k exp(z_k))^2 of each row that is not ignored."""
-    losses = []
-    for n in range(len(z)):
-        if v[n] is None or z_loss == 0:
-            losses.append(0.0)
-            continue
-        m = max(z[n])
-        losses.append(z_loss * (m + np.log(sum(np.exp(z[n, k] - m) for k in range(z.shape[1])))) ** 2)
-    return losses
+    """zeta Z^2 of each row that is not ignored."""
+    return [0.0 if v[n] is None or z_loss == 0 else z_loss * _log_sum_exp(z[n]) ** 2 for n in range(len(z))]
 
 
 @ieee
@@ -594,7 +593,7 @@ def linear_cross_entropy(
     x, w, targets, *, b=None, weight=None, ignore_index=None, label_smoothing=0.0, z_loss=0.0, logit_softcap=None,
     reduction="mean", memory="fast", block_size=None,
 ):  # fmt: skip
-    """Cross entropy of cap tanh((W x + b) / cap), and zeta (log sum_k exp(z_k))^2 for each row."""
+    """Cross entropy of cap tanh((W x + b) / cap), and zeta Z^2 for each row."""
     x, w = _f64(x), _f64(w)
     _, z = _capped_logits(x, w, b, logit_softcap)
     omega = _class_weights(weight, len(w))
@@ -626,7 +625,7 @@ def linear_cross_entropy_vjp(
                 if q[n][c] != 0:
                     da[n, j] += g[n] * -omega[c] * q[n][c] * ((1 if c == j else 0) - p[j])
             if z_loss:
-                da[n, j] += g[n] * 2 * z_loss * (z[n, ids[n] if 0 <= ids[n] < V else 0] - log_p[ids[n] % V]) * p[j]
+                da[n, j] += g[n] * 2 * z_loss * _log_sum_exp(z[n]) * p[j]
             if logit_softcap is not None:
                 da[n, j] *= 4 * _sigma(2 * a[n, j] / logit_softcap) * _sigma(-2 * a[n, j] / logit_softcap)
             if 0 <= ids[n] < V and q[n][j] != 0:

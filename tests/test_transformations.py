@@ -18,6 +18,7 @@ CHOSEN = {
     "log_softmax-where-axis", "nll-mean-weight", "nll-none-weight", "nll_loss-sum-weight", "nll_loss", "cross_entropy-plain",
     "cross_entropy-mean-weight-0.1", "cross_entropy-none-weight-0.1", "cross_entropy-soft-mean-0.1-True",
     "binary_cross_entropy-mean", "binary_cross_entropy-none", "squared_error-mean", "squared_error-none",
+    "linear_cross_entropy-blocks", "linear_cross_entropy-lean",
 }  # fmt: skip
 BY_ID = {case.id: case for case in CASES}
 chosen = pytest.mark.parametrize("id", sorted(CHOSEN))
@@ -173,7 +174,7 @@ def operations(jaxpr, names):
 
 
 @pytest.mark.parametrize("inside, expected", [("highest", "HIGHEST"), (None, "DEFAULT")])
-@pytest.mark.parametrize("id", ["linear", "conv2d-NHWC-plain"])
+@pytest.mark.parametrize("id", ["linear", "conv2d-NHWC-plain", "linear_cross_entropy-lean"])
 def test_a_rule_keeps_the_precision_of_its_forward_pass(id, inside, expected):
     outside = "highest" if inside is None else None
     case = BY_ID[id]
@@ -191,7 +192,7 @@ def test_a_rule_keeps_the_precision_of_its_forward_pass(id, inside, expected):
         }
 
 
-@pytest.mark.parametrize("id", ["linear", "conv2d-NHWC-plain"])
+@pytest.mark.parametrize("id", ["linear", "conv2d-NHWC-plain", "linear_cross_entropy-blocks"])
 def test_a_precision_that_is_asked_for_reaches_the_forward_pass(id):
     case = BY_ID[id]
     args = [jnp.asarray(a, jnp.float32) for a in case.make(np.random.default_rng(0))]
@@ -232,7 +233,7 @@ def assert_computed_in_float32(f, out_dtype, dtype, *floats):
 @pytest.mark.parametrize("id", [
     "linear", "relu", "sigmoid", "tanh", "max_pool2d-overlap", "softmax-where-axis", "log_softmax-where-axis",
     "nll-mean-weight", "nll_loss-mean-weight", "cross_entropy-mean-weight-0.1", "cross_entropy-soft-mean-0.1-True",
-    "binary_cross_entropy-mean", "squared_error-mean",
+    "binary_cross_entropy-mean", "squared_error-mean", "linear_cross_entropy-mean-fast", "linear_cross_entropy-mean-lean",
 ])  # fmt: skip
 def test_low_precision_is_computed_in_float32(id, dtype):
     """The bounds of test_components are too wide to tell, on arrays this small."""

@@ -253,7 +253,7 @@ class _Block(NamedTuple):
     alpha: Float[Array, " rows"]
     labels: Int[Array, " rows"]
     counted: Bool[Array, " rows"]  # neither left out nor part of an earlier block
-    valid: Bool[Array, " rows"]  # with a label that is a class
+    bad: Bool[Array, " rows"]  # with a label that is no class, and does not say to leave the row out
     w: Float[Array, "classes inputs"]
     b: Float[Array, " classes"] | None
     beta: Float[Array, " classes"] | None  # 0 for classes of an earlier block
@@ -359,17 +359,17 @@ def _whole(options: _Options, inputs: _Inputs) -> _Block:
     """Return all rows and classes as one block."""
     x, w, b, alpha, beta, labels = inputs
     counted = ~_labels.is_ignored(labels, options.ignore_index)
-    valid = _labels.is_label(labels, len(w) * _devices(options.axis_name))
+    bad = counted & ~_labels.is_label(labels, len(w) * _devices(options.axis_name))
     ids = _first_class(options.axis_name, w, labels) + jnp.arange(len(w), dtype=labels.dtype)
     beta_sum = None if beta is None else _over_devices(options.axis_name, lax.psum, jnp.sum(beta))
-    return _Block(x, alpha, labels, counted, valid, w, b, beta, ids, beta_sum)
+    return _Block(x, alpha, labels, counted, bad, w, b, beta, ids, beta_sum)
 
 
 def _some_rows(block: _Block, start: Array, size: int, fresh: Array | None) -> _Block:
-    rows = (block.x, block.alpha, block.labels, block.counted, block.valid)
-    x, alpha, labels, counted, valid = (lax.dynamic_slice_in_dim(a, start, size) for a in rows)
+    rows = (block.x, block.alpha, block.labels, block.counted, block.bad)
+    x, alpha, labels, counted, bad = (lax.dynamic_slice_in_dim(a, start, size) for a in rows)
     counted = counted if fresh is None else counted & fresh
-    return block._replace(x=x, alpha=alpha, labels=labels, counted=counted, valid=valid)
+    return block._replace(x=x, alpha=alpha, labels=labels, counted=counted, bad=bad)
 
 
 def _some_classes(block: _Block, start: Array, size: int, fresh: Array | None) -> _Block:
@@ -446,8 +446,8 @@ def _losses(options: _Options, block: _Block, s: _Statistics) -> tuple[Array, Ar
     if s.smoothed is not None and block.beta_sum is not None:
         l = l + (block.beta_sum * s.largest - s.smoothed) + block.beta_sum * log_sum
     zero = jnp.zeros((), l.dtype)
-    l = jnp.where(block.counted, jnp.where(block.valid, l, jnp.nan), zero)
-    return l, log_total, jnp.where(block.counted & block.valid, gap, zero)
+    l = jnp.where(block.counted, jnp.where(block.bad, jnp.nan, l), zero)
+    return l, log_total, jnp.where(block.counted & ~block.bad, gap, zero)
 
 
 def _da(options: _Options, block: _Block, z: Array, slope: Array | None, log_total: Array, dl: Array) -> Array:
@@ -456,13 +456,13 @@ def _da(options: _Options, block: _Block, z: Array, slope: Array | None, log_tot
     q_sum = block.alpha if block.beta_sum is None else block.alpha + block.beta_sum
     dz = (q_sum + 2 * options.z_loss * log_total)[:, None] * p - _at_label(block, block.alpha[:, None])
     dz = dz if block.beta is None else dz - jnp.broadcast_to(block.beta, dz.shape)
-    da = jnp.where(block.valid, dl, jnp.nan)[:, None] * (dz if slope is None else dz * slope)
+    da = jnp.where(block.bad, jnp.nan, dl)[:, None] * (dz if slope is None else dz * slope)
     return jnp.where(block.counted[:, None], da, jnp.zeros((), da.dtype))
 
 
 def _dbeta(block: _Block, z: Array, log_total: Array, dl: Array) -> Array:
     """dβ_c = Σ_n dl_n (Z_n − z_nc), over the rows with a class."""
-    counts = (block.counted & block.valid)[:, None] & (block.ids >= 0)[None, :]
+    counts = (block.counted & ~block.bad)[:, None] & (block.ids >= 0)[None, :]
     return jnp.sum(jnp.where(counts, dl[:, None] * (log_total[:, None] - z), jnp.zeros((), z.dtype)), 0)
 
 
