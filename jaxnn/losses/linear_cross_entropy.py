@@ -463,7 +463,8 @@ def _da(options: _Options, block: _Block, z: Array, slope: Array | None, log_tot
 def _dbeta(block: _Block, z: Array, log_total: Array, dl: Array) -> Array:
     """dβ_c = Σ_n dl_n (Z_n − z_nc), over the rows with a class."""
     counts = (block.counted & ~block.bad)[:, None] & (block.ids >= 0)[None, :]
-    return jnp.sum(jnp.where(counts, dl[:, None] * (log_total[:, None] - z), jnp.zeros((), z.dtype)), 0)
+    # Masked before the product: an infinite z of a masked class would leave NaN in the derivative by dl.
+    return jnp.sum(dl[:, None] * jnp.where(counts, log_total[:, None] - z, jnp.zeros((), z.dtype)), 0)
 
 
 def _over_devices(axis_name: AxisName | None, collective: Any, values: T) -> T:
