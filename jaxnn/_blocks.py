@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnn._rules import cotangent, type_of
+from jaxnn._rules import cotangent, type_of, wide
 
 T = TypeVar("T")
 
@@ -37,8 +37,9 @@ def add_at(start: Array, sums: Any, parts: Any) -> Any:
     """Add a block's parts, in the type of the sums."""
 
     def add(total: Array, part: Array) -> Array:
-        so_far = lax.dynamic_slice_in_dim(total, start, len(part))
-        return lax.dynamic_update_slice_in_dim(total, so_far + cotangent(part, type_of(total)), start, 0)
+        so_far, part = lax.dynamic_slice_in_dim(total, start, len(part)), cotangent(part, type_of(total))
+        added = so_far.astype(wide(total.dtype)) + part.astype(wide(total.dtype))
+        return lax.dynamic_update_slice_in_dim(total, added.astype(total.dtype), start, 0)
 
     return jax.tree.map(add, sums, parts)
 

@@ -173,12 +173,17 @@ def operations(jaxpr, names):
                 yield from operations(inner, names)
 
 
+def in_float32(case):
+    made = map(np.asarray, case.make(np.random.default_rng(0)))
+    return [jnp.asarray(a, jnp.float32 if a.dtype == np.float64 else a.dtype) for a in made]
+
+
 @pytest.mark.parametrize("inside, expected", [("highest", "HIGHEST"), (None, "DEFAULT")])
 @pytest.mark.parametrize("id", ["linear", "conv2d-NHWC-plain", "linear_cross_entropy-lean"])
 def test_a_rule_keeps_the_precision_of_its_forward_pass(id, inside, expected):
     outside = "highest" if inside is None else None
     case = BY_ID[id]
-    args = [jnp.asarray(a, jnp.float32) for a in case.make(np.random.default_rng(0))]
+    args = in_float32(case)
     with jax.default_matmul_precision(inside):
         y, vjp = jax.vjp(functools.partial(case.call, case.f), *args)
     with jax.default_matmul_precision(outside):
@@ -195,7 +200,7 @@ def test_a_rule_keeps_the_precision_of_its_forward_pass(id, inside, expected):
 @pytest.mark.parametrize("id", ["linear", "conv2d-NHWC-plain", "linear_cross_entropy-blocks"])
 def test_a_precision_that_is_asked_for_reaches_the_forward_pass(id):
     case = BY_ID[id]
-    args = [jnp.asarray(a, jnp.float32) for a in case.make(np.random.default_rng(0))]
+    args = in_float32(case)
     jaxpr = jax.make_jaxpr(functools.partial(case.call, functools.partial(case.f, precision="highest")))(*args)
     found = list(operations(jaxpr.jaxpr, ("dot_general", "conv_general_dilated")))
     assert found

@@ -21,7 +21,8 @@ Residuals:
     "fast": the gradient itself, as the sum of the rows' losses has one upstream gradient for all of them: the forward
     rule forms dx, dW, … for an upstream gradient of 1, block of rows by block of rows while their logits are at hand,
     and the backward rule multiplies. That saves the fourth matrix product.
-    "lean", and reduction "none": the arguments, and two numbers a row, Z and Z − z_t. The logits are made again.
+    "lean", and reduction "none": the arguments, α among them, and two more numbers a row, Z and Z − z_t. The logits
+    are made again.
     Either rule is plain JAX, so that a second derivative goes through the forward rule's formulas too.
 
 Conventions:
@@ -158,7 +159,7 @@ def linear_cross_entropy(
         logit_softcap: κ > 0: the logits become κ tanh(z / κ); None leaves them.
         reduction: "mean" (divides by the sum of the labels' weights), "sum" or "none".
         memory: "fast" forms the gradient in the forward pass, by blocks of rows: three matrix products, and a float32
-            array of w's shape for its gradient. "lean" keeps two numbers a row and makes the logits again in the
+            array of w's shape for its gradient. "lean" keeps three numbers a row and makes the logits again in the
             backward pass, by blocks of the vocabulary: four. Reduction "none" is always lean.
         block_size: rows ("fast") or classes ("lean") in a block; None fits it to the shapes and the device.
         precision: as in `jax.lax.dot_general`; None takes `jax.default_matmul_precision` as it is at this call, and
