@@ -1,7 +1,7 @@
 """Neural-network layers for JAX whose derivatives are derived by hand, from lecture notes, and checked.
 
 Layers: linear, conv2d, relu, sigmoid, tanh, max_pool2d, max_pool2d_with_indices, dropout, softmax, log_softmax.
-Losses: nll, nll_loss, cross_entropy, binary_cross_entropy, squared_error, l1_penalty, l2_penalty.
+Losses: nll, nll_loss, cross_entropy, linear_cross_entropy, binary_cross_entropy, squared_error, l1_penalty, l2_penalty.
 Each is a pure function with a `jax.custom_vjp` rule, and carries its plain definition as `.definition`.
 `automatic(f)` has JAX's own derivatives in the place of the rules inside f; `gradcheck.check(f, *args)` compares them.
 `graph.trace(f, *args)` shows where the gradient of f comes from.
@@ -25,6 +25,7 @@ from jaxnn.losses import binary_cross_entropy as binary_cross_entropy
 from jaxnn.losses import cross_entropy as cross_entropy
 from jaxnn.losses import l1_penalty as l1_penalty
 from jaxnn.losses import l2_penalty as l2_penalty
+from jaxnn.losses import linear_cross_entropy as linear_cross_entropy
 from jaxnn.losses import nll as nll
 from jaxnn.losses import nll_loss as nll_loss
 from jaxnn.losses import squared_error as squared_error

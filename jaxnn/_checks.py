@@ -65,6 +65,18 @@ def fraction(name: str, value: Any) -> float:
     return float(value)
 
 
+def number(name: str, value: Any, minimum: float, exclusive: bool = False) -> float:
+    """Return a static, finite float option, at least `minimum`, or above it."""
+    requirement = f"{'above' if exclusive else 'at least'} {minimum}"
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(
+            f"`{name}` ({type(value).__name__}) must be a static float {requirement}; under jit, a static argument"
+        )
+    if not minimum <= value < float("inf") or (exclusive and value == minimum):
+        raise ValueError(f"`{name}` ({value}) must be finite and {requirement}")
+    return float(value)
+
+
 def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     """Return an option given as an int or as (int, int) as a pair, each at least `minimum`."""
     values = value if isinstance(value, (tuple, list)) else (value, value)
@@ -118,6 +130,25 @@ def axis_in_range(name: str, axis: int, x: jax.Array) -> int:
     if not -x.ndim <= number < x.ndim:
         raise ValueError(f"`axis` ({axis}) must be one of the axes of {described(name, x)}")
     return number % x.ndim
+
+
+def linear(x: ArrayLike, w: ArrayLike, b: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Return x (..., I), w (O, I) and b (O,) or None, in their promoted dtype."""
+    x, w = floating("x", x), floating("w", w)
+    b = None if b is None else floating("b", b)
+    if x.ndim < 1:
+        raise ValueError("`x` (shape ()) must have at least one axis, of input features")
+    if w.ndim != 2:
+        raise ValueError(f"{described('w', w)} must have two axes, (outputs, inputs)")
+    if w.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"{described('w', w)} must have {x.shape[-1]} input features to match {described('x', x)}; `w` is "
+            f"(outputs, inputs)"
+        )
+    if b is not None and b.shape != w.shape[:1]:
+        raise ValueError(f"{described('b', b)} must have shape {w.shape[:1]} to match `w`'s outputs")
+    dtype = jnp.result_type(x, w) if b is None else jnp.result_type(x, w, b)
+    return x.astype(dtype), w.astype(dtype), None if b is None else b.astype(dtype)
 
 
 def same_shape(name: str, x: jax.Array, other_name: str, other: jax.Array) -> None:

@@ -51,6 +51,7 @@ def components() -> list[Case]:
         losses.nll: (probabilities, labels),
         losses.nll_loss: (jnp.log(probabilities), labels),
         losses.cross_entropy: (rows, labels),
+        losses.linear_cross_entropy: (rows, _normal(1000, 64, seed=4), labels),
         losses.binary_cross_entropy: (rows, jax.nn.sigmoid(_normal(256, 64, seed=2))),
         losses.squared_error: (rows, _normal(256, 64, seed=3)),
         losses.l1_penalty: ({"W": rows, "b": _normal(32)},),

@@ -39,6 +39,12 @@ COMPONENTS: dict[str, tuple[Any, tuple[jax.ShapeDtypeStruct, ...], dict[str, Any
     "nll": (jaxnn.nll, (ROWS, LABELS), {}),
     "nll_loss": (jaxnn.nll_loss, (ROWS, LABELS), {}),
     "cross_entropy": (jaxnn.cross_entropy, (ROWS, LABELS), {}),
+    "linear_cross_entropy": (jaxnn.linear_cross_entropy, (array(N, 64), array(32768, 64), LABELS), {}),
+    "linear_cross_entropy, lean": (
+        jaxnn.linear_cross_entropy,
+        (array(N, 64), array(32768, 64), LABELS),
+        {"memory": "lean"},
+    ),
     "binary_cross_entropy": (jaxnn.binary_cross_entropy, (ROWS, ROWS), {}),
     "squared_error": (jaxnn.squared_error, (ROWS, ROWS), {}),
 }

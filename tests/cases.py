@@ -341,6 +341,71 @@ ENTROPY = [
     entropy("not-finite", fixed([[nan, 0.0], [0.0, 1.0]], np.array([0, 1], np.int32)), reduction="none", nan=True),
 ]  # fmt: skip
 
+
+def vocabulary(id: str, make: Any, keywords: str = "", torch: bool = False, nan: bool = False, **options: Any) -> Case:
+    """A cross entropy of a linear layer's outputs."""
+
+    def torch_vocabulary(F: Any, x: Any, w: Any, t: Any, *given: Any) -> Any:
+        o = {"linear_bias" if name == "b" else name: a for name, a in zip(keywords.split(), given, strict=True)}
+        o |= {k: v for k, v in options.items() if k in ("reduction", "ignore_index", "label_smoothing")}
+        if hasattr(F, "linear_cross_entropy"):
+            return F.linear_cross_entropy(x, w, t, **o)
+        return F.cross_entropy(F.linear(x, w, o.pop("linear_bias", None)), t, **o)
+
+    return Case(f"linear_cross_entropy-{id}", jaxnn.linear_cross_entropy, make, options, tuple(keywords.split()),
+                torch_vocabulary if torch else None, False, nan)  # fmt: skip
+
+
+def texts(
+    shape: tuple[int, ...], d: int, v: int, labels: Any = None, more: Any = (), scale: float = 1.0
+) -> Callable[[np.random.Generator], Arrays]:
+    """Rows, the weights of a vocabulary and class ids; and the bias and the class weights if `more` names them."""
+
+    def make(rng: np.random.Generator) -> Arrays:
+        x, w = scale * rng.standard_normal((*shape, d)), rng.standard_normal((v, d))
+        t = rng.integers(0, max(1, v), shape) if labels is None else np.asarray(labels)
+        made = {"b": rng.standard_normal(v), "weight": rng.uniform(0.5, 2.0, v)}
+        given = [made[name] if isinstance(name, str) else np.asarray(name, np.float64) for name in more]
+        return (x, w, t.astype(np.int32), *given)
+
+    return make
+
+
+ALL = {"ignore_index": 2, "label_smoothing": 0.1, "z_loss": 0.05, "logit_softcap": 2.0, "block_size": 2}
+T7 = [1, 6, 3, 2, 1]
+VOCABULARY = [
+    vocabulary("plain", texts((5,), 3, 7), torch=True),
+    vocabulary("blocks", texts((5,), 3, 7), torch=True, block_size=2),
+    vocabulary("lean", texts((5,), 3, 7), torch=True, memory="lean", block_size=3),
+    *(
+        vocabulary(f"{reduction}-{memory}", texts((5,), 3, 7, T7, ("b", "weight")), "b weight", reduction=reduction, memory=memory, **ALL)
+        for reduction in ("mean", "sum", "none") for memory in ("fast", "lean")
+    ),
+    *(
+        vocabulary(f"torch-{reduction}-{memory}", texts((5,), 3, 7, T7, ("b", "weight")), "b weight", True, reduction=reduction,
+                   memory=memory, ignore_index=2, label_smoothing=0.1, block_size=4)
+        for reduction, memory in (("mean", "fast"), ("sum", "lean"), ("none", "fast"))
+    ),
+    *(
+        case for memory in ("fast", "lean") for case in (
+            vocabulary(f"smoothing-{memory}", texts((4,), 3, 5), label_smoothing=0.3, memory=memory, block_size=2),
+            vocabulary(f"bad-labels-{memory}", texts((5,), 3, 4, [1, 4, -1, 2, -100], ("b", "weight")), "b weight", nan=True,
+                       ignore_index=-100, label_smoothing=0.1, reduction="sum", memory=memory, block_size=2),
+            vocabulary(f"all-ignored-{memory}", texts((3,), 2, 4, [9, 9, 9], ("weight",)), "weight", nan=True, ignore_index=9, memory=memory),
+            vocabulary(f"rows-0-{memory}", texts((0,), 3, 4), nan=True, memory=memory),
+            vocabulary(f"classes-1-{memory}", texts((3,), 2, 1), memory=memory),
+            vocabulary(f"capped-{memory}", texts((3,), 2, 4, scale=8.0), logit_softcap=1.5, memory=memory),
+            vocabulary(f"minus-infinity-{memory}", texts((3,), 2, 4, [0, 3, 3], ([0.0, -inf, -inf, 0.5],)), "b", memory=memory, block_size=2),
+        )
+    ),
+    vocabulary("bad-labels-none", texts((5,), 3, 4, [1, 4, -1, 2, -100], ("weight",)), "weight", nan=True, ignore_index=-100, reduction="none"),
+    vocabulary("bad-labels-mean", texts((3,), 3, 4, [1, 7, 2]), nan=True),
+    vocabulary("rows-of-rows", texts((2, 3), 3, 5, None, ("b",)), "b", block_size=4),
+    vocabulary("one-row", texts((), 3, 5)),
+    vocabulary("z-loss-none", texts((2, 2), 3, 5), reduction="none", z_loss=0.1, block_size=4),
+    vocabulary("huge", texts((3,), 2, 4, scale=1e4), reduction="sum"),
+]  # fmt: skip
+
 LOSSES = [
     *(
         Case(f"binary_cross_entropy-{r}", jaxnn.binary_cross_entropy,
@@ -363,4 +428,4 @@ LOSSES = [
     Case("squared_error-infinite", jaxnn.squared_error, fixed([inf, nan, 1.0, 1e4], [0.0, 0.0, 1.0, -1e4]), {"reduction": "none"}),
 ]  # fmt: skip
 
-CASES = [*LINEAR, *CONV, *ACTIVATIONS, *POOL, *SOFTMAX, *PICKED, *ENTROPY, *LOSSES]
+CASES = [*LINEAR, *CONV, *ACTIVATIONS, *POOL, *SOFTMAX, *PICKED, *ENTROPY, *VOCABULARY, *LOSSES]

@@ -565,6 +565,78 @@ def cross_entropy_vjp(
     return dlogits, dtargets, None if weight is None else dweight
 
 
+# ----------------------------------------------------------------------------- linear cross entropy
+
+
+def _capped_logits(x, w, b, cap):
+    """(a, z): a_nc = sum_j W_cj x_nj + b_c, z = cap tanh(a / cap)."""
+    a = linear(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), w, b)
+    z = np.zeros(a.shape)
+    for n, c in np.ndindex(a.shape):
+        z[n, c] = a[n, c] if cap is None else cap * np.tanh(a[n, c] / cap)
+    return a, z
+
+
+def _log_sum_exp(z_n):
+    """Z = log sum_k exp(z_k) of one row."""
+    m = max(z_n)
+    return m + np.log(sum(np.exp(z_k - m) for z_k in z_n))
+
+
+def _z_losses(z, v, z_loss):
+    """zeta Z^2 of each row that is not ignored."""
+    return [0.0 if v[n] is None or z_loss == 0 else z_loss * _log_sum_exp(z[n]) ** 2 for n in range(len(z))]
+
+
+@ieee
+def linear_cross_entropy(
+    x, w, targets, *, b=None, weight=None, ignore_index=None, label_smoothing=0.0, z_loss=0.0, logit_softcap=None,
+    reduction="mean", memory="fast", block_size=None,
+):  # fmt: skip
+    """Cross entropy of cap tanh((W x + b) / cap), and zeta Z^2 for each row."""
+    x, w = _f64(x), _f64(w)
+    _, z = _capped_logits(x, w, b, logit_softcap)
+    omega = _class_weights(weight, len(w))
+    q, v, _ = _smoothed_targets(targets, z.shape, -1, weight, ignore_index, label_smoothing)
+    entropies, extra = _entropy_losses(z, q, v, omega), _z_losses(z, v, z_loss)
+    losses = [entropies[n] + extra[n] for n in range(len(z))]
+    return _reduce(losses, v, reduction, np.shape(targets))
+
+
+@ieee
+def linear_cross_entropy_vjp(
+    x, w, targets, dy, *, b=None, weight=None, ignore_index=None, label_smoothing=0.0, z_loss=0.0, logit_softcap=None,
+    reduction="mean", memory="fast", block_size=None,
+):  # fmt: skip
+    """Cross entropy's dz, and 2 zeta Z p_j of the z-loss; then through tanh, and through linear."""
+    x, w = _f64(x), _f64(w)
+    a, z = _capped_logits(x, w, b, logit_softcap)
+    N, V = z.shape
+    omega = _class_weights(weight, V)
+    q, v, ids = _smoothed_targets(targets, z.shape, -1, weight, ignore_index, label_smoothing)
+    g = _row_cotangents(dy, v, reduction)
+    da, dweight = np.zeros(z.shape), np.zeros(V)
+    for n in range(N):
+        if g[n] is None:
+            continue
+        p, log_p = _softmax_row(z[n], range(V))
+        for j in range(V):
+            for c in range(V):
+                if q[n][c] != 0:
+                    da[n, j] += g[n] * -omega[c] * q[n][c] * ((1 if c == j else 0) - p[j])
+            if z_loss:
+                da[n, j] += g[n] * 2 * z_loss * _log_sum_exp(z[n]) * p[j]
+            if logit_softcap is not None:
+                da[n, j] *= 4 * _sigma(2 * a[n, j] / logit_softcap) * _sigma(-2 * a[n, j] / logit_softcap)
+            if 0 <= ids[n] < V and q[n][j] != 0:
+                dweight[j] += g[n] * -q[n][j] * log_p[j]
+    if reduction == "mean":
+        entropies, extra = _entropy_losses(z, q, v, omega), _z_losses(z, v, z_loss)
+        _mean_denominator_vjp(dweight, ids, g, [entropies[n] + extra[n] for n in range(N)], v)
+    dx, dw, db = linear_vjp(x.reshape(N, x.shape[-1]), w, b, da)
+    return [dx.reshape(x.shape), dw, None] + ([] if b is None else [db]) + ([] if weight is None else [dweight])
+
+
 # ----------------------------------------------------------- binary cross entropy and squared error
 
 

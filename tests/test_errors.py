@@ -11,6 +11,13 @@ import jaxnn
 X, W, B = jnp.ones((2, 5)), jnp.ones((3, 4)), jnp.ones(3)
 IMAGE, FILTER = jnp.ones((1, 3, 8, 8)), jnp.ones((4, 3, 3, 3))
 KEY = jax.random.key(0)
+
+
+def entropy(w=None, t=None, **options):
+    w, t = jnp.ones((3, 5)) if w is None else w, jnp.zeros(2, int) if t is None else t
+    return jaxnn.linear_cross_entropy(X, w, t, **options)
+
+
 BAD = [
     (lambda: jaxnn.linear(X, W), ValueError, "`w` (shape (3, 4)) must have 5 input features to match `x` (shape (2, 5))"),
     (lambda: jaxnn.linear(X, jnp.ones((3, 5)), jnp.ones(2)), ValueError, "`b` (shape (2,)) must have shape (3,)"),
@@ -74,6 +81,24 @@ BAD = [
     (lambda: jaxnn.cross_entropy(X, jnp.zeros(2, int), ignore_index=0.5), TypeError, "`ignore_index` (0.5) must be a static int"),
     (lambda: jaxnn.cross_entropy(X, jnp.zeros(2, int), axis=5), ValueError, "`axis` (5) must be one of the axes of `logits`"),
     (lambda: jaxnn.binary_cross_entropy(X, X[0]), ValueError, "`targets` (shape (5,)) must have the shape of `logits` (shape (2, 5))"),
+    (lambda: entropy(W), ValueError, "`w` (shape (3, 4)) must have 5 input features to match `x` (shape (2, 5)); `w` is (outputs, inputs)"),
+    (lambda: entropy(t=jnp.ones(2)), TypeError, "`targets` (dtype float32) must hold integer class ids; convert it with `targets.astype(jnp.int32)`"),
+    (lambda: entropy(t=jnp.zeros(3, int)), ValueError, "`targets` (shape (3,)) must have shape (2,), that of `x` without its last axis"),
+    (lambda: entropy(b=jnp.ones(5)), ValueError, "`b` (shape (5,)) must have shape (3,) to match `w`'s outputs"),
+    (lambda: entropy(weight=jnp.ones(5)), ValueError, "`weight` (shape (5,)) must have shape (3,), one weight a class"),
+    (lambda: entropy(memory="small"), ValueError, "`memory` ('small') must be one of 'fast', 'lean'"),
+    (lambda: entropy(reduction="avg"), ValueError, "`reduction` ('avg') must be one of 'mean', 'sum', 'none'"),
+    (lambda: entropy(logit_softcap=0), ValueError, "`logit_softcap` (0) must be finite and above 0"),
+    (lambda: entropy(logit_softcap=-1.0), ValueError, "`logit_softcap` (-1.0) must be finite and above 0"),
+    (lambda: entropy(logit_softcap=float("inf")), ValueError, "`logit_softcap` (inf) must be finite and above 0"),
+    (lambda: entropy(logit_softcap=True), TypeError, "`logit_softcap` (bool) must be a static float above 0; under jit"),
+    (lambda: entropy(z_loss=-1e-4), ValueError, "`z_loss` (-0.0001) must be finite and at least 0"),
+    (lambda: entropy(z_loss=float("nan")), ValueError, "`z_loss` (nan) must be finite and at least 0"),
+    (lambda: jax.jit(lambda z: entropy(z_loss=z))(0.1), TypeError, "must be a static float at least 0; under jit, a static argument"),
+    (lambda: entropy(block_size=0), ValueError, "`block_size` (0) must be at least 1"),
+    (lambda: entropy(block_size=-4), ValueError, "`block_size` (-4) must be at least 1"),
+    (lambda: entropy(block_size=2.0), TypeError, "`block_size` (2.0) must be a static int"),
+    (lambda: entropy(axis_name="model"), ValueError, "`axis_name` ('model') must name a mesh axis that is in scope; call it inside `shard_map`"),
     (lambda: jaxnn.squared_error(X, X[:, :1]), ValueError, "`y` (shape (2, 5)) must have the shape of `t` (shape (2, 1))"),
     (lambda: jaxnn.l2_penalty({"w": jnp.ones(2, int)}), TypeError, "`params['w']` (dtype int32) must have a floating-point dtype"),
 ]  # fmt: skip

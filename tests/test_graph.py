@@ -698,6 +698,7 @@ COMPONENTS = {
     "nll": lambda x: jaxnn.nll(x, T),
     "nll_loss": lambda x: jaxnn.nll_loss(x, T),
     "cross_entropy": lambda x: jaxnn.cross_entropy(x, jnp.abs(x), weight=x),
+    "linear_cross_entropy": lambda x: jaxnn.linear_cross_entropy(x, W, T, b=x[:2], weight=x[1:], label_smoothing=0.1),
     "binary_cross_entropy": lambda x: jaxnn.binary_cross_entropy(x, x),
     "squared_error": lambda x: jaxnn.squared_error(x, x),
     "l1_penalty": lambda x: jaxnn.l1_penalty({"w": x}),

@@ -115,6 +115,7 @@ losses = {
     "dropout": lambda x: jaxnn.dropout(x, 0.5, key).sum(), "softmax": lambda x: jaxnn.softmax(x)[:, 0].sum(),
     "log_softmax": lambda x: jaxnn.log_softmax(x)[:, 0].sum(), "nll": lambda x: jaxnn.nll(jaxnn.softmax(x), t),
     "nll_loss": lambda x: jaxnn.nll_loss(x, t), "cross_entropy": lambda x: jaxnn.cross_entropy(x, t),
+    "linear_cross_entropy": lambda x: jaxnn.linear_cross_entropy(x, jnp.arange(12.0).reshape(3, 4), t),
     "binary_cross_entropy": lambda x: jaxnn.binary_cross_entropy(x, jnp.ones_like(x)),
     "squared_error": lambda x: jaxnn.squared_error(x, 2 * x), "l1_penalty": jaxnn.l1_penalty, "l2_penalty": jaxnn.l2_penalty,
 }

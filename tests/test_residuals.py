@@ -57,6 +57,10 @@ CASES = {
     "nll": (functools.partial(jaxnn.nll, reduction="sum"), (ROWS, LABELS), 4 * N),
     "nll_loss": (functools.partial(jaxnn.nll_loss, reduction="sum"), (ROWS, LABELS), 0),
     "cross_entropy": (functools.partial(jaxnn.cross_entropy, reduction="sum"), (ROWS, LABELS), 4 * N),
+    # The gradient itself, as the sum of the rows' losses; or three numbers a row, and nothing of the vocabulary's size.
+    "linear_cross_entropy": (functools.partial(jaxnn.linear_cross_entropy, reduction="sum"), (ROWS, array(7, C), LABELS), 4 * (N * C + 7 * C + N)),
+    "linear_cross_entropy lean": (
+        functools.partial(jaxnn.linear_cross_entropy, reduction="sum", memory="lean"), (ROWS, array(7, C), LABELS), 12 * N),
     "binary_cross_entropy": (functools.partial(jaxnn.binary_cross_entropy, reduction="sum"), (ROWS, ROWS), 0),
     "squared_error": (functools.partial(jaxnn.squared_error, reduction="sum"), (ROWS, ROWS), 0),
     "l1_penalty": (jaxnn.l1_penalty, (ROWS,), 0),

@@ -18,6 +18,7 @@ CHOSEN = {
     "log_softmax-where-axis", "nll-mean-weight", "nll-none-weight", "nll_loss-sum-weight", "nll_loss", "cross_entropy-plain",
     "cross_entropy-mean-weight-0.1", "cross_entropy-none-weight-0.1", "cross_entropy-soft-mean-0.1-True",
     "binary_cross_entropy-mean", "binary_cross_entropy-none", "squared_error-mean", "squared_error-none",
+    "linear_cross_entropy-blocks", "linear_cross_entropy-lean",
 }  # fmt: skip
 BY_ID = {case.id: case for case in CASES}
 chosen = pytest.mark.parametrize("id", sorted(CHOSEN))
@@ -172,12 +173,17 @@ def operations(jaxpr, names):
                 yield from operations(inner, names)
 
 
+def in_float32(case):
+    made = map(np.asarray, case.make(np.random.default_rng(0)))
+    return [jnp.asarray(a, jnp.float32 if a.dtype == np.float64 else a.dtype) for a in made]
+
+
 @pytest.mark.parametrize("inside, expected", [("highest", "HIGHEST"), (None, "DEFAULT")])
-@pytest.mark.parametrize("id", ["linear", "conv2d-NHWC-plain"])
+@pytest.mark.parametrize("id", ["linear", "conv2d-NHWC-plain", "linear_cross_entropy-lean"])
 def test_a_rule_keeps_the_precision_of_its_forward_pass(id, inside, expected):
     outside = "highest" if inside is None else None
     case = BY_ID[id]
-    args = [jnp.asarray(a, jnp.float32) for a in case.make(np.random.default_rng(0))]
+    args = in_float32(case)
     with jax.default_matmul_precision(inside):
         y, vjp = jax.vjp(functools.partial(case.call, case.f), *args)
     with jax.default_matmul_precision(outside):
@@ -191,10 +197,10 @@ def test_a_rule_keeps_the_precision_of_its_forward_pass(id, inside, expected):
         }
 
 
-@pytest.mark.parametrize("id", ["linear", "conv2d-NHWC-plain"])
+@pytest.mark.parametrize("id", ["linear", "conv2d-NHWC-plain", "linear_cross_entropy-blocks"])
 def test_a_precision_that_is_asked_for_reaches_the_forward_pass(id):
     case = BY_ID[id]
-    args = [jnp.asarray(a, jnp.float32) for a in case.make(np.random.default_rng(0))]
+    args = in_float32(case)
     jaxpr = jax.make_jaxpr(functools.partial(case.call, functools.partial(case.f, precision="highest")))(*args)
     found = list(operations(jaxpr.jaxpr, ("dot_general", "conv_general_dilated")))
     assert found
@@ -232,7 +238,7 @@ def assert_computed_in_float32(f, out_dtype, dtype, *floats):
 @pytest.mark.parametrize("id", [
     "linear", "relu", "sigmoid", "tanh", "max_pool2d-overlap", "softmax-where-axis", "log_softmax-where-axis",
     "nll-mean-weight", "nll_loss-mean-weight", "cross_entropy-mean-weight-0.1", "cross_entropy-soft-mean-0.1-True",
-    "binary_cross_entropy-mean", "squared_error-mean",
+    "binary_cross_entropy-mean", "squared_error-mean", "linear_cross_entropy-mean-fast", "linear_cross_entropy-mean-lean",
 ])  # fmt: skip
 def test_low_precision_is_computed_in_float32(id, dtype):
     """The bounds of test_components are too wide to tell, on arrays this small."""

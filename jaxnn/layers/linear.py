@@ -35,7 +35,7 @@ from jaxnn._rules import cotangent, defined_by, on_paper, resolve_precision, typ
 
 
 def _definition(x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, *, precision: Any = None) -> Array:
-    x, w, b = _checked(x, w, b)
+    x, w, b = _checks.linear(x, w, b)
     y = jnp.matmul(x, w.T, precision=precision)
     return y if b is None else y + jnp.broadcast_to(b, y.shape)
 
@@ -74,26 +74,8 @@ def linear(
     References:
         Taura, Neural Networks Basics, "Linear (a.k.a. Fully Connected Layer)".
     """
-    x, w, b = _checked(x, w, b)
+    x, w, b = _checks.linear(x, w, b)
     return _linear(resolve_precision(precision), x, w, b)
-
-
-def _checked(x: ArrayLike, w: ArrayLike, b: ArrayLike | None) -> tuple[Array, Array, Array | None]:
-    x, w = _checks.floating("x", x), _checks.floating("w", w)
-    b = None if b is None else _checks.floating("b", b)
-    if x.ndim < 1:
-        raise ValueError("`x` (shape ()) must have at least one axis, of input features")
-    if w.ndim != 2:
-        raise ValueError(f"{_checks.described('w', w)} must have two axes, (outputs, inputs)")
-    if w.shape[1] != x.shape[-1]:
-        raise ValueError(
-            f"{_checks.described('w', w)} must have {x.shape[-1]} input features to match "
-            f"{_checks.described('x', x)}; `w` is (outputs, inputs)"
-        )
-    if b is not None and b.shape != w.shape[:1]:
-        raise ValueError(f"{_checks.described('b', b)} must have shape {w.shape[:1]} to match `w`'s outputs")
-    dtype = jnp.result_type(x, w) if b is None else jnp.result_type(x, w, b)
-    return x.astype(dtype), w.astype(dtype), None if b is None else b.astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

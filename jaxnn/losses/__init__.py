@@ -2,6 +2,7 @@
 
 from jaxnn.losses.binary_cross_entropy import binary_cross_entropy as binary_cross_entropy
 from jaxnn.losses.cross_entropy import cross_entropy as cross_entropy
+from jaxnn.losses.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from jaxnn.losses.nll import nll as nll
 from jaxnn.losses.nll import nll_loss as nll_loss
 from jaxnn.losses.penalties import l1_penalty as l1_penalty
