@@ -34,15 +34,13 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxnn"
-FILES = ["layers/*.py", "losses/*.py", "_rules.py", "_softmax.py"]
-SHARED, OWN = "components transformations residuals errors", "pooling_indices penalties dropout conv2d_paths"  # tests
+FILES = ["layers/*.py", "losses/*.py", "_rules.py", "_softmax.py", "_blocks.py"]
+SHARED, OWN = (
+    "components transformations residuals errors",
+    "pooling_indices penalties dropout conv2d_paths linear_cross_entropy",
+)
 SECONDS = 120  # for one test, or one case of `check`
-ONLY_SPEED = {
-    "_CACHED_BYTES",
-    "_samples_in_cache",
-    "_block_sizes",
-    "fitting",
-}  # blocks of another size have the same result
+ONLY_SPEED = {"_CACHED_BYTES", "_samples_in_cache", "_block_sizes", "fitting"}  # blocks of any size: the same result
 SYMMETRIC_LOSS = "(y − t)² is (t − y)²"
 ORDER = "NumPy orders float32 and float64 as their sizes do"
 FLOAT32 = "the other argument's is float32 at least"
