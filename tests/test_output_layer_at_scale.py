@@ -1,0 +1,60 @@
+"""The output layer at scale: the claims hold, and each fails when what it is about is sabotaged."""
+
+import jax.numpy as jnp
+import output_layer_at_scale as subject
+import pytest
+from trials import failing
+
+SMALL = ("--rows", "256", "--features", "16", "--largest", "65536", "--rounds", "1")
+
+
+@pytest.fixture(autouse=True)
+def without_torch(monkeypatch):
+    monkeypatch.setattr(subject, "torch_losses", dict)
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    changed = dict(subject.LOSSES)
+    monkeypatch.setattr(subject, "LOSSES", changed)
+    return changed
+
+
+def test_every_claim_holds():
+    assert failing(subject, *SMALL) == []
+
+
+@pytest.mark.parametrize("name", [subject.FAST, subject.LEAN])
+def test_logits_that_are_held_fail(losses, name):
+    losses[name] = subject.plain
+    assert [claim.partition(":")[0] for claim in failing(subject, *SMALL)] == [name, name]
+
+
+@pytest.mark.parametrize("name", [subject.FAST, subject.LEAN])
+def test_another_gradient_fails(losses, name):
+    right = losses[name]
+    losses[name] = lambda x, w, t: right(x, w, t) + 1e-3 * jnp.sum(w)
+    assert [claim.partition(", in")[0] for claim in failing(subject, *SMALL)] == [
+        f"{name}: ∂L/∂W off from (p − e(y)) xᵀ"
+    ]
+
+
+def test_a_plain_loss_without_logits_fails(losses):
+    losses[subject.PLAIN] = losses[subject.LEAN]
+    assert failing(subject, *SMALL)[0].startswith("bytes the plain loss sets aside")
+
+
+def test_a_loss_of_tensors_runs():
+    torch = pytest.importorskip("torch")
+    x, w, t = subject.arguments(8, 4, 40, "float32", 0)
+    run, _ = subject.in_torch(lambda *a: torch.nn.functional.cross_entropy(a[0] @ a[1].T, a[2]), x, w, t)
+    run()
+
+
+def test_a_small_vocabulary_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        subject.experiment.main(
+            subject.__doc__, subject.add_options, subject.measure, subject.draw, ["--largest", "31"]
+        )
+    assert stopped.value.code == 2
+    assert "must be at least 32" in capsys.readouterr().err
