@@ -40,20 +40,15 @@ SHARED, OWN = (
     "pooling_indices penalties dropout conv2d_paths linear_cross_entropy",
 )
 SECONDS = 120  # for one test, or one case of `check`
-ONLY_SPEED = {"_CACHED_BYTES", "_samples_in_cache", "_block_sizes", "fitting"}  # blocks of any size: the same result
+ONLY_SPEED = {"_samples_in", "_is_slow_as_a_whole", "_block_sizes", "fitting"}  # blocks of any size: the same result
 SYMMETRIC_LOSS = "(y − t)² is (t − y)²"
 ORDER = "NumPy orders float32 and float64 as their sizes do"
 FLOAT32 = "the other argument's is float32 at least"
 EQUIVALENT = {  # key of the mutant (its id without line and column): reason
-    "layers/conv2d.py _conv2d_bwd: tuple((axis for axis, name in enumerate(geometry.layout) if name != 'C')) -> "
-    "(axis for axis, name in enumerate(geometry.layout) if name != 'C')": "JAX takes any iterable of axes",
-    "layers/conv2d.py _input_gradient: (filters.index('H'), filters.index('W')) -> "
-    "(filters.index('W'), filters.index('H'))": "both axes are turned, in either order",
+    "layers/conv2d.py _input_gradient: (0, 1) -> (1, 0)": "both axes are turned, in either order",
     "layers/conv2d.py _weight_gradient_by_convolution: (before, size, spread, reach) -> (before, size, reach, spread)":
         "only their sum is used",
     "layers/conv2d.py _weight_gradient_by_patches: groups == 1 -> groups == 0": "the general form, slower",
-    "layers/conv2d.py _weight_gradient_by_patches: (oh, ow, *window) -> (ow, oh, *window)": "only the product counts",
-    "layers/conv2d.py _weight_gradient_by_patches: (oh, ow, *window) -> (oh, *window, ow)": "only the product counts",
     "layers/max_pool2d.py _plane_indices: zip(geometry.stride, geometry.outputs, geometry.padding, strict=True) -> "
     "zip(geometry.stride, geometry.outputs, geometry.padding)": "all three are pairs",
     "layers/max_pool2d.py _plane_indices: strict=True -> strict=False": "all three are pairs",
@@ -402,7 +397,7 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
     from jaxnn import gradcheck
 
     # A block of a single sample, so that the small arguments take several.
-    importlib.import_module("jaxnn.layers.conv2d")._CACHED_BYTES = 1  # type: ignore[attr-defined]
+    importlib.import_module("jaxnn.layers.conv2d")._samples_in = lambda *_: 1  # type: ignore[attr-defined]
     key, tree = np.array([1, 2], np.uint32), lambda rng: ([rng.standard_normal((3, 4)), rng.standard_normal(2)],)
     scores = lambda rng: (rng.standard_normal((3, 4)), key)  # noqa: E731
     cases = [

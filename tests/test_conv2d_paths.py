@@ -1,4 +1,4 @@
-"""The forms of the convolution's weight gradient that small cases on a CPU do not reach."""
+"""The forms of the convolution and of its weight gradient that small cases on a CPU do not reach."""
 
 import functools
 import zlib
@@ -37,13 +37,13 @@ def test_the_weight_gradient_elsewhere_than_on_a_cpu(id, monkeypatch):
 
 @pytest.mark.parametrize("id", ["conv2d-NCHW-stride", "conv2d-NHWC-all", "conv2d-NHWC-batch-0"])
 def test_the_weight_gradient_in_blocks_of_one_sample(id, monkeypatch):
-    monkeypatch.setattr(module, "_CACHED_BYTES", 1)
+    monkeypatch.setattr(module, "_PATCH_BYTES", 1)
     assert_rule(CONV[id])
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_the_weight_gradient_in_blocks_on_two_devices(check_vma, monkeypatch):
-    monkeypatch.setattr(module, "_samples_in_cache", lambda *_: 1)
+    monkeypatch.setattr(module, "_samples_in", lambda *_: 1)
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("d",))
     x, w = jnp.arange(4.0 * 2 * 5 * 5).reshape(4, 2, 5, 5), jnp.ones((3, 2, 2, 2))
 
@@ -60,7 +60,7 @@ def test_the_weight_gradient_in_blocks_on_two_devices(check_vma, monkeypatch):
 def test_the_weight_gradient_in_blocks_of_two_samples(monkeypatch):
     case = CONV["conv2d-NHWC-all"]
     case = case._replace(make=lambda rng: tuple(map(rng.standard_normal, ((6, 8, 7, 4), (2, 3, 2, 4), 4))))
-    monkeypatch.setattr(module, "_samples_in_cache", lambda *_: 2)
+    monkeypatch.setattr(module, "_samples_in", lambda *_: 2)
     assert_rule(case)
 
 
@@ -69,3 +69,34 @@ def test_the_weight_gradient_in_blocks_of_two_samples(monkeypatch):
 )
 def test_the_largest_divisor(number, limit, expected):
     assert module._largest_divisor(number, limit) == expected
+
+
+@pytest.fixture(params=[1, 2])
+def blocks(request, monkeypatch):
+    """The convolution itself in blocks, whatever JAX's version and the number of channels."""
+    monkeypatch.setattr(module, "_is_slow_as_a_whole", lambda *_: True)
+    monkeypatch.setattr(module, "_samples_in", lambda *_: request.param)
+
+
+@pytest.mark.parametrize("id", [id for id in CONV if id.endswith(("all", "stride", "batch-0"))])
+def test_the_convolution_in_blocks(id, blocks):
+    case = CONV[id]
+    assert_rule(case)
+    args = [jnp.asarray(a, jnp.float32) for a in case.make(np.random.default_rng(0))]
+    np.testing.assert_allclose(case.call(case.f, *args), case.call(case.f.definition, *args), rtol=1e-5, atol=1e-5)
+
+
+def test_the_convolution_in_blocks_for_each_of_several_filters(blocks):
+    x, w = jax.random.normal(jax.random.key(0), (3, 4, 2, 5, 5)), jax.random.normal(jax.random.key(1), (3, 3, 2, 2, 2))
+    np.testing.assert_allclose(
+        jax.vmap(jaxnn.conv2d)(x, w), jax.vmap(jaxnn.conv2d.definition)(x, w), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("shape, groups, slow", [((3, 3, 8, 4), 1, True), ((3, 3, 7, 4), 1, False),
+                                                ((1, 1, 8, 4), 1, False), ((3, 3, 8, 4), 2, False)])  # fmt: skip
+def test_which_convolutions_are_slow_as_a_whole(shape, groups, slow, monkeypatch):
+    geometry = module._Geometry((1, 1), ((0, 0), (0, 0)), (1, 1), groups, "NHWC", None)
+    for version, is_slow in [((0, 10, 2), slow), ((0, 11, 0), False)]:
+        monkeypatch.setattr(jax, "__version_info__", version)
+        assert module._is_slow_as_a_whole(geometry, jnp.zeros(shape)) == is_slow

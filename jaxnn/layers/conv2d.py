@@ -55,11 +55,6 @@ class _Geometry(NamedTuple):
     layout: str
     precision: Any
 
-    @property
-    def dimensions(self) -> tuple[str, str, str]:
-        filters = "OIHW" if self.layout == "NCHW" else "HWIO"
-        return self.layout, filters, self.layout
-
 
 def _definition(
     x: ArrayLike,
@@ -74,8 +69,17 @@ def _definition(
     precision: Any = None,
 ) -> Array:
     x, w, b, geometry = _checked(x, w, b, stride, padding, dilation, groups, layout, precision)
-    y = _correlate(geometry, x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]), w)
-    y = y if b is None else y + _per_channel(geometry, b, y)
+    y = lax.conv_general_dilated(
+        x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]),
+        w,
+        geometry.stride,
+        geometry.pads,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=(geometry.layout, "OIHW" if geometry.layout == "NCHW" else "HWIO", geometry.layout),
+        feature_group_count=geometry.groups,
+        precision=geometry.precision,
+    )
+    y = y if b is None else y + lax.broadcast_in_dim(b, y.shape, (geometry.layout.index("C"),))
     return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
@@ -155,14 +159,16 @@ def _conv2d(geometry: _Geometry, x: Array, w: Array, b: Array | None) -> Array:
 
 
 def _conv2d_fwd(geometry: _Geometry, x: Array, w: Array, b: Array | None) -> tuple[Array, Any]:
-    y = _correlate(geometry, x, w)
-    y = y if b is None else y + _per_channel(geometry, b, y)
-    return y, (x, w, None if b is None else type_of(b))
+    y = _correlate(geometry, _channels_last(geometry, x), _outputs_last(geometry, w))
+    y = y if b is None else y + jnp.broadcast_to(b, y.shape)
+    return _images_as_given(geometry, y), (x, w, None if b is None else type_of(b))
 
 
 def _conv2d_bwd(geometry: _Geometry, residuals: Any, dy: Array) -> tuple[Array, Array, Array | None]:
     x, w, b = residuals
-    dx = _input_gradient(geometry, x.shape, w, dy)
+    given = type_of(x), type_of(w)
+    x, w, dy = _channels_last(geometry, x), _outputs_last(geometry, w), _channels_last(geometry, dy)
+    dx = _images_as_given(geometry, _input_gradient(geometry, x.shape, w, dy))
     # On CPU the weight's gradient as a convolution has a filter of the size of the image, which XLA runs slower than
     # the same sum as a matrix product of patches: inside a scan by two orders of magnitude, on its slow path.
     dw = lax.platform_dependent(
@@ -171,48 +177,87 @@ def _conv2d_bwd(geometry: _Geometry, residuals: Any, dy: Array) -> tuple[Array, 
         cpu=lambda x, dy: _weight_gradient_by_patches(geometry, w.shape, x, dy),
         default=lambda x, dy: _weight_gradient_by_convolution(geometry, w.shape, x, dy),
     )
-    pixels = tuple(axis for axis, name in enumerate(geometry.layout) if name != "C")
-    db = None if b is None else cotangent(jnp.sum(dy.astype(wide(dy.dtype)), axis=pixels), b)
-    return cotangent(dx, type_of(x)), cotangent(dw, type_of(w)), db
+    db = None if b is None else cotangent(jnp.sum(dy.astype(wide(dy.dtype)), axis=(0, 1, 2)), b)
+    return cotangent(dx, given[0]), cotangent(_filters_as_given(geometry, dw), given[1]), db
 
 
 _conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 
+# The rule works on images (s, i, j, channel) and filters (i', j', ic, oc) whatever the layout given. Only these take the
+# CPU backend's fast path inside a scan, where NCHW costs 15 to 50 times as much; outside the transposes cost nothing.
+
+
+def _channels_last(geometry: _Geometry, x: Array) -> Array:
+    return x if geometry.layout == "NHWC" else jnp.moveaxis(x, 1, 3)
+
+
+def _images_as_given(geometry: _Geometry, x: Array) -> Array:
+    return x if geometry.layout == "NHWC" else jnp.moveaxis(x, 3, 1)
+
+
+def _outputs_last(geometry: _Geometry, w: Array) -> Array:
+    return w if geometry.layout == "NHWC" else w.transpose(2, 3, 1, 0)
+
+
+def _filters_as_given(geometry: _Geometry, w: Array) -> Array:
+    return w if geometry.layout == "NHWC" else w.transpose(3, 2, 0, 1)
+
+
+_LAYOUTS = ("NHWC", "HWIO", "NHWC")
+
+
 def _correlate(geometry: _Geometry, x: Array, w: Array) -> Array:
-    """y_s,oc,i,j = Σ_ic,i',j' w_oc,ic,i',j' x_s,ic,Si+Di'−P,Sj+Dj'−P."""
-    return lax.conv_general_dilated(
-        x,
-        w,
-        geometry.stride,
-        geometry.pads,
-        rhs_dilation=geometry.dilation,
-        dimension_numbers=geometry.dimensions,
-        feature_group_count=geometry.groups,
-        precision=geometry.precision,
-    )
+    """y_s,i,j,oc = Σ_ic,i',j' w_i',j',ic,oc x_s,Si+Di'−P,Sj+Dj'−P,ic."""
+
+    def whole(x: Array, w: Array) -> Array:
+        return lax.conv_general_dilated(
+            x,
+            w,
+            geometry.stride,
+            geometry.pads,
+            rhs_dilation=geometry.dilation,
+            dimension_numbers=_LAYOUTS,
+            feature_group_count=geometry.groups,
+            precision=geometry.precision,
+        )
+
+    def in_blocks(x: Array, w: Array) -> Array:
+        block = _largest_divisor(len(x), _samples_in(_BLOCK_BYTES, x.shape[1:], x.dtype))
+        if block == len(x):
+            return whole(x, w)
+        y: Array = lax.map(lambda x: whole(x, w), x.reshape(len(x) // block, block, *x.shape[1:]))
+        return y.reshape(len(x), *y.shape[2:])
+
+    if not _is_slow_as_a_whole(geometry, w):
+        return whole(x, w)
+    y: Array = lax.platform_dependent(x, w, cpu=in_blocks, default=whole)
+    return y
 
 
-def _per_channel(geometry: _Geometry, b: Array, y: Array) -> Array:
-    return lax.broadcast_in_dim(b, y.shape, (geometry.layout.index("C"),))
+def _is_slow_as_a_whole(geometry: _Geometry, w: Array) -> bool:
+    """Tell which convolutions of a batch the CPU backend of jax 0.10 runs at less than half of its speed.
+
+    In blocks of samples, 64×26×26×32 by 3×3 filters to 64 channels takes 0.43 of the time. Few channels or 1×1 filters
+    gain nothing, nor does any convolution from jax 0.11 on.
+    """
+    return jax.__version_info__ < (0, 11) and geometry.groups == 1 and w.shape[:2] != (1, 1) and w.shape[2] >= 8
 
 
 def _input_gradient(geometry: _Geometry, x_shape: tuple[int, ...], w: Array, dy: Array) -> Array:
-    """dx_s,ic,h,w = Σ_oc,i',j' dy_s,oc,i,j w_oc,ic,i',j', as a convolution of the spread dy with the turned filter."""
-    filters = geometry.dimensions[1]
-    turned = lax.rev(w, (filters.index("H"), filters.index("W")))
+    """dx_s,h,w,ic = Σ_oc,i',j' dy_s,i,j,oc w_i',j',ic,oc, as a convolution of the spread dy with the turned filter."""
     pads = [
         (reach - before, size - spread + before)
         for before, size, spread, reach in _spans(geometry, x_shape, w.shape, dy.shape)
     ]
     return lax.conv_general_dilated(
         dy,
-        _exchange_channels(turned, filters, geometry.groups),
+        _exchange_channels(lax.rev(w, (0, 1)), geometry.groups),
         (1, 1),
         pads,
         lhs_dilation=geometry.stride,
         rhs_dilation=geometry.dilation,
-        dimension_numbers=geometry.dimensions,
+        dimension_numbers=_LAYOUTS,
         feature_group_count=geometry.groups,
         precision=geometry.precision,
     )
@@ -220,95 +265,80 @@ def _input_gradient(geometry: _Geometry, x_shape: tuple[int, ...], w: Array, dy:
 
 def _spans(geometry: _Geometry, x: tuple[int, ...], w: tuple[int, ...], dy: tuple[int, ...]) -> list[Any]:
     """Per axis, in pixels of x: padding before, size of x, size of dy spread S apart, reach D (K − 1) of the filter."""
-    layout, filters, _ = geometry.dimensions
     return [
         (
             geometry.pads[axis][0],
-            x[layout.index(name)],
-            geometry.stride[axis] * (dy[layout.index(name)] - 1) + 1,
-            geometry.dilation[axis] * (w[filters.index(name)] - 1),
+            x[1 + axis],
+            geometry.stride[axis] * (dy[1 + axis] - 1) + 1,
+            geometry.dilation[axis] * (w[axis] - 1),
         )
-        for axis, name in enumerate("HW")
+        for axis in (0, 1)
     ]
 
 
-def _exchange_channels(w: Array, filters: str, groups: int) -> Array:
-    """Exchange the channel axes within each group: (O, C/G) → (C, O/G)."""
-    o, i = filters.index("O"), filters.index("I")
-    w = jnp.moveaxis(w, (o, i), (0, 1))
-    outputs, inputs, *window = w.shape
-    w = w.reshape(groups, outputs // groups, inputs, *window).swapaxes(1, 2)
-    return jnp.moveaxis(w.reshape(groups * inputs, outputs // groups, *window), (0, 1), (o, i))
+def _exchange_channels(w: Array, groups: int) -> Array:
+    """Exchange the channel axes within each group: (C/G, O) → (O/G, C)."""
+    kh, kw, inputs, outputs = w.shape
+    w = w.reshape(kh, kw, inputs, groups, outputs // groups).transpose(0, 1, 4, 3, 2)
+    return w.reshape(kh, kw, outputs // groups, groups * inputs)
 
 
 def _weight_gradient_by_convolution(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
-    """dw_oc,ic,i',j' = Σ_s,i,j dy_s,oc,i,j x_s,ic,Si+Di'−P,Sj+Dj'−P, as a convolution that slides dy over x.
+    """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as a convolution that slides dy over x.
 
     The sum over samples takes the place of the sum over channels, stride and dilation change places.
     """
-    filters = geometry.dimensions[1]
     pads = [
         (before, spread + reach - size - before)
         for before, size, spread, reach in _spans(geometry, x.shape, w_shape, dy.shape)
     ]
-    swap = {"N": "C", "C": "N", "H": "H", "W": "W"}
-    spread_dy = {"N": "I", "C": "O", "H": "H", "W": "W"}
-    as_filter = {"I": "N", "O": "C", "H": "H", "W": "W"}
     return lax.conv_general_dilated(
         x,
         dy,
         geometry.dilation,
         pads,
         rhs_dilation=geometry.stride,
-        dimension_numbers=(
-            "".join(swap[name] for name in geometry.layout),
-            "".join(spread_dy[name] for name in geometry.layout),
-            "".join(as_filter[name] for name in filters),
-        ),
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
         batch_group_count=geometry.groups,
         precision=geometry.precision,
     )
 
 
 def _weight_gradient_by_patches(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
-    """dw_oc,ic,i',j' = Σ_s,i,j dy_s,oc,i,j x_s,ic,Si+Di'−P,Sj+Dj'−P, as patchesᵀ dy, summed over blocks of samples.
+    """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as patchesᵀ dy, summed over blocks of samples.
 
     A block's patches fit in the cache: taken all at once they cost more in page faults than the product does.
     """
-    if geometry.layout == "NCHW":
-        x, dy = jnp.moveaxis(x, 1, -1), jnp.moveaxis(dy, 1, -1)
-    filters = geometry.dimensions[1]
-    window = w_shape[filters.index("H")], w_shape[filters.index("W")]
+    kh, kw, inputs, _ = w_shape
     groups, accumulator = geometry.groups, wide(x.dtype)
     samples, oh, ow, outputs = dy.shape
-    taps, inputs = window[0] * window[1], x.shape[-1] // groups
 
     def of_block(x: Array, dy: Array) -> Array:
-        patches, pixels = _patches(geometry, window, (oh, ow), x), dy.shape[0] * oh * ow
+        patches, pixels = _patches(geometry, (kh, kw), (oh, ow), x), dy.shape[0] * oh * ow
         product = functools.partial(lax.dot_general, precision=geometry.precision, preferred_element_type=accumulator)
         if groups == 1:  # a plain matrix product: XLA runs one with a batch axis of size 1 far slower
-            dw = product(patches.reshape(pixels, taps * inputs), dy.reshape(pixels, outputs), (((0,), (0,)), ((), ())))
-            return dw.reshape(1, taps, inputs, outputs)
-        patches = patches.reshape(pixels, taps, groups, inputs)
+            patches, dy = patches.reshape(pixels, kh * kw * inputs), dy.reshape(pixels, outputs)
+            return product(patches, dy, (((0,), (0,)), ((), ()))).reshape(1, kh * kw, inputs, outputs)
+        patches = patches.reshape(pixels, kh * kw, groups, inputs)
         return product(patches, dy.reshape(pixels, groups, outputs // groups), (((0,), (0,)), ((2,), (1,))))
 
-    block = _largest_divisor(samples, _samples_in_cache(x, (oh, ow, *window)))
+    block = _largest_divisor(samples, _samples_in(_PATCH_BYTES, (oh, ow, kh, kw, x.shape[-1]), x.dtype))
     if block == samples:
         dw = of_block(x, dy)
     else:
         blocks = (x.reshape(samples // block, block, *x.shape[1:]), dy.reshape(samples // block, block, *dy.shape[1:]))
-        zero = jnp.zeros((groups, taps, inputs, outputs // groups), accumulator)
+        zero = jnp.zeros((groups, kh * kw, inputs, outputs // groups), accumulator)
         dw, _ = lax.scan(lambda dw, xy: (dw + of_block(*xy), None), vary_with(zero, type_of(x), type_of(dy)), blocks)
-    dw = jnp.moveaxis(dw, 0, 2).reshape(*window, inputs, outputs)
-    return dw.transpose(*("HWIO".index(name) for name in filters)).astype(x.dtype)
+    return jnp.moveaxis(dw, 0, 2).reshape(w_shape).astype(x.dtype)
 
 
-_CACHED_BYTES = 4 << 20
+_BLOCK_BYTES, _PATCH_BYTES = 256 << 10, 4 << 20  # measured best, on machines with 1 to 2 MiB of cache a core
 
 
-def _samples_in_cache(x: Array, patches: tuple[int, ...]) -> int:
-    """Return of how many samples the patches, of this shape a sample and channel, fit in the cache."""
-    return _CACHED_BYTES // max(1, math.prod(patches) * x.shape[-1] * x.dtype.itemsize)
+def _samples_in(size: int, sample: tuple[int, ...], dtype: Any) -> int:
+    """Return how many samples of this shape fit in so many bytes."""
+    bytes_each: int = math.prod(sample) * dtype.itemsize
+    return size // max(1, bytes_each)
 
 
 def _patches(geometry: _Geometry, window: Pair, outputs: Pair, x: Array) -> Array:
