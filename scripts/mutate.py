@@ -99,8 +99,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "layers/dropout.py dropout: threshold == 0 or key is None -> key is None": "all are kept, times 1",
     "layers/linear.py _linear_bwd: tuple(range(dy.ndim - 1)) -> range(dy.ndim - 1)": "JAX takes any sequence of axes",
     "layers/softmax.py _softmax_bwd: jnp.zeros((), dy.dtype) -> jnp.ones((), dy.dtype)": "there y is 0",
-    "layers/tanh.py _tanh_bwd: 2 * x.astype(wide(x.dtype)) -> -(2 * x.astype(wide(x.dtype)))":
-        "logistic(u) logistic(−u) is even",
+    **{f"losses/_reduction.py _mean_bwd: jnp.where(total == 0, zero, {d}) -> jnp.where(total == 0, -zero, {d})": "−0"
+       for d in ("dy / total", "-dy * mean / total")},
     "losses/penalties.py _sum_over: max((wide(w.dtype) for w in leaves), key=lambda dtype: dtype.itemsize, "
     "default=jnp.float32) -> max((wide(w.dtype) for w in leaves), default=jnp.float32)": ORDER,
     **{f"losses/{f}: max(wide({v}.dtype), wide(t.dtype), key=lambda dtype: dtype.itemsize) -> "

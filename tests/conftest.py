@@ -12,11 +12,15 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# The experiments and the page take minutes, and little in them depends on JAX's version: they are tested on the oldest
-# Python, and with JAXNN_ALL=1 on every one.
+# The experiments, the benchmark and the page take minutes, and little in them depends on JAX's version: they are tested
+# on the oldest Python, and with JAXNN_ALL=1 on every one.
 if sys.version_info >= (3, 12) and not os.environ.get("JAXNN_ALL"):
     experiments = (Path(__file__).parents[1] / "experiments").glob("[!_]*.py")
-    collect_ignore = [f"test_{path.stem}.py" for path in experiments] + ["test_gallery.py", "test_graph_page.py"]
+    collect_ignore = [f"test_{path.stem}.py" for path in experiments] + [
+        "test_gallery.py",
+        "test_graph_page.py",
+        "test_bench.py",
+    ]
 
 finished = itertools.count(1)
 

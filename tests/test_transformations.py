@@ -385,3 +385,14 @@ def test_a_row_of_false_has_no_gradient_and_no_nan(f):
     (dx,) = jax.vjp(lambda x: f(x, -1, where), x)[1](dy)
     assert np.isfinite(dx).all() and not dx[0].any() and dx[1, 1] == 0
     assert np.isfinite(jax.grad(lambda x: jnp.sum(jnp.where(where, f.definition(x, -1, where), 0.0)))(x)).all()
+
+
+@pytest.mark.parametrize("t", [0.0, 0.25, 1.0])
+def test_the_curvature_of_binary_cross_entropy_at_a_logit_of_0(t):
+    assert float(jax.grad(jax.grad(jaxnn.binary_cross_entropy))(0.0, t)) == 0.25
+
+
+@pytest.mark.parametrize("f, third", [(jaxnn.sigmoid, -0.125), (jaxnn.tanh, -2.0)])
+def test_the_curvature_of_a_sigmoid_at_0(f, third):
+    assert float(jax.grad(jax.grad(f))(0.0)) == 0.0
+    assert float(jax.grad(jax.grad(f))(1e-3)) == pytest.approx(third * 1e-3, rel=1e-3)

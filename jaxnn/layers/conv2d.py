@@ -184,8 +184,8 @@ def _conv2d_bwd(geometry: _Geometry, residuals: Any, dy: Array) -> tuple[Array, 
 _conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 
-# The rule works on images (s, i, j, channel) and filters (i', j', ic, oc) whatever the layout given. Only these take the
-# CPU backend's fast path inside a scan, where NCHW costs 15 to 50 times as much; outside the transposes cost nothing.
+# The rule works on images (s, i, j, channel) and filters (i', j', ic, oc) whatever the layout given. Only these take
+# the CPU backend's fast path inside a scan, where NCHW costs 15 to 50 times as much; outside the transposes are cheap.
 
 
 def _channels_last(geometry: _Geometry, x: Array) -> Array:

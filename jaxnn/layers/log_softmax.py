@@ -11,7 +11,8 @@ Derivation (derived here, in the manner of the notes' two cases for softmax; dy 
         dx_j = dy_j − p_j Σ_a dy_a
 
 Residuals:
-    y, the output, since p = exp(y) (and `where`, an input, if given).
+    x (and `where`), inputs, and one number a row, Σ exp(x − max x): with the forward pass in the same program, as in a
+    training step, XLA computes these exponentials once.
 
 Conventions:
     As softmax; entries where `where` is False are −∞ (as in `jax.nn.log_softmax`) and their gradient is 0.
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
+from jaxnn._rules import cotangent, defined_by, on_paper, type_of
 from jaxnn._softmax import Axes, checked, shifted, total
 
 
@@ -85,18 +86,18 @@ def _log_softmax(axes: Axes, x: Array, where: Array | None) -> Array:
 
 def _log_softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, Any]:
     from_largest = shifted(axes, x, where)
-    y = from_largest - jnp.log(total(axes, jnp.exp(from_largest), where))
+    sums = total(axes, jnp.exp(from_largest), where)
+    y = from_largest - jnp.log(sums)
     y = (y if where is None else jnp.where(where, y, -jnp.inf)).astype(x.dtype)
-    return y, (y, where, type_of(x))
+    return y, (x, sums, where)
 
 
 def _log_softmax_bwd(axes: Axes, residuals: Any, dy: Array) -> tuple[Array, None]:
-    y, where, x = residuals
-    dtype = y.dtype
-    p, dy = jnp.exp(y.astype(wide(dtype))), dy.astype(wide(dtype))
-    dy = dy if where is None else jnp.where(where, dy, jnp.zeros((), dy.dtype))
-    dx = dy - p * jnp.sum(dy, axes, keepdims=True)
-    return cotangent(dx, x), None
+    x, sums, where = residuals
+    zero, dy = jnp.zeros((), sums.dtype), dy.astype(sums.dtype)
+    dy = dy if where is None else jnp.where(where, dy, zero)
+    dx = dy - jnp.exp(shifted(axes, x, where)) * (jnp.sum(dy, axes, keepdims=True) / sums)
+    return cotangent(dx if where is None else jnp.where(where, dx, zero), type_of(x)), None
 
 
 _log_softmax.defvjp(_log_softmax_fwd, _log_softmax_bwd)

@@ -19,6 +19,7 @@ Source:
 """
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -72,8 +73,8 @@ def _sigmoid_fwd(x: Array) -> tuple[Array, Array]:
 
 
 def _sigmoid_bwd(x: Array, dy: Array) -> tuple[Array]:
-    wide_x = x.astype(wide(x.dtype))
-    dx = dy.astype(wide_x.dtype) * jax.lax.logistic(wide_x) * jax.lax.logistic(-wide_x)
+    small = jnp.exp(-jnp.abs(x.astype(wide(x.dtype))))  # σ(x) σ(−x) is e⁻ˣ / (1 + e⁻ˣ)², and even in x
+    dx = dy.astype(small.dtype) * (small / jnp.square(1 + small))
     return (dx.astype(x.dtype),)
 
 

@@ -71,8 +71,8 @@ def _tanh_fwd(x: Array) -> tuple[Array, Array]:
 
 
 def _tanh_bwd(x: Array, dy: Array) -> tuple[Array]:
-    twice = 2 * x.astype(wide(x.dtype))
-    dx = dy.astype(twice.dtype) * (4 * jax.lax.logistic(twice) * jax.lax.logistic(-twice))
+    small = jnp.exp(-2 * jnp.abs(x.astype(wide(x.dtype))))  # σ(2x) σ(−2x) is e⁻²ˣ / (1 + e⁻²ˣ)², and even in x
+    dx = dy.astype(small.dtype) * (4 * small / jnp.square(1 + small))
     return (dx.astype(x.dtype),)
 
 

@@ -70,14 +70,24 @@ def one_hot(labels: Int[Array, "*rows"], classes: int) -> Bool[Array, "*rows cla
     return labels[..., None] == ids.reshape((1,) * labels.ndim + (classes,))
 
 
+def at_label(x: Float[Array, "*rows classes"], labels: Int[Array, "*rows"]) -> Float[Array, "*rows"]:
+    """Return x_t of each row, and some other number where t is no label."""
+    if not x.shape[-1]:
+        return jnp.zeros(x.shape[:-1], x.dtype)
+    index = in_range(labels, x.shape[-1])[..., None]
+    return jnp.take_along_axis(x, index, -1, mode="promise_in_bounds")[..., 0]
+
+
+def in_range(labels: Int[Array, "*rows"], classes: int) -> Int[Array, "*rows"]:
+    """Return the labels as indices, 0 where they are none."""
+    return jnp.where(is_label(labels, classes), labels, jnp.zeros((), labels.dtype)).astype(jnp.int32)
+
+
 def row_weight(rows: Rows, dtype: Any) -> Float[Array, "*rows"]:
     """Return the weight of each row's label: 0 where it is ignored, 1 where it is no label."""
     ones = jnp.ones(rows.labels.shape, dtype)
-    if rows.weight is None:
-        weight = ones
-    else:
-        # An out-of-range label is clipped or wrapped to some class, and that weight is not taken. With no classes at
-        # all there is nothing to gather from.
-        gathered = rows.weight.astype(dtype)[rows.labels] if rows.x.shape[-1] else ones
-        weight = jnp.where(is_label(rows.labels, rows.x.shape[-1]), gathered, ones)
+    weight, classes = ones, rows.x.shape[-1]
+    if rows.weight is not None and classes:
+        of_label = rows.weight.astype(dtype)[in_range(rows.labels, classes)]
+        weight = jnp.where(is_label(rows.labels, classes), of_label, ones)
     return jnp.where(is_ignored(rows.labels, rows.ignore_index), jnp.zeros((), dtype), weight)

@@ -139,8 +139,7 @@ def _cross_entropy_fwd(options: _Options, x: Array, targets: Array, weight: Arra
     classes = x.shape[-1]
     from_largest = shifted((x.ndim - 1,), x)
     total = jnp.sum(jnp.exp(from_largest), -1, keepdims=True)
-    q = _weighted(weight, _smoothed(options, targets, from_largest))
-    l = jnp.sum(_times(q, jnp.log(total) - from_largest), -1)
+    l = _expected(options, targets, weight, jnp.log(total) - from_largest)
     return _by_label(options, targets, classes, l), (x, total, targets, weight)
 
 
@@ -148,9 +147,8 @@ def _cross_entropy_bwd(options: _Options, residuals: Any, dl: Array) -> tuple[Ar
     x, total, targets, weight = residuals
     from_largest, dl = shifted((x.ndim - 1,), x), dl[..., None]
     u = _smoothed(options, targets, from_largest)
-    q = _weighted(weight, u)
-    p = jnp.exp(from_largest) / total
-    dx = dl * (p * jnp.sum(q, -1, keepdims=True) - q)
+    all_q = _expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
+    dx = dl * (jnp.exp(from_largest) * (all_q / total) - _weighted(weight, u))
     dx = _by_label(options, targets, x.shape[-1], dx)
 
     floating = jnp.issubdtype(targets.dtype, jnp.floating)
@@ -177,6 +175,21 @@ def _smoothed(options: _Options, targets: Array, like: Array) -> Array:
 
 def _weighted(weight: Array | None, u: Array) -> Array:
     return u if weight is None else jnp.broadcast_to(weight.astype(u.dtype), u.shape) * u
+
+
+def _expected(options: _Options, targets: Array, weight: Array | None, x: Array) -> Array:
+    """Return Σ_c q_c x_c, which for a class id is (1 − ε) ω_t x_t + ε/C Σ_c ω_c x_c."""
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        return jnp.sum(_times(_weighted(weight, _smoothed(options, targets, x)), x), -1)
+    classes, epsilon = x.shape[-1], options.label_smoothing
+    at_label = _labels.at_label(x, targets)
+    if weight is not None and classes:
+        at_label = _times(weight.astype(x.dtype)[_labels.in_range(targets, classes)], at_label)
+    if epsilon == 0:
+        return at_label
+    share = jnp.full(x.shape, epsilon / max(1, classes), x.dtype)
+    at_label = _times(jnp.full((), 1 - epsilon, x.dtype), at_label)
+    return at_label + jnp.sum(_times(_weighted(weight, share), x), -1)
 
 
 def _times(q: Array, x: Array) -> Array:

@@ -220,8 +220,7 @@ _nll_loss.defvjp(_nll_loss_fwd, _nll_loss_bwd)
 
 def _at_label(x: Array, labels: Array) -> Array:
     """Return x_t of each row, in at least float32."""
-    x = x.astype(wide(x.dtype))
-    return jnp.sum(jnp.where(_labels.one_hot(labels, x.shape[-1]), x, jnp.zeros((), x.dtype)), axis=-1)
+    return _labels.at_label(x, labels).astype(wide(x.dtype))
 
 
 def _by_label(ignore_index: int | None, labels: Array, classes: int, l: Array) -> Array:
