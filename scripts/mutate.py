@@ -99,6 +99,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "layers/dropout.py dropout: threshold == 0 or key is None -> key is None": "all are kept, times 1",
     "layers/linear.py _linear_bwd: tuple(range(dy.ndim - 1)) -> range(dy.ndim - 1)": "JAX takes any sequence of axes",
     "layers/softmax.py _softmax_bwd: jnp.zeros((), dy.dtype) -> jnp.ones((), dy.dtype)": "there y is 0",
+    "losses/_reduction.py _mean_bwd: cotangent(jnp.broadcast_to(dl, l.aval.shape), l) -> "
+    "jnp.broadcast_to(dl, l.aval.shape)": "what a row counts for varies over no axis that its loss does not",
     **{f"losses/_reduction.py _mean_bwd: jnp.where(total == 0, zero, {d}) -> jnp.where(total == 0, -zero, {d})": "−0"
        for d in ("dy / total", "-dy * mean / total")},
     "losses/penalties.py _sum_over: max((wide(w.dtype) for w in leaves), key=lambda dtype: dtype.itemsize, "

@@ -183,6 +183,33 @@ def test_no_classes_and_their_weights(f):
     assert jax.grad(lambda w: f(x, labels, weight=w))(jnp.zeros(0)).shape == (0,)
 
 
+@pytest.mark.parametrize("f", [jaxnn.cross_entropy, jaxnn.nll_loss, jaxnn.nll], ids=lambda f: f.__name__)
+def test_class_weights_of_a_single_row(f):
+    x, weight = jnp.array([0.25, 0.5, 0.25]), jnp.array([1.0, 2.0, 0.5])
+    plain = f(x, 1)
+    assert float(f(x, 1, weight=weight, reduction="sum")) == pytest.approx(2 * float(plain))
+    assert float(f(x, 1, weight=weight)) == pytest.approx(float(plain))
+
+
+@pytest.mark.parametrize("f", [jaxnn.cross_entropy, jaxnn.nll_loss, jaxnn.nll], ids=lambda f: f.__name__)
+def test_class_weights_narrower_than_the_logits(f):
+    with jax.enable_x64(True):
+        x, weight = jnp.array([[0.25, 0.5, 0.25]]), jnp.array([1.0, 2.0, 0.5], jnp.float32)
+        assert f(x, jnp.array([1]), weight=weight).dtype == jnp.float64
+        assert jax.grad(lambda w: f(x, jnp.array([1]), weight=w, reduction="sum"))(weight).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 100])
+@pytest.mark.parametrize("f", [jaxnn.cross_entropy, jaxnn.nll_loss, jaxnn.nll], ids=lambda f: f.__name__)
+def test_a_bad_label_leaves_the_weighted_gradient_of_other_rows_alone(f, bad):
+    """It counts for 1 in the mean."""
+    x, weight = jnp.array([[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]]), jnp.array([1.0, 2.0, 0.5])
+    dx = jax.grad(f)(x, jnp.array([1, bad]), weight=weight)
+    alone = jax.grad(f)(x[0], 1, reduction="sum")
+    np.testing.assert_allclose(dx[0], 2 * alone / (2 + 1), rtol=1e-6)
+    assert jnp.isnan(dx[1]).all()
+
+
 def checked(case, level):
     args, *_ = arguments(case, "float32")
     # The definition of dropout draws other bits than its rule, whose own body is the reference then.
