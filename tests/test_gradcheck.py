@@ -260,6 +260,20 @@ def test_indices_are_compared_with_the_references():
     ]
 
 
+def test_rounding_is_allowed_for_without_an_automatic_derivative():
+    """x² − 2 where it is nearly 0: compiled or not, its rounding is large beside it."""
+
+    def cubic(x):
+        return jax.lax.while_loop(lambda s: s[0] < 1, lambda s: (s[0] + 1, s[1] ** 3 / 3 - 2 * s[1]), (0, x))[1]
+
+    x = jnp.sqrt(2.0) + jnp.array([0.0, 1.0, -1.0, 2.0, -3.0]) * 2.0**-23
+    f = with_rule(cubic, lambda x: (cubic(x), x), lambda x, dy: (dy * (x * x - 2),))
+    report = gradcheck.check(f, x)
+    assert report.ok, report.failed_lines()
+    wrong = with_rule(cubic, lambda x: (cubic(x), x), lambda x, dy: (dy * (x * x - 2.001),))
+    assert not gradcheck.check(wrong, x).ok
+
+
 def test_a_kernel_for_float32_only_may_round_what_it_saves():
     def attention(q, k, v):
         return jax.nn.softmax(q @ k.T) @ v

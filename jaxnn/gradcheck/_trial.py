@@ -135,21 +135,21 @@ class Trial:
 
         return _tolerance.response(still, per_scale)
 
-    def truth(self, points: Arrays, dy: Arrays, draws: int | None = None) -> Truth:
+    def truth(self, points: Arrays, dy: Arrays, draws: int | None = None, kind: str = "automatic") -> Truth:
         """Return the automatic derivative in float64, and the response of its elements to rounding."""
         p, d = [as64(x) for x in points], [as64(x) for x in dy]
         if self.no_oracle:  # the arguments' own precision is all there is
-            base = self.gradients("automatic", points, dy)
+            base = self.gradients(kind, points, dy)
             return Truth(base, [np.maximum(np.abs(g), np.median(np.abs(g)) if g.size else 0.0) for g in base])
-        base = self.gradients64("automatic", p, d)
+        base = self.gradients64(kind, p, d)
 
         def moved(draw: int, delta: float) -> Arrays:
             factors = [1 + delta * _tolerance.signs(x.shape, 10 * draw + i) for i, x in enumerate([*p, *d])]
             at = [x * factor for x, factor in zip([*p, *d], factors, strict=True)]
-            return self.gradients64("automatic", at[: len(p)], at[len(p) :])
+            return self.gradients64(kind, at[: len(p)], at[len(p) :])
 
         signed = [x * _tolerance.signs(x.shape, i) for i, x in enumerate(d)]
-        found = [[np.abs(g) for g in base], [np.abs(g) for g in self.gradients64("automatic", p, signed)]]
+        found = [[np.abs(g) for g in base], [np.abs(g) for g in self.gradients64(kind, p, signed)]]
         with np.errstate(all="ignore"):
             for draw in range(draws or self.draws):
                 found.append(_tolerance.response(base, functools.partial(moved, draw)))
@@ -174,6 +174,13 @@ class Trial:
     def base(self) -> Truth:
         return self.truth(self.subject.points, self.dy)
 
+    @functools.cached_property
+    def by_itself(self) -> Truth | None:
+        """The rule in float64 with its own responses, for where there is no automatic derivative to have them of."""
+        if self.no_oracle or self.wide_custom is None:
+            return None
+        return self.truth(self.subject.points, self.dy, kind="custom")
+
     def look_closer(self) -> None:
         """Before an element is called wrong: it may only have had luckless draws, or be as far off in autodiff."""
         self.lenient = True
@@ -183,7 +190,12 @@ class Trial:
         """Return the error allowed at the arguments given, in their dtype."""
         if self.no_automatic:
             scale = np.abs(self.custom[leaf])
-            return 4 * self.factor * np.maximum(scale, np.median(scale) if scale.size else 0.0)
+            level = 4 * self.factor * np.maximum(scale, np.median(scale) if scale.size else 0.0)
+            return (
+                level
+                if self.by_itself is None
+                else np.maximum(level, self.by_itself.allowed(leaf, self.factor, self.dtype))
+            )
         own = 4 * self.own_error[leaf] if self.lenient else 0.0
         return self.base.allowed(leaf, self.factor + own, self.dtype)
 
