@@ -22,6 +22,7 @@ EXPERIMENTS = (
     "loss_functions",
     "backprop_by_hand",
     "backprop_in_action",
+    "output_layer_at_scale",
 )
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --quiet: #8c8c8c }

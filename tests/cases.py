@@ -388,16 +388,16 @@ VOCABULARY = [
     ),
     *(
         case for memory in ("fast", "lean") for case in (
-            vocabulary(f"smoothing-{memory}", texts((4,), 3, 5), label_smoothing=0.3, memory=memory, block_size=2),
             vocabulary(f"bad-labels-{memory}", texts((5,), 3, 4, [1, 4, -1, 2, -100], ("b", "weight")), "b weight", nan=True,
                        ignore_index=-100, label_smoothing=0.1, reduction="sum", memory=memory, block_size=2),
-            vocabulary(f"all-ignored-{memory}", texts((3,), 2, 4, [9, 9, 9], ("weight",)), "weight", nan=True, ignore_index=9, memory=memory),
-            vocabulary(f"rows-0-{memory}", texts((0,), 3, 4), nan=True, memory=memory),
-            vocabulary(f"classes-1-{memory}", texts((3,), 2, 1), memory=memory),
-            vocabulary(f"capped-{memory}", texts((3,), 2, 4, scale=8.0), logit_softcap=1.5, memory=memory),
             vocabulary(f"minus-infinity-{memory}", texts((3,), 2, 4, [0, 3, 3], ([0.0, -inf, -inf, 0.5],)), "b", memory=memory, block_size=2),
         )
     ),
+    vocabulary("smoothing", texts((4,), 3, 5), label_smoothing=0.3, memory="lean", block_size=2),
+    vocabulary("all-ignored", texts((3,), 2, 4, [9, 9, 9], ("weight",)), "weight", nan=True, ignore_index=9),
+    vocabulary("rows-0", texts((0,), 3, 4), nan=True, memory="lean"),
+    vocabulary("classes-1", texts((3,), 2, 1)),
+    vocabulary("capped", texts((3,), 2, 4, scale=8.0), logit_softcap=1.5, memory="lean"),
     vocabulary("bad-labels-none", texts((5,), 3, 4, [1, 4, -1, 2, -100], ("weight",)), "weight", nan=True, ignore_index=-100, reduction="none"),
     vocabulary("bad-labels-mean", texts((3,), 3, 4, [1, 7, 2]), nan=True),
     vocabulary("rows-of-rows", texts((2, 3), 3, 5, None, ("b",)), "b", block_size=4),
