@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The experiments, the benchmark and the page take minutes, and little in them depends on JAX's version: they are tested
 # on the oldest Python, and with JAXNN_ALL=1 on every one.
-if sys.version_info >= (3, 12) and not os.environ.get("JAXNN_ALL"):
+SHORT = sys.version_info >= (3, 12) and not os.environ.get("JAXNN_ALL")
+if SHORT:
     experiments = (Path(__file__).parents[1] / "experiments").glob("[!_]*.py")
     collect_ignore = [f"test_{path.stem}.py" for path in experiments] + [
         "test_gallery.py",
@@ -23,6 +25,15 @@ if sys.version_info >= (3, 12) and not os.environ.get("JAXNN_ALL"):
     ]
 
 finished = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Leave to the oldest Python what repeats in other dtypes, and two of three of the zoo's right rules."""
+    if SHORT:
+        repeated = re.compile(r"test_rule_against_loops_and_torch\[.*-(float16|float64)\]$")
+        right = [item for item in items if item.name.startswith("test_a_right_rule_is_not_failed")]
+        left_out = {id(item) for i, item in enumerate(right) if i % 3}
+        items[:] = [item for item in items if not repeated.search(item.name) and id(item) not in left_out]
 
 
 @pytest.fixture(autouse=True)
