@@ -1,4 +1,4 @@
-"""What softmax, log-softmax and cross entropy share: exp of the shifted logits, and the checks of their arguments."""
+"""What softmax, log-softmax and the cross entropies share: shifted logits, their sums, 0 · ∞, and checks."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -28,6 +28,11 @@ def total(axes: Axes, exp: Array, where: Array | None = None) -> Array:
     if where is None:
         return sums
     return jnp.where(jnp.any(where, axes, keepdims=True), sums, jnp.ones((), exp.dtype))
+
+
+def times(q: Array, x: Array) -> Array:
+    """Return q x, with 0 where q is 0 and x infinite: a class that has no part in the target adds nothing."""
+    return jnp.where(q == 0, jnp.zeros((), x.dtype), q * x)
 
 
 def checked(x: ArrayLike, axis: int | Axes, where: Bool[ArrayLike, "..."] | None) -> tuple[Array, Axes, Array | None]:

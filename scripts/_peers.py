@@ -303,8 +303,7 @@ def components(s: Sizes) -> Iterator[Work]:
     yield Work("l1_penalty", (weights,), jaxnn.l1_penalty, l1, torch_ways(lambda F, w: w.abs().sum()), (0,))
     l2 = {"sum(w**2)": lambda w: jnp.sum(w**2), "vdot(w, w)": lambda w: jnp.vdot(w, w)}
     yield Work("l2_penalty", (weights,), jaxnn.l2_penalty, l2, torch_ways(lambda F, w: w.square().sum()), (0,))
-    if hasattr(jaxnn, "linear_cross_entropy"):
-        yield from output_layers(*s.vocabulary)
+    yield from output_layers(*s.vocabulary)
 
 
 def of_rows(s: Sizes, x: Any, t: Any) -> Iterator[Work]:
@@ -349,7 +348,7 @@ def output_layers(n: int, d: int, v: int) -> Iterator[Work]:
         chunked = functools.partial(torch.nn.functional.linear_cross_entropy, options=options)
         peers |= {"linear_cross_entropy": chunked}
     for memory in ("fast", "lean"):
-        ours = functools.partial(jaxnn.linear_cross_entropy, memory=memory)  # type: ignore[attr-defined, unused-ignore]
+        ours = functools.partial(jaxnn.linear_cross_entropy, memory=memory)
         yield Work(f"linear_cross_entropy {memory}", (x, w, t), ours, plain, peers, flops=6.0 * n * d * v)
 
 

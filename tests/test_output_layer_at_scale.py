@@ -8,6 +8,9 @@ from trials import failing
 SMALL = ("--rows", "256", "--features", "16", "--largest", "65536", "--rounds", "1")
 
 
+IN_TORCH = subject.torch_losses
+
+
 @pytest.fixture(autouse=True)
 def without_torch(monkeypatch):
     monkeypatch.setattr(subject, "torch_losses", dict)
@@ -44,11 +47,19 @@ def test_a_plain_loss_without_logits_fails(losses):
     assert failing(subject, *SMALL)[0].startswith("bytes the plain loss sets aside")
 
 
-def test_a_loss_of_tensors_runs():
-    torch = pytest.importorskip("torch")
+def test_the_losses_of_tensors_are_the_plain_loss():
+    pytest.importorskip("torch")
     x, w, t = subject.arguments(8, 4, 40, "float32", 0)
-    run, _ = subject.in_torch(lambda *a: torch.nn.functional.cross_entropy(a[0] @ a[1].T, a[2]), x, w, t)
-    run()
+    found, values = IN_TORCH(), {}
+
+    def kept(name, loss):
+        values[name] = loss.item()
+        return loss
+
+    for name, loss in found.items():
+        subject.in_torch(lambda *a, name=name, loss=loss: kept(name, loss(*a)), x, w, t)[0]()
+    assert "PyTorch" in values and values.keys() == found.keys()
+    assert list(values.values()) == pytest.approx([float(subject.plain(x, w, t))] * len(values), rel=1e-5)
 
 
 def test_a_small_vocabulary_is_refused(capsys):

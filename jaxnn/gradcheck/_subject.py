@@ -258,9 +258,7 @@ def _names(f: Any, paths: list[Any]) -> list[str]:
 
 def numbers(arrays: Arrays) -> Arrays:
     """Return keys as their data, which can be compared."""
-    return [
-        jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in arrays
-    ]  # fmt: skip
+    return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in arrays]
 
 
 def inexact_structs(arrays: Arrays) -> Arrays:

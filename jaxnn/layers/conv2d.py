@@ -185,7 +185,8 @@ _conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 
 # The rule works on images (s, i, j, channel) and filters (i', j', ic, oc) whatever the layout given. Only these take
-# the CPU backend's fast path inside a scan, where NCHW costs 15 to 50 times as much; outside the transposes are cheap.
+# the CPU backend's fast path inside a scan, where NCHW costs ten times as much and more; outside, the transposes are
+# cheap (`python scripts/bench.py components` has both layouts).
 
 
 def _channels_last(geometry: _Geometry, x: Array) -> Array:
@@ -236,10 +237,9 @@ def _correlate(geometry: _Geometry, x: Array, w: Array) -> Array:
 
 
 def _is_slow_as_a_whole(geometry: _Geometry, w: Array) -> bool:
-    """Tell which convolutions of a batch the CPU backend of jax 0.10 runs at less than half of its speed.
+    """Tell which convolutions of a batch the CPU backend of jax 0.10 runs at about half the speed of blocks of samples.
 
-    In blocks of samples, 64×26×26×32 by 3×3 filters to 64 channels takes 0.43 of the time. Few channels or 1×1 filters
-    gain nothing, nor does any convolution from jax 0.11 on.
+    Few channels or 1×1 filters gain nothing in blocks, nor does any convolution from jax 0.11 on.
     """
     return jax.__version_info__ < (0, 11) and geometry.groups == 1 and w.shape[:2] != (1, 1) and w.shape[2] >= 8
 
@@ -332,7 +332,7 @@ def _weight_gradient_by_patches(geometry: _Geometry, w_shape: tuple[int, ...], x
     return jnp.moveaxis(dw, 0, 2).reshape(w_shape).astype(x.dtype)
 
 
-_BLOCK_BYTES, _PATCH_BYTES = 256 << 10, 4 << 20  # measured best, on machines with 1 to 2 MiB of cache a core
+_BLOCK_BYTES, _PATCH_BYTES = 256 << 10, 4 << 20  # of a block's images and of its patches, found by trial
 
 
 def _samples_in(size: int, sample: tuple[int, ...], dtype: Any) -> int:

@@ -73,7 +73,7 @@ def _sigmoid_fwd(x: Array) -> tuple[Array, Array]:
 
 
 def _sigmoid_bwd(x: Array, dy: Array) -> tuple[Array]:
-    small = jnp.exp(-jnp.abs(x.astype(wide(x.dtype))))  # σ(x) σ(−x) is e⁻ˣ / (1 + e⁻ˣ)², and even in x
+    small = jnp.exp(-jnp.abs(x.astype(wide(x.dtype))))  # σ(x) σ(−x) = e^−x / (1 + e^−x)², which is even
     dx = dy.astype(small.dtype) * (small / jnp.square(1 + small))
     return (dx.astype(x.dtype),)
 

@@ -71,7 +71,7 @@ def _tanh_fwd(x: Array) -> tuple[Array, Array]:
 
 
 def _tanh_bwd(x: Array, dy: Array) -> tuple[Array]:
-    small = jnp.exp(-2 * jnp.abs(x.astype(wide(x.dtype))))  # σ(2x) σ(−2x) is e⁻²ˣ / (1 + e⁻²ˣ)², and even in x
+    small = jnp.exp(-2 * jnp.abs(x.astype(wide(x.dtype))))  # σ(2x) σ(−2x) = e^−2x / (1 + e^−2x)², which is even
     dx = dy.astype(small.dtype) * (4 * small / jnp.square(1 + small))
     return (dx.astype(x.dtype),)
 

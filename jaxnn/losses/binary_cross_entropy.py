@@ -33,6 +33,7 @@ from jaxtyping import Array, Float
 
 from jaxnn import _checks
 from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
+from jaxnn._softmax import times
 from jaxnn.losses._reduction import reduce
 
 
@@ -92,7 +93,7 @@ def _binary_cross_entropy(x: Array, t: Array) -> Array:
 def _binary_cross_entropy_fwd(x: Array, t: Array) -> tuple[Array, Any]:
     wide_x, wide_t = _widened(x, t)
     size, _, wrong = _sides(wide_x, wide_t)
-    return _times(wrong, size) + jnp.log1p(jnp.exp(-size)), (x, t)
+    return times(wrong, size) + jnp.log1p(jnp.exp(-size)), (x, t)
 
 
 def _binary_cross_entropy_bwd(residuals: Any, dl: Array) -> tuple[Array, Array]:
@@ -118,10 +119,6 @@ def _sides(x: Array, t: Array) -> tuple[Array, Array, Array]:
     # Not abs, whose derivative at 0 is 0: the second derivative there is 1/4.
     size = jnp.where(x >= 0, x, -x)
     return size, jnp.where(x >= 0, t, 1 - t), jnp.where(x >= 0, 1 - t, t)
-
-
-def _times(t: Array, x: Array) -> Array:
-    return jnp.where(t == 0, jnp.zeros((), x.dtype), t * x)
 
 
 def _checked(logits: ArrayLike, targets: ArrayLike, reduction: str) -> tuple[Array, Array]:

@@ -39,7 +39,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxnn import _checks
 from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
-from jaxnn._softmax import shifted
+from jaxnn._softmax import shifted, times
 from jaxnn.losses import _labels
 from jaxnn.losses._reduction import reduce
 
@@ -63,7 +63,7 @@ def _definition(
     x = rows.x.astype(wide(rows.x.dtype))
     log_p = jax.nn.log_softmax(x)
     q = _weighted(rows.weight, _smoothed(options, rows.labels, x))
-    l = jnp.sum(_times(q, -log_p), -1)
+    l = jnp.sum(times(q, -log_p), -1)
     l = _by_label(options, rows.labels, x.shape[-1], l)
     if reduction == "none":
         return l
@@ -156,7 +156,7 @@ def _cross_entropy_bwd(options: _Options, residuals: Any, dl: Array) -> tuple[Ar
     dt = (1 - options.label_smoothing) * dl * _weighted(weight, minus_log_p) if floating else None
     dweight = None
     if weight is not None:
-        du = _by_label(options, targets, x.shape[-1], dl * _times(u, minus_log_p), bad=0.0)
+        du = _by_label(options, targets, x.shape[-1], dl * times(u, minus_log_p), bad=0.0)
         dweight = cotangent(jnp.sum(du, tuple(range(du.ndim - 1))), type_of(weight))
     return cotangent(dx, type_of(x)), None if dt is None else cotangent(dt, type_of(targets)), dweight
 
@@ -180,21 +180,16 @@ def _weighted(weight: Array | None, u: Array) -> Array:
 def _expected(options: _Options, targets: Array, weight: Array | None, x: Array) -> Array:
     """Return Σ_c q_c x_c, which for a class id is (1 − ε) ω_t x_t + ε/C Σ_c ω_c x_c."""
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        return jnp.sum(_times(_weighted(weight, _smoothed(options, targets, x)), x), -1)
+        return jnp.sum(times(_weighted(weight, _smoothed(options, targets, x)), x), -1)
     classes, epsilon = x.shape[-1], options.label_smoothing
     at_label = _labels.at_label(x, targets)
     if weight is not None and classes:
-        at_label = _times(weight.astype(x.dtype)[_labels.in_range(targets, classes)], at_label)
+        at_label = times(weight.astype(x.dtype)[_labels.in_range(targets, classes)], at_label)
     if epsilon == 0:
         return at_label
     share = jnp.full(x.shape, epsilon / max(1, classes), x.dtype)
-    at_label = _times(jnp.full((), 1 - epsilon, x.dtype), at_label)
-    return at_label + jnp.sum(_times(_weighted(weight, share), x), -1)
-
-
-def _times(q: Array, x: Array) -> Array:
-    """Return q x, with 0 where q is 0 and x infinite: a class that has no part in the target adds nothing."""
-    return jnp.where(q == 0, jnp.zeros((), x.dtype), q * x)
+    at_label = times(jnp.full((), 1 - epsilon, x.dtype), at_label)
+    return at_label + jnp.sum(times(_weighted(weight, share), x), -1)
 
 
 def _by_label(options: _Options, targets: Array, classes: int, x: Array, bad: float = jnp.nan) -> Array:

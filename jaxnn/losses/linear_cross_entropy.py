@@ -53,6 +53,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxnn import _checks
 from jaxnn._blocks import add_at, fitting, over_blocks
 from jaxnn._rules import cotangent, defined_by, on_paper, resolve_precision, type_of, vary_with, wide
+from jaxnn._softmax import times
 from jaxnn.losses import _labels
 from jaxnn.losses._reduction import reduce
 
@@ -115,7 +116,7 @@ def _definition(
     ids = _first_class(axis_name, w, labels) + jnp.arange(len(w), dtype=labels.dtype)
     q = jnp.where(labels[:, None] == ids[None, :], alpha[:, None], jnp.zeros((), alpha.dtype))
     q = q if beta is None else q + jnp.broadcast_to(beta, q.shape)
-    l = _over_devices(axis_name, lax.psum, jnp.sum(_times(q, log_total[:, None] - z), -1)) + z_loss * log_total**2
+    l = _over_devices(axis_name, lax.psum, jnp.sum(times(q, log_total[:, None] - z), -1)) + z_loss * log_total**2
     l = jnp.where(_labels.is_label(labels, len(w) * _devices(axis_name)), l, jnp.nan)
     l = jnp.where(_labels.is_ignored(labels, options.ignore_index), jnp.zeros((), l.dtype), l)
     if reduction == "none":
@@ -410,7 +411,7 @@ def _at_label(block: _Block, z: Array) -> Array:
 def _statistics(block: _Block, z: Array) -> _Statistics:
     largest = lax.stop_gradient(jnp.max(z, 1, initial=-jnp.inf))
     total = jnp.sum(jnp.exp(z - _finite(largest)[:, None]), 1)
-    smoothed = None if block.beta is None else jnp.sum(_times(block.beta[None, :], z), 1)
+    smoothed = None if block.beta is None else jnp.sum(times(block.beta[None, :], z), 1)
     return _Statistics(largest, total, jnp.sum(_at_label(block, z), 1), smoothed)
 
 
@@ -434,16 +435,11 @@ def _finite(largest: Array) -> Array:
     return jnp.where(largest == -jnp.inf, jnp.zeros((), largest.dtype), largest)
 
 
-def _times(q: Array, x: Array) -> Array:
-    """Return q x, with 0 where q is 0 and x infinite: a class that has no part in the target adds nothing."""
-    return jnp.where(q == 0, jnp.zeros((), x.dtype), q * x)
-
-
 def _losses(options: _Options, block: _Block, s: _Statistics) -> tuple[Array, Array, Array]:
     """Return each row's loss l = α (Z − z_t) + Σ β (Z − z) + ζ Z², its Z, and its Z − z_t (0 for no label)."""
     log_sum = jnp.log(s.total)
     gap, log_total = (s.largest - s.at_label) + log_sum, s.largest + log_sum
-    l = _times(block.alpha, gap) + options.z_loss * log_total**2
+    l = times(block.alpha, gap) + options.z_loss * log_total**2
     if s.smoothed is not None and block.beta_sum is not None:
         l = l + (block.beta_sum * s.largest - s.smoothed) + block.beta_sum * log_sum
     zero = jnp.zeros((), l.dtype)
@@ -504,7 +500,8 @@ def _row_weights(axis_name: AxisName | None, labels: Array, weight: Array | None
     if weight is None or not len(weight):
         return ones
     here = labels - _first_class(axis_name, weight, labels)
-    weights = jnp.where(_labels.is_label(here, len(weight)), weight.astype(dtype)[here], jnp.zeros((), dtype))
+    of_label = weight.astype(dtype)[_labels.in_range(here, len(weight))]
+    weights = jnp.where(_labels.is_label(here, len(weight)), of_label, jnp.zeros((), dtype))
     return jnp.where(valid, _over_devices(axis_name, lax.psum, weights), ones)
 
 
