@@ -19,6 +19,7 @@ import contextlib
 import copy
 import functools
 import importlib.machinery
+import itertools
 import json
 import os
 import re
@@ -408,7 +409,7 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
         Case("indices", jaxnn.max_pool2d_with_indices, normal((2, 5, 6)), {"window": 3, "stride": 2, "padding": 1}),
         *(Case(f.__name__, f, tree) for f in (jaxnn.l1_penalty, jaxnn.l2_penalty)),
     ]
-    cases = [case for case in cases if case.f.__name__ in mutant.components and not case.nan]
+    cases = [case for case in cases if case.f.__name__ in mutant.components]
     one_each = list({case.f.__name__: case for case in reversed(cases)}.values())
     cases.sort(key=lambda case: -kills[case.id])
 
@@ -419,15 +420,22 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
         told = ("NOTE", "primal"), ("UNSUPPORTED", "shard_map")
         return {(r.check, r.path) for r in rows if r.status == "FAIL" or (r.status, r.check) in told}
 
-    # The quick core for every case; one case of each component in the other dtypes and with all checks.
-    others = [("rule", dtype, one_each) for dtype in ("bfloat16", "float16", "float64")]
-    for level, dtype, those in [("rule", "float32", cases), *others, ("full", "float32", one_each)]:
-        jax.config.update("jax_enable_x64", dtype == "float64")
+    def arguments(case: Case, *dtypes: str) -> Any:
+        made, turns = case.make(np.random.default_rng(zlib.crc32(case.id.encode()))), itertools.cycle(dtypes)
+        return jax.tree.map(lambda a: jax.numpy.asarray(a, next(turns) if a.dtype == float else a.dtype), made)
+
+    # The quick core for every case; one case of each component in other dtypes, mixed ones too, on an accelerator's
+    # path, and with all checks.
+    rounds: list[tuple[str, list[Case], str, str]] = [("rule", cases, "float32", "cpu")]
+    rounds += [("rule", one_each, dtypes, "cpu") for dtypes in ("bfloat16", "float16", "float64", "float32 float64")]
+    rounds += [("rule", one_each, "float32", "default"), ("full", one_each, "float32", "cpu")]
+    for level, those, dtypes, path in rounds:
+        jax.config.update("jax_enable_x64", "float64" in dtypes)
+        jax.clear_caches()
+        jax.lax.platform_dependent = lambda *args, path=path, **paths: paths.get(path, paths["default"])(*args)
         for case in those:
             signal.alarm(SECONDS)
-            made = case.make(np.random.default_rng(zlib.crc32(case.id.encode())))
-            floats = {np.dtype("float64"): dtype}
-            args = jax.tree.map(lambda a, to=floats: jax.numpy.asarray(a, to.get(a.dtype, a.dtype)), made)
+            args = arguments(case, *dtypes.split())
             component = getattr(unchanged, case.f.__name__)
             # The definition of dropout draws other bits: there the unchanged rule is the reference.
             reference = functools.partial(case.call, component if case.f is jaxnn.dropout else component.definition)
@@ -437,7 +445,7 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
                 failed -= failures(unmutated, *args, level=level, reference=reference)
             if failed:
                 rows = "; ".join(f"{check} of {path}" for check, path in sorted(failed))
-                return f"{case.id}: {rows}; {level}, {dtype}"
+                return f"{case.id}: {rows}; {level}, {dtypes}"
     return ""
 
 
