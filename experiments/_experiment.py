@@ -221,7 +221,9 @@ def shown(number: float) -> str:
 def run_of(options: argparse.Namespace) -> Results:
     """Return what was run, and on what."""
     said = {
-        key: value for key, value in vars(options).items() if key != "output" and isinstance(value, str | int | float)
+        key: value
+        for key, value in vars(options).items()
+        if key not in ("output", "data_dir") and value is not False and isinstance(value, str | int | float)
     }
     device = jax.devices()[0]
     machine = {"device": device.device_kind, "cores": os.cpu_count()}

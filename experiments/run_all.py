@@ -23,6 +23,7 @@ EXPERIMENTS = (
     "backprop_by_hand",
     "backprop_in_action",
     "output_layer_at_scale",
+    "speedrun",
 )
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --quiet: #8c8c8c }

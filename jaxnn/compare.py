@@ -88,7 +88,7 @@ def _own(name: str) -> list[Case]:
         raise UserError(f"{name!r} must name a function without arguments; {where!r} has no function {attribute!r}")
     try:
         made = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{name!r} must return a function and its arguments, but raises {_line(error)}") from error
     several = isinstance(made, list)
     cases = [_case(name if not several else f"{name}[{i}]", one) for i, one in enumerate(made if several else [made])]
@@ -100,9 +100,12 @@ def _own(name: str) -> list[Case]:
 def _case(name: str, made: Any) -> Case:
     shaped = isinstance(made, tuple) and len(made) in (2, 3) and callable(made[0]) and isinstance(made[1], tuple)
     if not shaped or not isinstance(made[2] if len(made) == 3 else {}, dict):
+        found = type(made).__name__
+        if isinstance(made, tuple):
+            found = f"({', '.join(type(each).__name__ for each in made)})"
         raise UserError(
             f"{name!r} must return (function, (argument, ...)), or with a dict of options of gradcheck.check behind; "
-            f"it returns {type(made).__name__}"
+            f"it returns {found}"
         )
     return Case(name, *made)
 

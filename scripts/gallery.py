@@ -63,7 +63,7 @@ def section(name: str) -> str:
         measured, bound = experiment.shown(claim["measured"]), experiment.shown(claim["bound"])
         lines.append(f"| {markdown(claim['claim'])} | {measured} | {claim['relation']} {bound} |")
     run = results["run"]
-    options = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in run["options"].items())
+    options = " ".join(f"--{k.replace('_', '-')} {v}".removesuffix(" True") for k, v in run["options"].items())
     lines += ["", f"`python experiments/{name}.py {options}`: {results['seconds']:.0f} s; jax {run['jax']}, "
               f"Python {run['python']}, {run['device']}, {run['cores']} cores.", "", "</details>", ""]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -49,6 +49,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "layers/conv2d.py _input_gradient: (0, 1) -> (1, 0)": "both axes are turned, in either order",
     "layers/conv2d.py _weight_gradient_by_convolution: (before, size, spread, reach) -> (before, size, reach, spread)":
         "only their sum is used",
+    **{f"layers/conv2d.py _conv2d_bwd: (0, 1, 2) -> {axes}": "a sum over the same axes"
+       for axes in ("(1, 0, 2)", "(0, 2, 1)")},
     "layers/conv2d.py _weight_gradient_by_patches: groups == 1 -> groups == 0": "the general form, slower",
     "layers/max_pool2d.py _plane_indices: zip(geometry.stride, geometry.outputs, geometry.padding, strict=True) -> "
     "zip(geometry.stride, geometry.outputs, geometry.padding)": "all three are pairs",
@@ -399,8 +401,9 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
     import jaxnn
     from jaxnn import gradcheck
 
-    # A block of a single sample, so that the small arguments take several.
-    importlib.import_module("jaxnn.layers.conv2d")._samples_in = lambda *_: 1  # type: ignore[attr-defined]
+    # Blocks of a single sample, for any channels, so that the small arguments take several.
+    blocks: Any = importlib.import_module("jaxnn.layers.conv2d")
+    blocks._samples_in, blocks._is_slow_as_a_whole = lambda *_: 1, lambda *_: True
     key, tree = np.array([1, 2], np.uint32), lambda rng: ([rng.standard_normal((3, 4)), rng.standard_normal(2)],)
     scores = lambda rng: (rng.standard_normal((3, 4)), key)  # noqa: E731
     cases = [
@@ -424,11 +427,12 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
         made, turns = case.make(np.random.default_rng(zlib.crc32(case.id.encode()))), itertools.cycle(dtypes)
         return jax.tree.map(lambda a: jax.numpy.asarray(a, next(turns) if a.dtype == float else a.dtype), made)
 
-    # The quick core for every case; one case of each component in other dtypes, mixed ones too, on an accelerator's
-    # path, and with all checks.
-    rounds: list[tuple[str, list[Case], str, str]] = [("rule", cases, "float32", "cpu")]
+    # The quick core for every case, on an accelerator's path too; one case of each component in other dtypes, mixed
+    # ones too, and with all checks.
+    elsewhere = [case for case in cases if case.f is jaxnn.conv2d]
+    rounds = [("rule", cases, "float32", "cpu"), ("rule", elsewhere, "float32", "default")]
     rounds += [("rule", one_each, dtypes, "cpu") for dtypes in ("bfloat16", "float16", "float64", "float32 float64")]
-    rounds += [("rule", one_each, "float32", "default"), ("full", one_each, "float32", "cpu")]
+    rounds += [("full", one_each, "float32", "cpu")]
     for level, those, dtypes, path in rounds:
         jax.config.update("jax_enable_x64", "float64" in dtypes)
         jax.clear_caches()

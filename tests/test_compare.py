@@ -25,6 +25,14 @@ def case():
 def cases():
     return [(double, (x,)), (double, (x,), {{"reference": lambda x: 3 * x}})]
 
+def exits():
+    raise SystemExit(0)
+
+
+def listed():
+    return double, [x]
+
+
 def raises():
     return 1 / 0
 
@@ -138,6 +146,8 @@ BAD = {
     "no module": (["nowhere_at_all:case"], "must be importable, but raises ModuleNotFoundError"),
     "no function": (["{rules}:other"], "has no function 'other'"),
     "raises": (["{rules}:raises"], "but raises ZeroDivisionError: division by zero"),
+    "exits": (["{rules}:exits"], "but raises SystemExit: 0"),
+    "a list of arguments": (["{rules}:listed"], "it returns (custom_vjp, list)"),
     "nonsense": (["{rules}:nonsense"], "must return (function, (argument, ...))"),
     "integers": (["{rules}:integers"], "must include a floating-point array"),
     "empty": (["{rules}:none"], "it is empty"),

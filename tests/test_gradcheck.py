@@ -413,10 +413,59 @@ BAD = {
     "seed": ((dense, X, W), {"seed": -1}, ValueError, "`seed` (-1)"),
     "kwargs": ((dense, X, W), {"kwargs": [1]}, TypeError, "`kwargs` (list) must be a dict"),
     "reference": ((dense, X, W), {"reference": 3}, TypeError, "`reference` (3) must be a function"),
+    "skip nothing": ((dense, X, W), {"skip": None}, ValueError, "`skip` (None) must be a sequence of names"),
+    "skip lists": ((dense, X, W), {"skip": [["kinks"]]}, ValueError, "`skip` ([['kinks']])"),
+    "level a list": ((dense, X, W), {"level": ["rule"]}, ValueError, "`level` (['rule'])"),
+    "argnums a bool": ((dense, X, W), {"argnums": True}, ValueError, "`argnums` (True)"),
+    "mesh": ((dense, X, W), {"mesh": "devices"}, ValueError, "`mesh` ('devices') must be a jax.sharding.Mesh"),
+    "unknown keyword": ((dense, X, W), {"kwargs": {"u": X}}, ValueError, "got an unexpected keyword argument 'u'"),
+    "reference of other arguments": ((dense, X, W), {"reference": jnp.sin}, ValueError, "`reference` (sin(x: "),
+    "reference raises": (
+        (jnp.sin, X), {"reference": raising}, ValueError, "`reference` (raising) must run on `args`, but raises RuntimeErr"
+    ),
+    "reference of another shape": (
+        (jnp.sin, X), {"reference": lambda x: x[:1]}, ValueError, "must return arrays as f does, of shapes"
+    ),
     "not differentiable": (
         (lambda x: jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x), X), {}, TypeError, "must be differentiable"
     ),
 }  # fmt: skip
+
+
+def test_inside_jit_it_says_so():
+    with pytest.raises(TypeError, match="`args` must be values, not what jit, grad or vmap traces"):
+        jax.jit(lambda x: gradcheck.check(jnp.sin, x).ok)(X)
+
+
+def test_numbers_of_numpy_are_options_too():
+    options = {"argnums": np.int64(-1), "rtol": np.float32(1e-4), "seed": np.int64(3), "level": "rule"}
+    report = gradcheck.check(jnp.arctan2, X, X + 1, **options)
+    assert report.ok and json.loads(json.dumps(report.to_dict()))["seed"] == 3
+
+
+def test_a_complex_gradient_and_its_hint():
+    """Evidence, hints and JSON of complex numbers; a conjugate is one mistake, the real part another."""
+    z = jnp.array([1 + 2j, -3 + 1j], jnp.complex64)
+    for wrong, hint in ((jnp.conj, "the complex conjugate of"), (lambda z: z.real.astype(z.dtype), "real part alone")):
+        f = jax.custom_vjp(lambda z: z * z)
+        f.defvjp(lambda z: (z * z, z), lambda z, g, wrong=wrong: (wrong(2 * z * g),))
+        (row,) = [row for row in gradcheck.check(f, z, level="rule").failures if row.check == "gradient"]
+        assert hint in row.hint and abs(row.evidence.automatic - row.evidence.numeric) < 1e-3
+        assert json.dumps(gradcheck.check(f, z, level="rule").to_dict())
+
+
+def test_a_small_error_is_not_called_a_constant_factor():
+    nearly = jax.custom_vjp(lambda x: 50 * jnp.tanh(x / 50))
+    nearly.defvjp(lambda x: (nearly(x), x), lambda x, g: (g,))
+    (row,) = gradcheck.check(nearly, jnp.array([0.5, -0.3, 1.2]), level="rule").failures
+    assert "factor" not in row.hint
+
+
+def test_off_in_every_precision_is_not_a_question_of_sums():
+    cube = jax.custom_vjp(lambda x: x**3)
+    cube.defvjp(lambda x: (x**3, x), lambda x, g: (2.91 * g * x**2,))
+    rows = gradcheck.check(cube, jnp.array([0.5, -0.3, 1.2], jnp.bfloat16)).failures
+    assert {row.hint for row in rows if row.check == "precision"} == {"the derivative is off in every precision"}
 
 
 @pytest.mark.parametrize("name", BAD)

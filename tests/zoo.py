@@ -1221,6 +1221,79 @@ def closed_over_tracer():
     return scaled, (normal(4), normal(4, seed=1))
 
 
+# ------------------------------------------------------------------------------------------ complex, behind kinks, flat
+
+
+def phases(*shape: int, seed: int = 0) -> jax.Array:
+    """Return a complex array."""
+    return lax.complex(normal(*shape, seed=seed), normal(*shape, seed=seed + 1))
+
+
+def squared_length(z: Any) -> Any:
+    """Return |z|²."""
+    return jnp.real(z * jnp.conj(z))
+
+
+@wrong("gradient", "HIPS/autograd#27")
+def complex_real_part_alone():
+    """The gradient of |z|² is 2 conj(z): its imaginary part is forgotten."""
+    return rule(squared_length, lambda z: (squared_length(z), z), lambda z, g: (2 * (g * z.real).astype(z.dtype),)), (
+        phases(4),
+    )
+
+
+@wrong("gradient", "jax-ml/jax#979")
+def complex_not_conjugated():
+    """2 z, as PyTorch has it, where JAX wants 2 conj(z)."""
+    return rule(squared_length, lambda z: (squared_length(z), z), lambda z, g: (2 * g.astype(z.dtype) * z,)), (
+        phases(4),
+    )
+
+
+@wrong("gradient", "jax-ml/jax#4891")
+def complex_cotangent_conjugated():
+    """The cotangent of a product is conjugated, as an inner product would have it."""
+    product = lambda z, w: z * w  # noqa: E731
+    bwd = lambda zw, g: (jnp.conj(g) * zw[1], jnp.conj(g) * zw[0])  # noqa: E731
+    return rule(product, lambda z, w: (z * w, (z, w)), bwd), (phases(4), phases(4, seed=2))
+
+
+@wrong("gradient", "jax-ml/jax#2050")
+def complex_cotangent_cast():
+    """The cotangent is cast to a real number on its way: right wherever the loss is the real part."""
+    return rule(lambda z: z * z, lambda z: (z * z, z), lambda z, g: (2 * z * g.real.astype(z.dtype),)), (phases(5),)
+
+
+@wrong("extremes", "tenstorrent/tt-metal#6589")
+def relu6_without_its_upper_bound():
+    """relu6 is flat above 6, where no argument lies, and the rule thinks of 0 alone."""
+    relu6 = lambda x: jnp.clip(x, 0, 6)  # noqa: E731
+    return elementwise(relu6, lambda x: jnp.where(x > 0, 1.0, 0.0).astype(x.dtype)), (fixed([0.2, -0.1, 0.5, -0.8]),)
+
+
+@wrong("gradient", "pytorch/pytorch#114234")
+def hidden_behind_kinks():
+    """A quarter too much, of an argument that comes out of a ReLU: most of its elements are at the kink."""
+    twice = lambda x: 2 * jnp.maximum(x, 0)  # noqa: E731
+    x = jnp.maximum(normal(20), 0)
+    return elementwise(twice, lambda x: jnp.where(x > 0, 2.5, 0.0).astype(x.dtype)), (x,)
+
+
+@wrong("gradient", "jax-ml/jax#15088")
+def symbolic_zero_of_an_output():
+    """A backward rule that goes another way when one output has no cotangent, and forgets a factor there."""
+    zero = jax.custom_derivatives.SymbolicZero
+
+    def bwd(x, g):
+        sine, cosine = g
+        if isinstance(cosine, zero):
+            return (sine,)
+        return (sine * jnp.cos(x) - cosine * jnp.sin(x),)
+
+    both = lambda x: (jnp.sin(x), jnp.cos(x))  # noqa: E731
+    return rule(both, lambda x: (both(x.value), x.value), bwd, symbolic_zeros=True), (normal(4),)
+
+
 # ============================================================================================== right
 
 
@@ -2613,6 +2686,88 @@ also_right(
     jaxnn_dropout=lambda: (lambda x, key: jaxnn.dropout(x, 0.5, key), (normal(16), jax.random.key(0))),
     jaxnn_l2_penalty=lambda: (jaxnn.l2_penalty, ({"w": normal(3, 2), "b": normal(2, seed=1)},)),
 )
+
+# ------------------------------------------------------------------------------------------ complex, curved, underflowing
+
+
+@right()
+def complex_product():
+    return rule(lambda z, w: z * w, lambda z, w: (z * w, (z, w)), lambda zw, g: (g * zw[1], g * zw[0])), (
+        phases(4), phases(4, seed=2),
+    )  # fmt: skip
+
+
+@right(level="full")
+def complex_squared_length():
+    bwd = lambda z, g: (2 * g.astype(z.dtype) * jnp.conj(z),)  # noqa: E731
+    return rule(squared_length, lambda z: (squared_length(z), z), bwd), (phases(3, 4),)
+
+
+@right()
+def fourier_transform():
+    fft = lambda z: jnp.fft.fft(z)  # noqa: E731
+    return rule(fft, lambda z: (fft(z), None), lambda _, g: (fft(g),)), (phases(6),)
+
+
+@right(level="full")
+def power_spectrum():
+    return lambda x: jnp.abs(jnp.fft.rfft(x)) ** 2, (normal(8),)
+
+
+@right(level="full")
+def kink_beside_a_curve():
+    f = lambda x: jnp.sum(jnp.maximum(x, 0) - x * x)  # noqa: E731
+    return rule(f, lambda x: (f(x), x), lambda x, g: (g * ((x > 0).astype(x.dtype) - 2 * x),)), (
+        fixed([0.7, -0.2, 1.2, -1.6]),
+    )
+
+
+@right()
+def nearly_underflowing():
+    return elementwise(lambda x: jnp.exp(-x), lambda x: -jnp.exp(-x)), (fixed([80.0]),)
+
+
+@right(level="full")
+def softmax_from_its_input():
+    def softmax(x):
+        e = jnp.exp(x - jnp.max(x, -1, keepdims=True))
+        return e / total(e)
+
+    def bwd(x, g):
+        p = softmax(x)
+        return (p * (g - total(g * p)),)
+
+    return rule(softmax, lambda x: (softmax(x), x), bwd), (fixed([[1.0, -1.5], [-2.0, 1.2]]),)
+
+
+@right(level="full")
+def fixed_point_by_its_equation():
+    """z = tanh(0.1 W z + 1), with a linear solve that JAX has in no low precision."""
+
+    def solve(w):
+        return lax.fori_loop(0, 40, lambda _, z: jnp.tanh(0.1 * w @ z + 1), jnp.ones(3, w.dtype))
+
+    def bwd(w, g):
+        z = solve(w)
+        slope = 1 - z * z
+        u = slope * jnp.linalg.solve((jnp.eye(3, dtype=w.dtype) - 0.1 * slope[:, None] * w).T, g)
+        return (0.1 * jnp.outer(u, z),)
+
+    w = fixed([[0.1, 0.5, -0.3], [1.0, -0.2, 0.4], [0.3, -0.7, 0.9]])
+    return rule(solve, lambda w: (solve(w), w), bwd), (w,)
+
+
+@right()
+def symbolic_zeros_of_outputs():
+    zero = jax.custom_derivatives.SymbolicZero
+
+    def bwd(x, g):
+        parts = [c * d for c, d in zip(g, (jnp.cos(x), -jnp.sin(x)), strict=True) if not isinstance(c, zero)]
+        return (sum(parts, jnp.zeros_like(x)),)
+
+    both = lambda x: (jnp.sin(x), jnp.cos(x))  # noqa: E731
+    return rule(both, lambda x: (both(x.value), x.value), bwd, symbolic_zeros=True), (normal(4),)
+
 
 if importlib.util.find_spec("optax"):
 

@@ -18,7 +18,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any, wrong: Any) -> str:
     """Name the pattern in which the rule's cotangent of one argument differs from the right one, or return ""."""
-    c, t = np.real(custom[leaf]), np.real(truth[leaf])
+    c, t = custom[leaf], truth[leaf]
     if c.size == 0 or not np.isfinite(t).all():
         return ""
     if not np.isfinite(c).all():
@@ -30,10 +30,13 @@ def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any,
         return "zero everywhere: a None, a stop_gradient, or a forgotten term"
     if _same(c, -t):
         return "the sign: minus the derivative"
-    if t.any() and (factor := float(np.vdot(t, c) / np.vdot(t, t))) and _same(c, factor * t):
+    if np.iscomplexobj(t) and (_same(c, np.conj(t)) or _same(c, np.real(t))):
+        return "the complex conjugate of the derivative" if c.imag.any() else "the derivative's real part alone"
+    factor = np.vdot(t, c) / np.vdot(t, t) if t.any() else 0.0
+    if factor and _same(c, factor * t) and np.abs(c - factor * t).max() <= 0.1 * np.abs(c - t).max():
         return f"a constant factor: {factor:.4g} times the derivative"
     for other, path in enumerate(paths):
-        if other != leaf and _same(c, np.real(truth[other])):
+        if other != leaf and _same(c, truth[other]):
             return f"this is the derivative with respect to {path}: the order of the returned cotangents"
     if c.ndim >= 2 and c.shape[-1] == c.shape[-2] and _same(c, np.swapaxes(t, -1, -2)):
         return "a transpose: the derivative with its last two axes swapped"

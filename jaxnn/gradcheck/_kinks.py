@@ -30,8 +30,20 @@ def inside(t: Trial, points: Arrays, leaf: int, flat: int) -> bool:
         (k, int(j)) for k in range(len(s.outputs))
         for j in np.flatnonzero((outputs[0][k] != outputs[1][k]) | (outputs[2][k] != outputs[1][k]))[:3]
     ]  # fmt: skip
+    if not moved:
+        return _is_nothing(t, points, leaf, flat, [as64(y) for y in outputs[1]], step * towards[leaf].reshape(-1)[flat])
     rng = np.random.default_rng((t.seed, 5))
     return all(_between(t, points, x, towards, k, j, rng) for k, j in moved[:4])
+
+
+def _is_nothing(t: Trial, points: Arrays, leaf: int, flat: int, outputs: Arrays, step: float) -> bool:
+    """Whether the rule says so where no output moves: its derivative is 0, but for rounding."""
+    try:  # in float64, where the rule loses no digits that the function keeps
+        found = t.gradients64("custom", [as64(p) for p in points], [as64(d) for d in t.dy])
+    except Exception:  # a rule, or a kernel, for other dtypes only
+        found = t.gradients("custom", points, t.dy)
+    size = sum(float(np.sum(np.abs(np.nan_to_num(as64(d) * y)))) for d, y in zip(t.dy, outputs, strict=True))
+    return bool(abs(found[leaf].reshape(-1)[flat] * step) <= 2.0**-40 * size)
 
 
 def _between(t: Trial, points: Arrays, x: Arrays, towards: Arrays, output: int, element: int, rng: Any) -> bool:

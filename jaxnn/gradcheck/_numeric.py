@@ -24,20 +24,20 @@ class Slope:
     right: float
     kinked: bool
     sweep: tuple[tuple[float, float], ...]  # (step, central difference)
+    bend: float  # how far the one-sided differences still move with the step
 
     @property
     def interval(self) -> tuple[float, float]:
         """The one-sided derivatives, widened by the error."""
-        margin = 3 * self.error + 1e-3 * abs(self.right - self.left)
+        margin = 3 * self.error + self.bend + 1e-3 * abs(self.right - self.left)
         return min(self.left, self.right) - margin, max(self.left, self.right) + margin
 
 
 def dot(a: Vector, b: Vector) -> float:
-    """Return the sum of the products of two lists of arrays."""
+    """Return the real part of the sum of the products of two lists of arrays: how JAX pairs complex cotangents."""
     with np.errstate(all="ignore"):
-        pairs = ((np.real(x), np.real(y)) for x, y in zip(a, b, strict=True))
-        products = (np.where((x == 0) | (y == 0), 0.0, x * y) for x, y in pairs)
-        return float(sum(np.sum(p) for p in products))
+        products = (np.where((x == 0) | (y == 0), 0.0, x * y) for x, y in zip(a, b, strict=True))
+        return float(np.real(sum(np.sum(p) for p in products)))
 
 
 def slope(
@@ -70,7 +70,7 @@ def slope(
         kinked = next_jump > 0.6 * jump and next_jump > 20 * rounding[k + 1] + 1e-6 * abs(central[k + 1])
     return Slope(
         central[k + 1], float(unsure[k]), left[k + 1], right[k + 1], bool(kinked),
-        tuple(zip(steps, central, strict=True)),
+        tuple(zip(steps, central, strict=True)), max(abs(right[k + 1] - right[k]), abs(left[k + 1] - left[k])),
     )  # fmt: skip
 
 
@@ -80,6 +80,8 @@ def relative_direction(x: Vector, leaf: int, rng: np.random.Generator) -> Vector
     size = x[leaf].shape
     finite = np.where(np.isfinite(x[leaf]), x[leaf], 0.0)
     direction[leaf] = np.abs(finite) * rng.choice([-1.0, 1.0], size) * rng.uniform(0.5, 1.0, size)
+    if np.iscomplexobj(finite):
+        direction[leaf] = direction[leaf] * np.exp(2j * np.pi * rng.uniform(size=size))
     return direction
 
 
@@ -91,3 +93,8 @@ def coordinate(x: Vector, leaf: int, index: int) -> Vector:
     typical = float(np.median(usable)) if usable.size else 1.0
     direction[leaf].reshape(-1)[index] = values[index] if np.isfinite(values[index]) and values[index] > 0 else typical
     return direction
+
+
+def turned(direction: Vector) -> Vector:
+    """Turn a direction from the real axis to the imaginary one."""
+    return [1j * v if np.iscomplexobj(v) else v for v in direction]

@@ -44,6 +44,12 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def is_missing_in_jax(error: BaseException) -> bool:
+    """Whether JAX says that it has not got an operation for a dtype: no mistake of a rule."""
+    words = str(error)
+    return words.startswith("UNIMPLEMENTED") or (isinstance(error, NotImplementedError) and "dtype" in words)
+
+
 def name_of(f: Any) -> str:
     """Return a function's name."""
     if isinstance(f, functools.partial):
@@ -184,11 +190,12 @@ class Subject:
         y, pull = jax.vjp(lambda *points: self.value(kind, list(points), rest), *points)
 
         def moved(residual: Any) -> Any:
-            if not is_array(residual) or not jnp.issubdtype(residual.dtype, jnp.floating):
+            if not is_array(residual) or not is_inexact(residual):
                 return residual
             count = jnp.arange(residual.size, dtype=delta.dtype).reshape(residual.shape)
             sign = jnp.cos(2.4 * count + 1.0 + phase)  # cheaper than random bits
-            return (residual.astype(delta.dtype) * (1 + delta * sign)).astype(residual.dtype)
+            wide = jnp.promote_types(residual.dtype, delta.dtype)
+            return (residual.astype(wide) * (1 + delta * sign).astype(wide)).astype(residual.dtype)
 
         return list(jax.tree.map(moved, pull)([d.astype(o.dtype) for d, o in zip(dy, y, strict=True)]))
 
@@ -219,6 +226,8 @@ class Subject:
         def cotangent(y: Any) -> Any:
             sixteenths = rng.integers(-16, 16, y.shape, np.int8) / np.float32(8) + np.float32(0.0625)
             digits = 0.0 if coarse else rng.uniform(-0.03, 0.03, y.shape)
+            if jnp.issubdtype(y.dtype, np.complexfloating):
+                digits = digits + 1j * (rng.integers(-16, 16, y.shape, np.int8) / np.float32(8) + np.float32(0.0625))
             return (sixteenths + digits).astype(y.dtype)
 
         return [jnp.asarray(cotangent(y)) for y in self.outputs]

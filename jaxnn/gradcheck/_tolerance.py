@@ -81,10 +81,6 @@ def index_text(i: Any) -> str:
     return f"[{', '.join(str(int(k)) for k in i)}]" if len(i) else ""
 
 
-def real(x: Any) -> float:
-    return float(np.real(x))
-
-
 def spacing(x: float, dtype: Any) -> float:
     """Return the distance from x to the next number of the dtype."""
     return float(finfo(dtype).eps) * 2.0 ** math.floor(math.log2(x)) if 0 < x < math.inf else math.nan

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxnn.gradcheck import _jaxprs, _numeric
-from jaxnn.gradcheck._subject import NOT_TRACEABLE, Arrays, as64, first_line, wide
+from jaxnn.gradcheck._subject import NOT_TRACEABLE, Arrays, as64, first_line, is_missing_in_jax, wide
 from jaxnn.gradcheck._tolerance import index_text, largest_of, worst
 from jaxnn.gradcheck._trial import Rows, Trial, beyond
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
@@ -45,6 +45,8 @@ def _attempt(
         if _is_vma_error(error):
             cure = "in bwd, psum it over jax.typeof(ct).manual_axis_type.varying less the primal's"
             return Row(check, name, UNSUPPORTED, f"an argument equal on all devices needs a cotangent that is: {cure}")
+        if is_missing_in_jax(error):
+            return Row(check, name, UNSUPPORTED, f"the rule cannot, the definition can: {first_line(error)}")
         return Row(check, name, FAIL, f"raises, and the definition does not: {first_line(error)}")
     return _compare(t, check, name, found, expected, factor)
 

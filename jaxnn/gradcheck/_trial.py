@@ -78,13 +78,14 @@ class Trial:
 
     def is_free(self, x: Any) -> bool:
         """Whether an argument looks unconstrained: it may be scaled, and is of both signs."""
-        return self.may_scale(x) and bool((x > 0).any() and (x < 0).any())
+        return self.may_scale(x) and (np.iscomplexobj(x) or bool((x > 0).any() and (x < 0).any()))
 
     def may_scale(self, x: Any) -> bool:
         """Whether an argument is not normalized (unit vectors, probabilities, log-probabilities) or symmetric."""
         if not np.isfinite(x).any():
             return False
-        sums = (np.square(x).sum(-1), x.sum(-1), np.exp(np.minimum(x, 1)).sum(-1)) if x.ndim else ()
+        logs = np.exp(np.minimum(np.real(x), 1))
+        sums = (np.square(np.abs(x)).sum(-1), x.sum(-1), logs.sum(-1)) if x.ndim else ()
         if any(np.allclose(total, 1, atol=1e-3) for total in sums):
             return False
         return not (x.ndim == 2 and x.shape[0] > 1 and x.shape[0] == x.shape[1] and np.array_equal(x, x.T))
@@ -276,6 +277,11 @@ def _worst_in_responses(error: Any, responses: Any) -> float:
     with np.errstate(all="ignore"):
         ratio = np.where(responses > 0, error / responses, 0.0)
     return float(np.nanmax(np.where(np.isfinite(ratio), ratio, 0.0), initial=0.0))
+
+
+def few(candidates: Any, count: int) -> Any:
+    """Return so many of them, from first to last."""
+    return candidates[np.unique(np.linspace(0, len(candidates) - 1, min(count, len(candidates))).astype(int))]
 
 
 def beyond(custom: Any, truth: Any, allowed: Any) -> Any:

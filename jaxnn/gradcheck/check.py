@@ -1,5 +1,6 @@
 """gradcheck.check and assert_correct."""
 
+import inspect
 import re
 import sys
 import time
@@ -87,10 +88,10 @@ def check(
       Evaluating Derivatives (2008), for the step that balances truncation against rounding.
     """
     started = time.perf_counter()
-    _validate(f, args, kwargs, reference, argnums, level, skip, rtol, seed)
-    kwargs = kwargs or {}
+    _validate(f, args, kwargs, reference, argnums, level, skip, mesh, rtol, seed)
+    kwargs, seed = kwargs or {}, int(seed)
     if argnums is not None:
-        argnums = tuple(i % len(args) for i in ([argnums] if isinstance(argnums, int) else argnums))
+        argnums = tuple(int(i) % len(args) for i in ([argnums] if isinstance(argnums, int | np.integer) else argnums))
     with quiet(), np.errstate(all="ignore"):
         trial = Trial(Subject(f, args, kwargs, reference, argnums), level, seed, rtol, mesh)
         rows = _run(trial, {name: run for name, run in LEVELS[level].items() if name not in skip})
@@ -127,27 +128,48 @@ def assert_correct(f: Callable[..., Any], *args: Any, **options: Any) -> None:
 
 
 def _validate(
-    f: Any, args: Any, kwargs: Any, reference: Any, argnums: Any, level: Any, skip: Any, rtol: Any, seed: Any
+    f: Any, args: Any, kwargs: Any, reference: Any, argnums: Any, level: Any, skip: Any, mesh: Any, rtol: Any, seed: Any
 ) -> None:
     for name, value in (("f", f), ("reference", reference)):
         if not callable(value) and not (name == "reference" and value is None):
             raise TypeError(f"`{name}` ({value!r}) must be a function of arrays".replace("\n", " "))
     if kwargs is not None and not isinstance(kwargs, dict):
         raise TypeError(f"`kwargs` ({type(kwargs).__name__}) must be a dict of f's keyword arguments")
-    if level not in LEVELS:
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+        raise TypeError("`args` must be values, not what jit, grad or vmap traces: call check outside of them")
+    for name, value in (("f", f), ("reference", reference)):
+        _fits(name, value, args, kwargs or {})
+    if not isinstance(level, str) or level not in LEVELS:
         raise ValueError(f"`level` ({level!r}) must be one of {', '.join(map(repr, LEVELS))}")
-    if isinstance(skip, str) or not set(skip) <= set(FULL):
+    if not isinstance(skip, list | tuple | set | frozenset) or not all(any(s == name for name in FULL) for s in skip):
         raise ValueError(f"`skip` ({skip!r}) must be a sequence of names of checks: {', '.join(FULL)}")
-    if rtol is not None and not (isinstance(rtol, float) and 0 < rtol < 1):
+    if mesh is not None and not isinstance(mesh, jax.sharding.Mesh):
+        raise ValueError(f"`mesh` ({mesh!r}) must be a jax.sharding.Mesh, or None for two of the devices there are")
+    if rtol is not None and not (isinstance(rtol, float | np.floating) and 0 < rtol < 1):
         raise ValueError(f"`rtol` ({rtol!r}) must be a number between 0 and 1, or None for 8 eps of the dtype")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"`seed` ({seed!r}) must be an integer of at least 0")
     if argnums is not None:
-        given = [argnums] if isinstance(argnums, int) else argnums
-        if not isinstance(given, Sequence) or not all(
-            isinstance(i, int) and -len(args) <= i < len(args) for i in given
+        given = argnums if isinstance(argnums, Sequence) else [argnums]
+        if not all(
+            isinstance(i, int | np.integer) and not isinstance(i, bool) and -len(args) <= i < len(args) for i in given
         ):
             raise ValueError(f"`argnums` ({argnums!r}) must be positions among the {len(args)} arguments given")
+
+
+def _fits(name: str, f: Any, args: Any, kwargs: Any) -> None:
+    """Require that the arguments are f's."""
+    try:
+        signature = inspect.signature(f)
+    except (TypeError, ValueError):  # None, or a callable without one
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f"`{name}` ({name_of(f)}{signature}) must take `args` and `kwargs`, but {error}; "
+            "pass keyword arguments as kwargs={...}"
+        ) from None
 
 
 def _run(trial: Trial, checks: dict[str, Callable[[Trial], Iterator[Row]]]) -> list[Row]:
@@ -231,6 +253,8 @@ def _enter(trial: Trial) -> list[Row]:
         )
     s.find_automatic()
     structure, types, _ = s.output_types()
+    if s.reference is not None:
+        _check_reference(s)
     try:
         ruled = s.output_types(forward_rule=True)
         if ruled[:2] != (structure, types):
@@ -252,6 +276,21 @@ def _enter(trial: Trial) -> list[Row]:
             return [failure]
     _find_oracle(trial)
     return []
+
+
+def _check_reference(s: Subject) -> None:
+    """Require outputs of f's shapes of a reference."""
+    try:
+        outputs = jax.eval_shape(lambda points, rest: s.value("automatic", points, rest), s.points, s.rest)
+    except Exception as error:
+        raise ValueError(
+            f"`reference` ({name_of(s.reference)}) must run on `args`, but raises {first_line(error)}"
+        ) from error
+    got, want = ([list(y.shape) for y in each] for each in (outputs, s.outputs))
+    if got != want:
+        raise ValueError(
+            f"`reference` ({name_of(s.reference)}) must return arrays as f does, of shapes {want}, not {got}"
+        )
 
 
 def _is_leak(error: Exception) -> bool:

@@ -14,9 +14,9 @@ class Evidence:
     """The worst element: its index, the three derivatives there, and how far the rule's is off."""
 
     index: tuple[int, ...]
-    custom: float
-    automatic: float | None
-    numeric: float | None
+    custom: complex  # a float where the argument is not complex
+    automatic: complex | None
+    numeric: complex | None
     absolute: float  # |custom − truth|
     relative: float  # |custom − truth| / |truth|
     ulp: float  # in units in the last place of the truth, in the argument's dtype
@@ -99,7 +99,7 @@ class Report:
         return tuple(row for row in self.rows if row.status == FAIL)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it; what is not finite becomes a string."""
+        """Return everything as JSON can hold it; what is complex or not finite becomes a string."""
         return _jsonable({"ok": self.ok, **dataclasses.asdict(self)})  # type: ignore[no-any-return]
 
     def __str__(self) -> str:
@@ -125,7 +125,7 @@ class Report:
         return "\n".join([*lines, f"again: {self.repro}"])
 
 
-def _number(x: float | None) -> str:
+def _number(x: complex | None) -> str:
     return "none" if x is None else f"{x:.6g}"
 
 
@@ -134,4 +134,6 @@ def _jsonable(value: Any) -> Any:
         return {k: _jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(v) for v in value]
+    if isinstance(value, complex):
+        return str(value)
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
