@@ -1,4 +1,4 @@
-"""Digit recognition as a race: MNIST to 99.04% test accuracy, the mean of many seeds, in as little time as possible.
+"""Digit recognition as a race to a mean test accuracy over many seeds (MNIST: 99.04%), in as little time as possible.
 
     python experiments/speedrun.py --dataset mnist --data-dir DIR [--seeds N] [--rounds K] [--validate]
 
@@ -284,7 +284,7 @@ def draw(results: experiment.Results) -> dict[str, Figure]:
     for name, each in results["races"].items():
         axes.plot(each["seconds"], 100 * np.array(each["accuracy"]), "o", alpha=0.7, label=name)
     axes.axhline(100 * results["floor"], color=experiment.GREY, linestyle=":", label="claimed of jaxnn's mean")
-    axes.set(xscale="log", xlabel="seconds of training", ylabel="accuracy (%)")
+    axes.set(xlim=(0, None), xlabel="seconds of training", ylabel="accuracy (%)")
     axes.legend(fontsize=8)
     return {"speedrun": figure}
 
