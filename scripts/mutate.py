@@ -136,7 +136,8 @@ BEYOND_CHECK = {
         "a CPU multiplies in full, whatever is asked for",
     r"platform_dependent": "the other path computes the same",
     r"_largest_divisor: |_correlate: .*(1:|block|_samples_in|_is_slow_as_a_whole)|"
-    r"_weight_gradient_by_patches: (-1 -> |.*(_samples_in|samples // block|\(oh, ))": "blocks of another size, the same result",
+    r"_weight_gradient_by_patches: (-1 -> |.*(_samples_in|samples // block|\(oh, ))":
+        "blocks of another size, the same result",
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that nothing reads",
@@ -144,7 +145,8 @@ BEYOND_CHECK = {
     r"_sum_over: max|total == 0":
         "no classes, or no weights at all: `check` is given some",
     r"_expected: epsilon == 0|_expected: jnp\.issubdtype": "the general form, which is the same there",
-    r"_bwd: cotangent\(.*\) -> |cotangent: |vary_with: ": "of the right type already, but over a mesh",
+    r"_bwd: cotangent\(.*\) -> |cotangent: |vary_with: |_weight_gradient_by_patches: jnp\.moveaxis":
+        "of the right type already, but over a mesh",
     r"_nll_fwd: |_to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows":
         "rows whose label is no class: NaN by contract, whatever was computed",
     r"_keep: .*greater": "one pattern of 2³² bits",
