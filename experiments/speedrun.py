@@ -51,7 +51,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "mnist": Recipe(0.9904, 3, 256, 0.01, (24, 48), 5, 0),
+    "mnist": Recipe(0.9904, 3, 256, 0.01, (32, 64), 5, 0),
     "digits": Recipe(0.97, 10, 64, 0.01, (16, 32), 3, 1),
 }
 
