@@ -28,9 +28,10 @@ if SHORT:
 finished = itertools.count(1)
 
 # What is forgotten below is compiled once: each process keeps its programs on disk while it runs.
-programs = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", programs.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+if not jax.config.jax_compilation_cache_dir:
+    programs = tempfile.TemporaryDirectory()
+    jax.config.update("jax_compilation_cache_dir", programs.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def pytest_collection_modifyitems(items):
