@@ -258,7 +258,7 @@ def measure(options: argparse.Namespace) -> experiment.Results:
         f"{dataset.name}: {recipe.epochs} epochs, batches of {recipe.batch_size}, {options.dtype},"
         f" {len(train.labels)} images"
     )
-    columns = ["training", "seeds", f"{part} accuracy", "median time", "jaxnn's time of it", "compilation"]
+    columns = ["training", "seeds", f"{part} accuracy", "median time", "jaxnn's time of it", "compilation or warm-up"]
     return {
         "claims": claims,
         "tables": [experiment.table(title, columns, rows)],

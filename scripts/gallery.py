@@ -42,6 +42,12 @@ def markdown(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
+def command(name: str, options: dict[str, Any]) -> str:
+    """Return the command that runs an experiment with these options; a switch has no value."""
+    said = (f"--{key.replace('_', '-')} {value}".removesuffix(" True") for key, value in options.items())
+    return " ".join([f"python experiments/{name}.py", *said])
+
+
 def section(name: str) -> str:
     """Return the README's part about one experiment."""
     import _experiment as experiment
@@ -63,8 +69,7 @@ def section(name: str) -> str:
         measured, bound = experiment.shown(claim["measured"]), experiment.shown(claim["bound"])
         lines.append(f"| {markdown(claim['claim'])} | {measured} | {claim['relation']} {bound} |")
     run = results["run"]
-    options = " ".join(f"--{k.replace('_', '-')} {v}".removesuffix(" True") for k, v in run["options"].items())
-    lines += ["", f"`python experiments/{name}.py {options}`: {results['seconds']:.0f} s; jax {run['jax']}, "
+    lines += ["", f"`{command(name, run['options'])}`: {results['seconds']:.0f} s; jax {run['jax']}, "
               f"Python {run['python']}, {run['device']}, {run['cores']} cores.", "", "</details>", ""]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -25,6 +25,11 @@ def case():
 def cases():
     return [(double, (x,)), (double, (x,), {{"reference": lambda x: 3 * x}})]
 
+def imaginary():
+    square = jax.custom_vjp(lambda z: z * z)
+    square.defvjp(lambda z: (z * z, z), lambda z, g: (jnp.conj({factor} * z * g),))
+    return square, (jnp.array([1 + 2j, -3 + 1j]),)
+
 def exits():
     raise SystemExit(0)
 
@@ -131,6 +136,12 @@ def test_the_page(capsys, rules, tmp_path):
         re.match(r"https?:|//", str(v)) for _, attrs in tags.seen for k, v in attrs.items() if k in ("src", "href")
     )
     assert "step size h" in text and "a constant factor: 3 times" in text
+
+
+def test_the_page_writes_complex_numbers(capsys, rules, tmp_path):
+    path = tmp_path / "page.html"
+    code, *_ = run(capsys, f"{rules()}:imaginary", "--level", "rule", "--html", str(path))
+    assert code == 1 and re.search(r"the rule gives \S+ [+−] \S+i, automatic \S+ [+−] \S+i and", path.read_text())
 
 
 def test_the_page_escapes_what_it_shows():

@@ -1,5 +1,6 @@
 """The README's gallery is what its script makes of the committed results."""
 
+import argparse
 import importlib.util
 import io
 from pathlib import Path
@@ -9,7 +10,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import run_all
-from _experiment import STYLE, digest
+from _experiment import STYLE, digest, run_of
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,14 @@ def test_the_readme_says_what_was_measured():
     text = gallery.README.read_text()
     assert gallery.readme(text) == text
     assert gallery.readme(text.replace("holds if", "holds when")) == text
+
+
+def test_the_command_is_what_was_typed():
+    """A switch has no value, what is not given is left out, and no folder of the machine is shown."""
+    options = argparse.Namespace(epochs=3, data_dir="mnist", output="pictures", validate=True, quick=False, model=None)
+    said = run_of(options)["options"]
+    assert said == {"epochs": 3, "validate": True}
+    assert gallery.command("speedrun", said) == "python experiments/speedrun.py --epochs 3 --validate"
 
 
 @pytest.mark.parametrize("name", gallery.names())

@@ -34,6 +34,7 @@ def dense_bwd(residuals, dy):
 
 
 dense.defvjp(dense_fwd, dense_bwd)
+TABLE = np.zeros((2, 2))  # its text has two lines
 X, W = jax.random.normal(jax.random.key(0), (5, 4)), jax.random.normal(jax.random.key(1), (4, 4))
 
 
@@ -419,6 +420,9 @@ BAD = {
     "argnums a bool": ((dense, X, W), {"argnums": True}, ValueError, "`argnums` (True)"),
     "mesh": ((dense, X, W), {"mesh": "devices"}, ValueError, "`mesh` ('devices') must be a jax.sharding.Mesh"),
     "unknown keyword": ((dense, X, W), {"kwargs": {"u": X}}, ValueError, "got an unexpected keyword argument 'u'"),
+    "a signature of many lines": (
+        (lambda x, table=TABLE: x @ table, X, X, X), {}, ValueError, "but too many positional arguments"
+    ),
     "reference of other arguments": ((dense, X, W), {"reference": jnp.sin}, ValueError, "`reference` (sin(x: "),
     "reference raises": (
         (jnp.sin, X), {"reference": raising}, ValueError, "`reference` (raising) must run on `args`, but raises RuntimeErr"
@@ -452,6 +456,20 @@ def test_a_complex_gradient_and_its_hint():
         (row,) = [row for row in gradcheck.check(f, z, level="rule").failures if row.check == "gradient"]
         assert hint in row.hint and abs(row.evidence.automatic - row.evidence.numeric) < 1e-3
         assert json.dumps(gradcheck.check(f, z, level="rule").to_dict())
+
+
+def test_a_factor_of_a_complex_gradient_is_real():
+    triple = jax.custom_vjp(lambda z: z * z)
+    triple.defvjp(lambda z: (z * z, z), lambda z, g: (jnp.complex64(6 + 1e-5j) * z * g,))
+    (row,) = gradcheck.check(triple, jnp.array([1 + 2j, -3 + 1j], jnp.complex64), level="rule").failures
+    assert row.hint == "a constant factor: 3 times the derivative"
+
+
+def test_arguments_without_a_finite_element_tell_nothing():
+    double = jax.custom_vjp(lambda x: 2 * x)
+    double.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
+    (row,) = [r for r in gradcheck.check(double, jnp.array([jnp.inf]), level="rule").rows if r.check == "gradient"]
+    assert row.status == "INCONCLUSIVE" and "give arguments that are" in row.message
 
 
 def test_a_small_error_is_not_called_a_constant_factor():

@@ -69,7 +69,13 @@ def test_the_network_of_tensors_is_ours():
         assert same.share_right(ours) == race.share_right(params)
 
 
-def test_the_picture(monkeypatch):
+def test_another_that_guesses_fails(monkeypatch):
+    monkeypatch.setattr(subject, "torch_forms", lambda: ["eager"])
+    monkeypatch.setattr(subject, "with_torch", lambda *_: subject.Race(lambda seed: None, lambda params: 0.5, 0.0))
+    assert [claim for claim in failing(subject, *SHORT) if "accuracy is ours" in claim and "eager" in claim]
+
+
+def test_the_picture():
     race = {"seconds": [1.0, 2.0], "accuracy": [0.98, 0.99]}
     figure = subject.draw({"races": {subject.OURS: race, subject.AUTODIFF: race}, "floor": 0.97})["speedrun"]
     figure.draw_without_rendering()

@@ -845,6 +845,15 @@ def relu_2_at_0():
     return f, (fixed([-1.2, 0.6, 2.4, -0.3]),)
 
 
+@wrong("kinks", "pytorch/pytorch#147801")
+def hardswish_of_closed_pieces():
+    """Hard swish, its pieces closed at both ends and added: 2.5 at 3, and -0.5 at -3, where it is a convention."""
+    hardswish = lambda x: x * jnp.clip(x + 3, 0, 6) / 6  # noqa: E731
+    inner = lambda x: jnp.where(jnp.abs(x) <= 3, x / 3 + 0.5, 0)  # noqa: E731
+    x = fixed([*np.linspace(-3.3, -2.7, 20), 2.8, 3.3])
+    return elementwise(hardswish, lambda x: inner(x) + jnp.where(x >= 3, unit(x), 0)), (x,)
+
+
 @wrong("kinks", "Theano/Theano#4568")
 def maximum_both():
     """At a tie both arguments of maximum are given the whole cotangent."""

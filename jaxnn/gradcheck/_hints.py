@@ -34,6 +34,7 @@ def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any,
         return "the complex conjugate of the derivative" if c.imag.any() else "the derivative's real part alone"
     factor = np.vdot(t, c) / np.vdot(t, t) if t.any() else 0.0
     if factor and _same(c, factor * t) and np.abs(c - factor * t).max() <= 0.1 * np.abs(c - t).max():
+        factor = factor.real if abs(factor.imag) <= 1e-3 * abs(factor) else factor
         return f"a constant factor: {factor:.4g} times the derivative"
     for other, path in enumerate(paths):
         if other != leaf and _same(c, truth[other]):

@@ -141,7 +141,7 @@ def _validate(
         _fits(name, value, args, kwargs or {})
     if not isinstance(level, str) or level not in LEVELS:
         raise ValueError(f"`level` ({level!r}) must be one of {', '.join(map(repr, LEVELS))}")
-    if not isinstance(skip, list | tuple | set | frozenset) or not all(any(s == name for name in FULL) for s in skip):
+    if not isinstance(skip, list | tuple | set | frozenset) or not all(s in tuple(FULL) for s in skip):
         raise ValueError(f"`skip` ({skip!r}) must be a sequence of names of checks: {', '.join(FULL)}")
     if mesh is not None and not isinstance(mesh, jax.sharding.Mesh):
         raise ValueError(f"`mesh` ({mesh!r}) must be a jax.sharding.Mesh, or None for two of the devices there are")
@@ -167,7 +167,7 @@ def _fits(name: str, f: Any, args: Any, kwargs: Any) -> None:
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ValueError(
-            f"`{name}` ({name_of(f)}{signature}) must take `args` and `kwargs`, but {error}; "
+            f"`{name}` ({name_of(f)}{' '.join(str(signature).split())}) must take `args` and `kwargs`, but {error}; "
             "pass keyword arguments as kwargs={...}"
         ) from None
 

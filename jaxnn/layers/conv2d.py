@@ -185,7 +185,7 @@ _conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 
 # The rule works on images (s, i, j, channel) and filters (i', j', ic, oc) whatever the layout given. Only these take
-# the CPU backend's fast path inside a scan, where NCHW costs ten times as much and more; outside, the transposes are
+# the CPU backend's fast path inside a scan, where NCHW is many times slower; outside, the transposes are
 # cheap (`python scripts/bench.py components` has both layouts).
 
 
@@ -237,7 +237,7 @@ def _correlate(geometry: _Geometry, x: Array, w: Array) -> Array:
 
 
 def _is_slow_as_a_whole(geometry: _Geometry, w: Array) -> bool:
-    """Tell which convolutions of a batch the CPU backend of jax 0.10 runs at about half the speed of blocks of samples.
+    """Tell which convolutions of a batch the CPU backend of jax 0.10 runs slower than blocks of samples.
 
     Few channels or 1×1 filters gain nothing in blocks, nor does any convolution from jax 0.11 on.
     """

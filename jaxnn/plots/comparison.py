@@ -126,7 +126,10 @@ def _float(value: Any) -> float | None:
 
 
 def _number(value: Any, digits: int = 3) -> str:
-    """Write a number as in print: 0.0125, 1.25×10⁻⁷, ∞."""
+    """Write a number as in print: 0.0125, 1.25×10⁻⁷, 1 − 2i, ∞."""
+    if isinstance(value, str) and value.endswith(("j", "j)")):
+        z = complex(value)
+        return f"{_number(z.real, digits)} {'−' if z.imag < 0 else '+'} {_number(abs(z.imag), digits)}i"
     x = _float(value)
     if x is None or not math.isfinite(x):
         return MISSING if x is None else "nan" if math.isnan(x) else "∞" if x > 0 else "−∞"
