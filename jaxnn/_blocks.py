@@ -47,3 +47,9 @@ def add_at(start: Array, sums: Any, parts: Any) -> Any:
 def fitting(size: int, elements: int) -> int:
     """Return how many float32 rows of so many elements fit in `size` bytes: a power of two, at least 32."""
     return 1 << max(5, (size // (4 * max(1, elements))).bit_length() - 1)
+
+
+def even(size: int, block: int) -> int:
+    """Return the length of blocks, at most this, of which the last overlaps the one before least: a multiple of 8."""
+    blocks = max(1, -(-size // block))
+    return max(1, min(block, size, -(-size // (8 * blocks)) * 8))

@@ -51,7 +51,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxnn import _checks
-from jaxnn._blocks import add_at, fitting, over_blocks
+from jaxnn._blocks import add_at, even, fitting, over_blocks
 from jaxnn._rules import cotangent, defined_by, on_paper, resolve_precision, type_of, vary_with, wide
 from jaxnn._softmax import times
 from jaxnn.losses import _labels
@@ -253,13 +253,13 @@ class _Block(NamedTuple):
 
     x: Float[Array, "rows inputs"]
     alpha: Float[Array, " rows"]
-    labels: Int[Array, " rows"]
+    labels: Int[Array, " rows"]  # counted from the first of these classes; any other number for any other class
     counted: Bool[Array, " rows"]  # neither left out nor part of an earlier block
     bad: Bool[Array, " rows"]  # with a label that is no class, and does not say to leave the row out
     w: Float[Array, "classes inputs"]
     b: Float[Array, " classes"] | None
     beta: Float[Array, " classes"] | None  # 0 for classes of an earlier block
-    ids: Int[Array, " classes"]  # −1 for classes of an earlier block
+    fresh: Bool[Array, " classes"] | None  # not of an earlier block; None if that is all of them
     beta_sum: Float[Array, ""] | None  # over all classes
 
 
@@ -272,22 +272,27 @@ class _Statistics(NamedTuple):
     smoothed: Float[Array, " rows"] | None  # Σ β z
 
 
+Linear = Callable[[_Block, Array], Array]  # makes the a of a block of classes, which begins at the class given
+
+
 def _by_rows(options: _Options, inputs: _Inputs, forms_gradient: bool = False) -> tuple[Array, Any]:
     """Return the sum of the rows' losses, and its gradient, block of rows by block of rows."""
     whole, varied = _whole(options, inputs), _varied(inputs)
     zeros = functools.partial(jnp.zeros, dtype=whole.alpha.dtype)
+    # Plain logits are summed up where they lie; capped or smoothed, a block's would be made once more, so by classes.
+    in_one = options.softcap is None and inputs.beta is None
+    for_statistics = options._replace(classes=max(1, len(inputs.w))) if in_one else options
 
     def add_rows(carry: Any, start: Array, fresh: Array | None) -> Any:
         block = _some_rows(whole, start, options.rows, fresh)
         a = _linear(options, block)
-        statistics = _of_all_devices(options, _statistics(block, _logits(options, block, a)[0]))
-        l, log_total, gap = map(varied, _losses(options, block, statistics))
+
+        def linear(part: _Block, first: Array) -> Array:
+            return lax.dynamic_slice_in_dim(a, first, len(part.w), 1)
+
+        l, log_total, gap = map(varied, _losses(options, block, _statistics(for_statistics, block, linear, varied)))
         total, for_rows, for_classes = carry
         if forms_gradient:
-
-            def linear(part: _Block, first: Array) -> Array:
-                return lax.dynamic_slice_in_dim(a, first, len(part.w), 1)
-
             dx, for_classes = _gradient(options, block, linear, log_total, varied(jnp.ones_like(l)), for_classes)
             for_rows = add_at(start, for_rows, (dx, gap))
         return total + jnp.sum(l), for_rows, for_classes
@@ -304,16 +309,8 @@ def _by_rows(options: _Options, inputs: _Inputs, forms_gradient: bool = False) -
 def _by_classes(options: _Options, inputs: _Inputs) -> tuple[Array, Array, Array]:
     """Return each row's loss, Z and Z − z_t, block of classes by block of classes."""
     whole, varied = _whole(options, inputs), _varied(inputs)
-
-    def add_classes(so_far: _Statistics, start: Array, fresh: Array | None) -> _Statistics:
-        part = _some_classes(whole, start, options.classes, fresh)
-        statistics = _merged(so_far, _statistics(part, _logits(options, part, _linear(options, part))[0]))
-        return _Statistics(*jax.tree.map(varied, tuple(statistics)))
-
-    nothing = jnp.zeros(len(inputs.x), whole.alpha.dtype)
-    none_yet = _Statistics(nothing - jnp.inf, nothing, nothing, None if inputs.beta is None else nothing)
-    statistics = over_blocks(len(inputs.w), options.classes, add_classes, jax.tree.map(varied, none_yet))
-    l, log_total, gap = _losses(options, whole, _of_all_devices(options, statistics))
+    statistics = _statistics(options, whole, lambda part, _: _linear(options, part), varied)
+    l, log_total, gap = _losses(options, whole, statistics)
     return varied(l), varied(log_total), varied(gap)
 
 
@@ -329,10 +326,25 @@ def _gradient_by_classes(options: _Options, inputs: _Inputs, log_total: Array, g
     return dx, dw, db, dl * gap / _devices(options.axis_name), dbeta
 
 
+def _statistics(options: _Options, rows: _Block, linear: Linear, varied: Callable[[Array], Array]) -> _Statistics:
+    """Return what these rows' losses need to know of their logits, block of classes by block of classes."""
+
+    def add_classes(so_far: _Statistics, start: Array, fresh: Array | None) -> _Statistics:
+        part = _some_classes(rows, start, options.classes, fresh)
+        statistics = _merged(so_far, _of_block(part, _logits(options, part, linear(part, start))[0]))
+        return _Statistics(*jax.tree.map(varied, tuple(statistics)))
+
+    nothing = jnp.zeros_like(rows.alpha)
+    none_yet = _Statistics(nothing - jnp.inf, nothing, nothing, None if rows.beta is None else nothing)
+    return _of_all_devices(
+        options, over_blocks(len(rows.w), options.classes, add_classes, jax.tree.map(varied, none_yet))
+    )
+
+
 def _gradient(
     options: _Options,
     rows: _Block,
-    linear: Callable[[_Block, Array], Array],
+    linear: Linear,
     log_total: Array,
     dl: Array,
     for_classes: Any,
@@ -362,9 +374,9 @@ def _whole(options: _Options, inputs: _Inputs) -> _Block:
     x, w, b, alpha, beta, labels = inputs
     counted = ~_labels.is_ignored(labels, options.ignore_index)
     bad = counted & ~_labels.is_label(labels, len(w) * _devices(options.axis_name))
-    ids = _first_class(options.axis_name, w, labels) + jnp.arange(len(w), dtype=labels.dtype)
     beta_sum = None if beta is None else _over_devices(options.axis_name, lax.psum, jnp.sum(beta))
-    return _Block(x, alpha, labels, counted, bad, w, b, beta, ids, beta_sum)
+    here = labels - _first_class(options.axis_name, w, labels)
+    return _Block(x, alpha, here, counted, bad, w, b, beta, None, beta_sum)
 
 
 def _some_rows(block: _Block, start: Array, size: int, fresh: Array | None) -> _Block:
@@ -375,12 +387,13 @@ def _some_rows(block: _Block, start: Array, size: int, fresh: Array | None) -> _
 
 
 def _some_classes(block: _Block, start: Array, size: int, fresh: Array | None) -> _Block:
-    classes = (block.w, block.b, block.beta, block.ids)
-    w, b, beta, ids = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), classes)
+    classes = (block.w, block.b, block.beta)
+    w, b, beta = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), classes)
+    labels = block.labels - start.astype(block.labels.dtype)
     if fresh is not None:
-        ids = jnp.where(fresh, ids, jnp.full_like(ids, -1))
+        labels = jnp.where(fresh[_labels.in_range(labels, size)], labels, jnp.full_like(labels, -1))
         beta = None if beta is None else jnp.where(fresh, beta, jnp.zeros_like(beta))
-    return block._replace(w=w, b=b, beta=beta, ids=ids)
+    return block._replace(labels=labels, w=w, b=b, beta=beta, fresh=fresh)
 
 
 def _product(options: _Options, a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
@@ -400,19 +413,15 @@ def _logits(options: _Options, block: _Block, a: Array) -> tuple[Array, Array | 
     if options.softcap is not None:
         capped = a / options.softcap
         z, slope = options.softcap * jnp.tanh(capped), 4 * lax.logistic(2 * capped) * lax.logistic(-2 * capped)
-    return jnp.where(block.ids[None, :] >= 0, z, -jnp.inf), slope
+    return z if block.fresh is None else jnp.where(block.fresh[None, :], z, -jnp.inf), slope
 
 
-def _at_label(block: _Block, z: Array) -> Array:
-    """Return z at the label's class and 0 elsewhere."""
-    return jnp.where(block.labels[:, None] == block.ids[None, :], z, jnp.zeros((), z.dtype))
-
-
-def _statistics(block: _Block, z: Array) -> _Statistics:
+def _of_block(block: _Block, z: Array) -> _Statistics:
     largest = lax.stop_gradient(jnp.max(z, 1, initial=-jnp.inf))
     total = jnp.sum(jnp.exp(z - _finite(largest)[:, None]), 1)
     smoothed = None if block.beta is None else jnp.sum(times(block.beta[None, :], z), 1)
-    return _Statistics(largest, total, jnp.sum(_at_label(block, z), 1), smoothed)
+    is_here, zero = _labels.is_label(block.labels, z.shape[1]), jnp.zeros((), z.dtype)
+    return _Statistics(largest, total, jnp.where(is_here, _labels.at_label(z, block.labels), zero), smoothed)
 
 
 def _merged(s: _Statistics, t: _Statistics) -> _Statistics:
@@ -451,7 +460,9 @@ def _da(options: _Options, block: _Block, z: Array, slope: Array | None, log_tot
     """da = dl ((α + Σ β + 2ζ Z) p − α e(t) − β) ∂z/∂a: NaN in rows of no class, 0 in those left out."""
     p = jnp.exp(z - log_total[:, None])
     q_sum = block.alpha if block.beta_sum is None else block.alpha + block.beta_sum
-    dz = (q_sum + 2 * options.z_loss * log_total)[:, None] * p - _at_label(block, block.alpha[:, None])
+    is_label = _labels.one_hot(block.labels, z.shape[1])
+    target = jnp.where(is_label, block.alpha[:, None], jnp.zeros((), z.dtype))
+    dz = (q_sum + 2 * options.z_loss * log_total)[:, None] * p - target
     dz = dz if block.beta is None else dz - jnp.broadcast_to(block.beta, dz.shape)
     da = jnp.where(block.bad, jnp.nan, dl)[:, None] * (dz if slope is None else dz * slope)
     return jnp.where(block.counted[:, None], da, jnp.zeros((), da.dtype))
@@ -459,7 +470,8 @@ def _da(options: _Options, block: _Block, z: Array, slope: Array | None, log_tot
 
 def _dbeta(block: _Block, z: Array, log_total: Array, dl: Array) -> Array:
     """dβ_c = Σ_n dl_n (Z_n − z_nc), over the rows with a class."""
-    counts = (block.counted & ~block.bad)[:, None] & (block.ids >= 0)[None, :]
+    counts = (block.counted & ~block.bad)[:, None]
+    counts = counts if block.fresh is None else counts & block.fresh[None, :]
     # Masked before the product: an infinite z of a masked class would leave NaN in the derivative by dl.
     return jnp.sum(dl[:, None] * jnp.where(counts, log_total[:, None] - z, jnp.zeros((), z.dtype)), 0)
 
@@ -508,17 +520,18 @@ def _row_weights(axis_name: AxisName | None, labels: Array, weight: Array | None
 def _block_sizes(memory: str, block_size: int | None, n: int, v: int, d: int) -> tuple[int, int]:
     """Return the rows of a block of `_by_rows`, and the classes of a block of the vocabulary.
 
-    On a CPU a block of float32 logits, and of what it adds to dW, is to fit in the cache, where it is cheap to pass
-    over again. On other devices every pass is over the main memory, dW's sum of 4VD bytes included once a block of
-    rows: blocks are as large as the memory allows, and whole in V, where the product adds to the sum itself.
+    Each block of rows passes over dW's sum of 4VD bytes: the more rows the faster. On a CPU, 32 MB of float32 logits
+    are as fast as all of them; what a block of classes adds to dW is to fit in the cache, where it is cheap to pass
+    over again (`python experiments/output_layer_at_scale.py`). On other devices every pass is over the main memory:
+    blocks are as large as the memory allows, and whole in V, where the product adds to the sum itself.
     """
     if jax.default_backend() == "cpu":
-        rows, classes = fitting(8 << 20, v), fitting(8 << 20, max(n if memory == "lean" else 0, d))
+        rows, classes = fitting(32 << 20, v), fitting(8 << 20, max(n, d)) if memory == "lean" else fitting(2 << 20, d)
     else:
         rows, classes = fitting(1 << 30, v), fitting(128 << 20, n) if memory == "lean" else v
     if block_size is not None:
         rows, classes = (block_size, classes) if memory == "fast" else (rows, block_size)
-    return max(1, min(rows, n)), max(1, min(classes, v))
+    return even(n, rows), even(v, classes)
 
 
 def _checked(
