@@ -458,6 +458,19 @@ def test_a_complex_gradient_and_its_hint():
         assert json.dumps(gradcheck.check(f, z, level="rule").to_dict())
 
 
+def test_without_an_automatic_derivative_the_imaginary_axis_is_tried_too():
+    """The rule of |z|² forgets the imaginary part of 2 conj(z), and a callback has no derivative to compare it with."""
+
+    def length(z):
+        return jax.pure_callback(lambda z: np.square(np.abs(z)), jax.ShapeDtypeStruct(z.shape, z.real.dtype), z)
+
+    for kept, status in ((lambda z: z.real.astype(z.dtype), "FAIL"), (jnp.conj, "PASS")):
+        f = jax.custom_vjp(length)
+        f.defvjp(lambda z: (length(z), z), lambda z, g, kept=kept: (2 * g.astype(z.dtype) * kept(z),))
+        rows = gradcheck.check(f, jnp.array([1 + 2j, -3 + 1j], jnp.complex64), level="rule").rows
+        assert [row.status for row in rows if row.check == "gradient" and row.path == "z"] == [status]
+
+
 def test_a_factor_of_a_complex_gradient_is_real():
     triple = jax.custom_vjp(lambda z: z * z)
     triple.defvjp(lambda z: (z * z, z), lambda z, g: (jnp.complex64(6 + 1e-5j) * z * g,))

@@ -1284,7 +1284,7 @@ def relu6_without_its_upper_bound():
 def hidden_behind_kinks():
     """A quarter too much, of an argument that comes out of a ReLU: most of its elements are at the kink."""
     twice = lambda x: 2 * jnp.maximum(x, 0)  # noqa: E731
-    x = jnp.maximum(normal(20), 0)
+    x = jnp.maximum(normal(300), 0)
     return elementwise(twice, lambda x: jnp.where(x > 0, 2.5, 0.0).astype(x.dtype)), (x,)
 
 
