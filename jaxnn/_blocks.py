@@ -50,5 +50,7 @@ def fitting(size: int, elements: int) -> int:
 
 def even(size: int, block: int) -> int:
     """Return the length of blocks, at most this, of which the last overlaps the one before least: a multiple of 8."""
-    blocks = max(1, -(-size // block))
-    return max(1, min(block, size, -(-size // (8 * blocks)) * 8))
+    if size == 0:
+        return 1
+    blocks = -(-size // block)
+    return min(block, size, -(-size // (8 * blocks)) * 8)

@@ -42,7 +42,8 @@ SHARED, OWN = (
     "pooling_indices penalties dropout conv2d_paths linear_cross_entropy",
 )
 SECONDS = 120  # for one test, or one case of `check`
-ONLY_SPEED = {"_samples_in", "_is_slow_as_a_whole", "_block_sizes", "fitting"}  # blocks of any size: the same result
+# Blocks of any size have the same result.
+ONLY_SPEED = {"_samples_in", "_is_slow_as_a_whole", "_block_sizes", "fitting", "even"}
 SYMMETRIC_LOSS = "(y − t)² is (t − y)²"
 ORDER = "NumPy orders float32 and float64 as their sizes do"
 FLOAT32 = "the other argument's is float32 at least"

@@ -113,12 +113,13 @@ def test_every_size_of_block_is_the_same(memory):
             assert_same(derivatives(f, primals), truth)
 
 
-def test_blocks_of_the_sum_for_w_are_the_same(monkeypatch):
+@pytest.mark.parametrize("summed", [3, 5, 100])
+def test_blocks_of_the_sum_for_w_are_the_same(monkeypatch, summed):
     """In the fast form the vocabulary is blocked too, where it is large: here by force."""
     module = importlib.import_module(loss.__module__)
-    monkeypatch.setattr(module, "_block_sizes", lambda *_: (4, 3))
     with jax.enable_x64(True):
         primals, labels = arrays()
+        monkeypatch.setattr(module, "_block_sizes", lambda *_: (4, 3, min(summed, len(primals[1]))))
         truth = derivatives(scalar(loss.definition, labels, **OPTIONS["all"]), primals)
         assert_same(derivatives(scalar(loss, labels, **OPTIONS["all"]), primals), truth)
 

@@ -70,6 +70,7 @@ class _Options(NamedTuple):
     forms_gradient: bool  # in the forward pass; the rule then returns the sum over the rows
     rows: int  # in a block of the forward pass that forms the gradient
     classes: int  # in a block of the vocabulary
+    summed: int  # classes in a block of which Σ exp(z) is taken
     axis_name: AxisName | None
     precision: Any
 
@@ -102,11 +103,11 @@ def _definition(
     precision: Any = None,
     axis_name: AxisName | None = None,
 ) -> Array:
-    checked = _checked(
+    arguments = _arguments(
         x, w, targets, b, weight, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, memory, block_size,
         precision, axis_name,
     )  # fmt: skip
-    (x, w, b, alpha, beta, labels), options, d = checked
+    (x, w, b, alpha, beta, labels), options, d = arguments
     accumulator = wide(x.dtype)
     z = jnp.matmul(x.astype(accumulator), w.T.astype(accumulator), precision=precision)
     z = z if b is None else z + jnp.broadcast_to(b.astype(accumulator), z.shape)
@@ -192,11 +193,11 @@ def linear_cross_entropy(
         Wijmans et al. 2024, arXiv:2411.09009 (blocks of the vocabulary); Chowdhery et al. 2022, arXiv:2204.02311
         (z-loss); Gemma Team 2024, arXiv:2408.00118 (softcap).
     """
-    checked = _checked(
+    arguments = _arguments(
         x, w, targets, b, weight, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, memory, block_size,
         precision, axis_name,
     )  # fmt: skip
-    inputs, options, d = checked
+    inputs, options, d = arguments
     l = _over_devices(axis_name, lax.psum, _linear_cross_entropy(options, *inputs))
     return reduce(l.reshape(d.shape) if reduction == "none" else l, d, reduction)
 
@@ -279,9 +280,6 @@ def _by_rows(options: _Options, inputs: _Inputs, forms_gradient: bool = False) -
     """Return the sum of the rows' losses, and its gradient, block of rows by block of rows."""
     whole, varied = _whole(options, inputs), _varied(inputs)
     zeros = functools.partial(jnp.zeros, dtype=whole.alpha.dtype)
-    # Plain logits are summed up where they lie; capped or smoothed, a block's would be made once more, so by classes.
-    in_one = options.softcap is None and inputs.beta is None
-    for_statistics = options._replace(classes=max(1, len(inputs.w))) if in_one else options
 
     def add_rows(carry: Any, start: Array, fresh: Array | None) -> Any:
         block = _some_rows(whole, start, options.rows, fresh)
@@ -290,7 +288,7 @@ def _by_rows(options: _Options, inputs: _Inputs, forms_gradient: bool = False) -
         def linear(part: _Block, first: Array) -> Array:
             return lax.dynamic_slice_in_dim(a, first, len(part.w), 1)
 
-        l, log_total, gap = map(varied, _losses(options, block, _statistics(for_statistics, block, linear, varied)))
+        l, log_total, gap = map(varied, _losses(options, block, _statistics(options, block, linear, varied)))
         total, for_rows, for_classes = carry
         if forms_gradient:
             dx, for_classes = _gradient(options, block, linear, log_total, varied(jnp.ones_like(l)), for_classes)
@@ -330,14 +328,14 @@ def _statistics(options: _Options, rows: _Block, linear: Linear, varied: Callabl
     """Return what these rows' losses need to know of their logits, block of classes by block of classes."""
 
     def add_classes(so_far: _Statistics, start: Array, fresh: Array | None) -> _Statistics:
-        part = _some_classes(rows, start, options.classes, fresh)
+        part = _some_classes(rows, start, options.summed, fresh)
         statistics = _merged(so_far, _of_block(part, _logits(options, part, linear(part, start))[0]))
         return _Statistics(*jax.tree.map(varied, tuple(statistics)))
 
     nothing = jnp.zeros_like(rows.alpha)
     none_yet = _Statistics(nothing - jnp.inf, nothing, nothing, None if rows.beta is None else nothing)
     return _of_all_devices(
-        options, over_blocks(len(rows.w), options.classes, add_classes, jax.tree.map(varied, none_yet))
+        options, over_blocks(len(rows.w), options.summed, add_classes, jax.tree.map(varied, none_yet))
     )
 
 
@@ -517,8 +515,10 @@ def _row_weights(axis_name: AxisName | None, labels: Array, weight: Array | None
     return jnp.where(valid, _over_devices(axis_name, lax.psum, weights), ones)
 
 
-def _block_sizes(memory: str, block_size: int | None, n: int, v: int, d: int) -> tuple[int, int]:
-    """Return the rows of a block of `_by_rows`, and the classes of a block of the vocabulary.
+def _block_sizes(
+    holds_logits: bool, changes_logits: bool, block_size: int | None, n: int, v: int, d: int
+) -> tuple[int, int, int]:
+    """Return the rows of a block of `_by_rows`, and the classes of a block of the vocabulary, twice: see `_Options`.
 
     Each block of rows passes over dW's sum of 4VD bytes: the more rows the faster. On a CPU, 32 MB of float32 logits
     are as fast as all of them; what a block of classes adds to dW is to fit in the cache, where it is cheap to pass
@@ -526,15 +526,16 @@ def _block_sizes(memory: str, block_size: int | None, n: int, v: int, d: int) ->
     blocks are as large as the memory allows, and whole in V, where the product adds to the sum itself.
     """
     if jax.default_backend() == "cpu":
-        rows, classes = fitting(32 << 20, v), fitting(8 << 20, max(n, d)) if memory == "lean" else fitting(2 << 20, d)
+        rows, classes = fitting(32 << 20, v), fitting(2 << 20, d) if holds_logits else fitting(8 << 20, max(n, d))
     else:
-        rows, classes = fitting(1 << 30, v), fitting(128 << 20, n) if memory == "lean" else v
+        rows, classes = fitting(1 << 30, v), v if holds_logits else fitting(128 << 20, n)
     if block_size is not None:
-        rows, classes = (block_size, classes) if memory == "fast" else (rows, block_size)
-    return even(n, rows), even(v, classes)
+        rows, classes = (block_size, classes) if holds_logits else (rows, block_size)
+    # Logits that are held are summed up where they lie; capped or smoothed ones would be held once more.
+    return even(n, rows), even(v, classes), even(v, v if holds_logits and not changes_logits else classes)
 
 
-def _checked(
+def _arguments(
     x: ArrayLike,
     w: ArrayLike,
     targets: ArrayLike,
@@ -574,10 +575,8 @@ def _checked(
         ) from None
 
     forms_gradient = memory == "fast" and reduction != "none"
-    rows, classes = _block_sizes("fast" if forms_gradient else "lean", block_size, labels.size, v, d)
-    options = _Options(
-        z_loss, softcap, ignore_index, forms_gradient, rows, classes, axis_name, resolve_precision(precision)
-    )
+    blocks = _block_sizes(forms_gradient, softcap is not None or epsilon > 0, block_size, labels.size, v, d)
+    options = _Options(z_loss, softcap, ignore_index, forms_gradient, *blocks, axis_name, resolve_precision(precision))
     dtype = wide(x.dtype)
     counts = _row_weights(axis_name, labels, weight, _labels.is_label(labels, count), dtype)
     counts = jnp.where(_labels.is_ignored(labels, ignore_index), jnp.zeros((), dtype), counts)
