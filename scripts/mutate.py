@@ -54,6 +54,24 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     **{f"layers/conv2d.py _conv2d_bwd: (0, 1, 2) -> {axes}": "a sum over the same axes"
        for axes in ("(1, 0, 2)", "(0, 2, 1)")},
     "layers/conv2d.py _weight_gradient_by_patches: groups == 1 -> groups == 0": "the general form, slower",
+    **{f"layers/conv2d.py {mutant}": "blocks of another size, the same result" for mutant in (
+        "_correlate: _samples_in(_BLOCK_BYTES, x.shape[1:], x.dtype) -> "
+        "_samples_in(x.shape[1:], _BLOCK_BYTES, x.dtype)",
+        "_correlate: _samples_in(_BLOCK_BYTES, x.shape[1:], x.dtype) -> "
+        "_samples_in(_BLOCK_BYTES, x.shape[1:], jnp.bfloat16)",
+        "_correlate: 1: -> 0:", "_correlate: 1: -> 2:",
+        "_correlate: not _is_slow_as_a_whole(geometry, w) -> _is_slow_as_a_whole(geometry, w)",
+        *(f"_weight_gradient_by_patches: (oh, ow, kh, kw, x.shape[-1]) -> {shape}" for shape in (
+            "(ow, oh, kh, kw, x.shape[-1])", "(oh, kh, ow, kw, x.shape[-1])", "(oh, ow, kw, kh, x.shape[-1])",
+            "(oh, ow, kh, x.shape[-1], kw)")),
+        *(f"_weight_gradient_by_patches: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
+    **{f"layers/conv2d.py _correlate: lax.platform_dependent(x, w, cpu=in_blocks, default=whole) -> "
+       f"lax.platform_dependent(x, w, {path})": "the same result on a CPU"
+       for path in ("default=whole", "cpu=in_blocks")},
+    **{f"layers/log_softmax.py _log_softmax_bwd: jnp.where(where, {d}, zero) -> jnp.where(where, {d}, -zero)": "−0"
+       for d in ("dx", "dy")},
+    "losses/cross_entropy.py _expected: jnp.issubdtype(targets.dtype, jnp.floating) -> "
+    "jnp.issubdtype(jnp.bfloat16, jnp.floating)": "the general form, slower",
     "layers/max_pool2d.py _plane_indices: zip(geometry.stride, geometry.outputs, geometry.padding, strict=True) -> "
     "zip(geometry.stride, geometry.outputs, geometry.padding)": "all three are pairs",
     "layers/max_pool2d.py _plane_indices: strict=True -> strict=False": "all three are pairs",
@@ -119,6 +137,14 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
        for swap in ("squared_error: (y, t) -> (t, y)", "squared_error: _squared_error(y, t) -> _squared_error(t, y)",
                     "_squared_error: _squared_error_fwd(y, t) -> _squared_error_fwd(t, y)",
                     "_squared_error_fwd: _difference(y, t) -> _difference(t, y)")},
+    **{f"_blocks.py over_blocks: blocks <= 1 -> {other}": "a single block by a loop"
+       for other in ("blocks < 1", "blocks <= 0")},
+    "_blocks.py over_blocks: None if size % block == 0 else start + jnp.arange(block, dtype=first.dtype) >= first -> "
+    "start + jnp.arange(block, dtype=first.dtype) >= first": "a mask that hides nothing",
+    **{f"_blocks.py over_blocks: size % block -> {other}": "a mask that hides nothing"
+       for other in ("size // block", "block % size", "size", "block")},
+    "_blocks.py over_blocks: jnp.int32(0) -> jnp.int8(0)": "0 in any dtype",
+    "_blocks.py over_blocks: jnp.arange(blocks, dtype=jnp.int32) -> jnp.arange(blocks)": "a number in any wide dtype",
     "_softmax.py total: jnp.where(jnp.any(where, axes, keepdims=True), sums, jnp.ones((), exp.dtype)) -> "
     "jnp.where(jnp.any(where, axes, keepdims=True), sums, -jnp.ones((), exp.dtype))":
         "divides the zeros of a row without entries, and its logarithm is masked",
@@ -142,10 +168,10 @@ BEYOND_CHECK = {
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that nothing reads",
-    r"max\(1, classes\)|not x\.shape\[-1\]|and classes -> |at_label: (-1|jnp\.zeros\(x\.)|_expected: -1|"
+    r"max\(1, classes\)|not x\.shape\[-1\]|and classes -> |at_label: (-1|jnp\.zeros\(x\.)|"
     r"_sum_over: max|total == 0":
         "no classes, or no weights at all: `check` is given some",
-    r"_expected: epsilon == 0|_expected: jnp\.issubdtype": "the general form, which is the same there",
+    r"_expected: epsilon == 0": "the general form, which is the same there",
     r"_bwd: cotangent\(.*\) -> |cotangent: |vary_with: |_weight_gradient_by_patches: jnp\.moveaxis":
         "of the right type already, but over a mesh",
     r"_nll_fwd: |_to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows":

@@ -302,11 +302,11 @@ def entropy(id: str, make: Any, weighted: bool = False, torch: bool = True, nan:
                 torch_entropy if usable else None, False, nan, "axis" not in options)  # fmt: skip
 
 
-def soft_targets(weighted: bool) -> Callable[[np.random.Generator], Arrays]:
+def soft_targets(weighted: bool, shape: tuple[int, ...] = (5, 4)) -> Callable[[np.random.Generator], Arrays]:
     """Logits with probabilities as targets."""
 
     def make(rng: np.random.Generator) -> Arrays:
-        arrays = rng.standard_normal((5, 4)), probabilities(rng.standard_normal((5, 4)))
+        arrays = rng.standard_normal(shape), probabilities(rng.standard_normal(shape))
         return (*arrays, rng.uniform(0.5, 2.0, 4)) if weighted else arrays
 
     return make
@@ -324,6 +324,8 @@ ENTROPY = [
                 reduction=reduction, label_smoothing=epsilon)
         for reduction, epsilon, weighted in (("mean", 0.0, False), ("mean", 0.1, True), ("none", 0.1, True), ("sum", 1.0, False))
     ),
+    entropy("soft-rows-of-rows", soft_targets(True, (2, 3, 4)), True, torch=False, label_smoothing=0.1),
+    entropy("all-smoothing", labelled((5,), 4), label_smoothing=1.0),
     entropy("axis", labelled((2, 3), 4, axis=1), axis=1, torch=False),
     entropy("rows-of-rows-weight", labelled((2, 3), 5, labels=[[0, 1, 4], [3, 2, 4]], weight="random"), True, torch=False),
     entropy("one-row", labelled((), 4)),
