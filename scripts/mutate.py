@@ -116,7 +116,17 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
         "JAX takes any sequence of axes",
     "losses/cross_entropy.py _smoothed: u if epsilon == 0 else (1 - epsilon) * u + epsilon / max(1, classes) -> "
     "(1 - epsilon) * u + epsilon / max(1, classes)": "1 u + 0 is u",
-    "losses/cross_entropy.py _smoothed: max(1, classes) -> max(2, classes)": "the loss of a single class is 0",
+    **{f"losses/cross_entropy.py {f}: max(1, classes) -> max(2, classes)": "the loss of a single class is 0"
+       for f in ("_smoothed", "_expected")},
+    "losses/_labels.py at_label: jnp.take_along_axis(x, index, -1, mode='promise_in_bounds') -> "
+    "jnp.take_along_axis(x, index, -1)": "the index is in bounds",
+    "losses/_labels.py at_label: (..., 0) -> (..., 1)": "JAX takes the last element for one beyond the end",
+    **{f"losses/_labels.py in_range: {mutant}": "JAX clamps an index, and what is found for no label is not used"
+       for mutant in ("jnp.where(is_label(labels, classes), labels, jnp.zeros((), labels.dtype)) -> labels",
+                      "jnp.zeros((), labels.dtype) -> jnp.ones((), labels.dtype)")},
+    "losses/_labels.py in_range: jnp.where(is_label(labels, classes), labels, jnp.zeros((), labels.dtype))"
+    ".astype(jnp.int32) -> jnp.where(is_label(labels, classes), labels, jnp.zeros((), labels.dtype))":
+        "an index in any wide dtype",
     "layers/dropout.py _keep: (2,) -> (3,)": "threefry's bits do not depend on how many are drawn",
     "layers/dropout.py _keep: seeds[1] -> seeds[2]": "JAX takes the last element for one beyond the end",
     "layers/dropout.py dropout: threshold == 0 or key is None -> key is None": "all are kept, times 1",
@@ -168,7 +178,7 @@ BEYOND_CHECK = {
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that nothing reads",
-    r"max\(1, classes\)|not x\.shape\[-1\]|and classes -> |at_label: (-1|jnp\.zeros\(x\.)|"
+    r"max\(1, classes\)|and classes -> |at_label: -1|"
     r"_sum_over: max|total == 0":
         "no classes, or no weights at all: `check` is given some",
     r"_expected: epsilon == 0": "the general form, which is the same there",

@@ -184,6 +184,22 @@ def test_no_classes_and_their_weights(f):
     assert jax.grad(lambda w: f(x, labels, weight=w))(jnp.zeros(0)).shape == (0,)
 
 
+def test_no_classes_and_smoothing():
+    x = jnp.zeros((2, 0))
+    for targets in (x, jnp.array([0, 1])):
+        gradient = jax.grad(lambda x, t=targets: jaxnn.cross_entropy(x, t, label_smoothing=0.1, reduction="sum"))(x)
+        assert gradient.shape == (2, 0)
+
+
+def test_a_row_that_is_left_out_has_no_second_derivative_of_nll():
+    """Whatever its probabilities are; 0 of them, for one."""
+    p = jnp.array([[0.0, 1.0], [0.25, 0.75]])
+    second = jax.jacrev(jax.grad(lambda p: jaxnn.nll(p, jnp.array([7, 0]), ignore_index=7, reduction="sum")))(p)
+    expected = np.zeros((2, 2, 2, 2))
+    expected[1, 0, 1, 0] = 1 / 0.25**2
+    np.testing.assert_allclose(second, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("f", [jaxnn.cross_entropy, jaxnn.nll_loss, jaxnn.nll], ids=lambda f: f.__name__)
 def test_class_weights_of_a_single_row(f):
     x, weight = jnp.array([0.25, 0.5, 0.25]), jnp.array([1.0, 2.0, 0.5])

@@ -71,9 +71,7 @@ def one_hot(labels: Int[Array, "*rows"], classes: int) -> Bool[Array, "*rows cla
 
 
 def at_label(x: Float[Array, "*rows classes"], labels: Int[Array, "*rows"]) -> Float[Array, "*rows"]:
-    """Return x_t of each row, and some other number where t is no label."""
-    if not x.shape[-1]:
-        return jnp.zeros(x.shape[:-1], x.dtype)
+    """Return x_t of each row, and some other number where t is no label (JAX finds a 0 where there are no classes)."""
     index = in_range(labels, x.shape[-1])[..., None]
     return jnp.take_along_axis(x, index, -1, mode="promise_in_bounds")[..., 0]
 
