@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxnn._rules import cotangent, type_of
+from jaxnn._rules import cotangent, type_of, wide
 
 T = TypeVar("T")
 
@@ -34,11 +34,12 @@ def over_blocks(size: int, block: int, step: Callable[[T, Array, Array | None], 
 
 
 def add_at(start: Array, sums: Any, parts: Any) -> Any:
-    """Add a block's parts, in the type of the sums: wide, unless of two terms one is 0."""
+    """Add a block's parts, in the type of the sums."""
 
     def add(total: Array, part: Array) -> Array:
         so_far, part = lax.dynamic_slice_in_dim(total, start, len(part)), cotangent(part, type_of(total))
-        return lax.dynamic_update_slice_in_dim(total, so_far + part, start, 0)
+        added = so_far.astype(wide(total.dtype)) + part.astype(wide(total.dtype))
+        return lax.dynamic_update_slice_in_dim(total, added.astype(total.dtype), start, 0)
 
     return jax.tree.map(add, sums, parts)
 
