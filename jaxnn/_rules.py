@@ -79,11 +79,12 @@ def cotangent(ct: jax.Array, primal: Type) -> jax.Array:
 
     Inside `shard_map` a primal that is the same on all devices (a weight) affects the loss through the data of every
     device, so the chain rule's sum over "all variables y that x directly affects" runs over the devices too: the
-    cotangent is summed over the mesh axes it varies over and its primal does not. Outside, only the dtype changes.
+    cotangent is summed over the mesh axes it varies over and its primal does not. It varies over those of its primal,
+    as the upstream gradient does, which has the function's value's type. Outside, only the dtype changes.
     """
     affected = tuple(_varying(jax.typeof(ct)) - _varying(primal.aval))
     ct = lax.psum(ct, affected) if affected else ct  # type: ignore[no-untyped-call]
-    return vary_with(ct.astype(primal.aval.dtype), primal)
+    return ct.astype(primal.aval.dtype)
 
 
 def vary_with(x: jax.Array, *types: Type) -> jax.Array:

@@ -118,6 +118,11 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "(1 - epsilon) * u + epsilon / max(1, classes)": "1 u + 0 is u",
     **{f"losses/cross_entropy.py {f}: max(1, classes) -> max(2, classes)": "the loss of a single class is 0"
        for f in ("_smoothed", "_expected")},
+    "_rules.py cotangent: lax.psum(ct, affected) if affected else ct -> lax.psum(ct, affected)": "a sum over no axes",
+    "_rules.py vary_with: lax.pcast(x, tuple(axes), to='varying') if axes else x -> "
+    "lax.pcast(x, tuple(axes), to='varying')": "over no axes it changes nothing",
+    "_rules.py wide: max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize) -> "
+    "max(jnp.dtype(dtype), jnp.dtype(jnp.float32))": ORDER,
     "losses/_labels.py at_label: jnp.take_along_axis(x, index, -1, mode='promise_in_bounds') -> "
     "jnp.take_along_axis(x, index, -1)": "the index is in bounds",
     "losses/_labels.py at_label: (..., 0) -> (..., 1)": "JAX takes the last element for one beyond the end",
