@@ -159,6 +159,9 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     **{f"_blocks.py over_blocks: size % block -> {other}": "a mask that hides nothing"
        for other in ("size // block", "block % size", "size", "block")},
     "_blocks.py over_blocks: jnp.int32(0) -> jnp.int8(0)": "0 in any dtype",
+    "_blocks.py add_at: (so_far, part) -> (part, so_far)": "both are added",
+    "_blocks.py add_at: (lax.dynamic_slice_in_dim(total, start, len(part)), cotangent(part, type_of(total))) -> "
+    "(cotangent(part, type_of(total)), lax.dynamic_slice_in_dim(total, start, len(part)))": "both are added",
     "_blocks.py over_blocks: jnp.arange(blocks, dtype=jnp.int32) -> jnp.arange(blocks)": "a number in any wide dtype",
     "_softmax.py total: jnp.where(jnp.any(where, axes, keepdims=True), sums, jnp.ones((), exp.dtype)) -> "
     "jnp.where(jnp.any(where, axes, keepdims=True), sums, -jnp.ones((), exp.dtype))":

@@ -270,6 +270,15 @@ def test_arguments_of_two_dtypes_are_promoted():
     assert (l.dtype, dx.dtype, dw.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
 
 
+def test_class_weights_narrower_than_the_logits():
+    with jax.enable_x64(True):
+        (x, w, _, weight), t = arrays()
+        f = functools.partial(loss, x, w, t, label_smoothing=0.1, ignore_index=IGNORED)
+        l, dweight = jax.value_and_grad(lambda o: f(weight=o))(weight.astype(jnp.float32))
+        assert (l.dtype, dweight.dtype) == (jnp.float64, jnp.float32)
+        np.testing.assert_allclose(l, f(weight=weight), rtol=1e-6)
+
+
 # The vocabulary over several devices.
 
 

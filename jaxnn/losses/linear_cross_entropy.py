@@ -516,7 +516,7 @@ def _row_weights(axis_name: AxisName | None, labels: Array, weight: Array | None
 
 
 def _block_sizes(
-    holds_logits: bool, changes_logits: bool, block_size: int | None, n: int, v: int, d: int
+    holds_logits: bool, softcap: float | None, epsilon: float, block_size: int | None, n: int, v: int, d: int
 ) -> tuple[int, int, int]:
     """Return the rows of a block of `_by_rows`, and the classes of a block of the vocabulary, twice: see `_Options`.
 
@@ -532,7 +532,8 @@ def _block_sizes(
     if block_size is not None:
         rows, classes = (block_size, classes) if holds_logits else (rows, block_size)
     # Logits that are held are summed up where they lie; capped or smoothed ones would be held once more.
-    return even(n, rows), even(v, classes), even(v, v if holds_logits and not changes_logits else classes)
+    in_one = holds_logits and softcap is None and not epsilon
+    return even(n, rows), even(v, classes), even(v, v if in_one else classes)
 
 
 def _arguments(
@@ -575,7 +576,7 @@ def _arguments(
         ) from None
 
     forms_gradient = memory == "fast" and reduction != "none"
-    blocks = _block_sizes(forms_gradient, softcap is not None or epsilon > 0, block_size, labels.size, v, d)
+    blocks = _block_sizes(forms_gradient, softcap, epsilon, block_size, labels.size, v, d)
     options = _Options(z_loss, softcap, ignore_index, forms_gradient, *blocks, axis_name, resolve_precision(precision))
     dtype = wide(x.dtype)
     counts = _row_weights(axis_name, labels, weight, _labels.is_label(labels, count), dtype)
