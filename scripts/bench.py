@@ -9,8 +9,8 @@ vmapped per example), `memory` (compiled peak of the convnet's gradient) and `co
 Before anything is timed, each variant's value and gradients are compared with jaxnn's in float64; if one disagrees the
 benchmark stops with exit code 1. Then the variants take turns, in another order each round, in this one process: what
 else the machine does then meets all of them alike, and a ratio is the median of the rounds' own ratios, with its
-quartiles. JAX and PyTorch have the same number of threads, and work of less than 50 ms is preceded by a call that is
-not timed, so that it finds caches its own and the other library's threads asleep. After three rounds only the variants
+quartiles. JAX and PyTorch have the same number of threads, and work of less than 50 ms is preceded by as many calls as
+are timed, so that it finds caches its own and the other library's threads asleep. After three rounds only the variants
 within a quarter of their side's best go on. A side's time is its best variant's.
 
 Achieved bytes/s count each argument and result once, flop/s the matrix products alone. Peak memory is what XLA sets
@@ -84,7 +84,7 @@ class Variant:
     def sample(self) -> float:
         """Return the seconds of one step."""
         if self.warm:
-            self.run(1)
+            self.run(self.repeats)
         before = time.perf_counter()
         self.run(self.repeats)
         return (time.perf_counter() - before) / (self.repeats * self.steps)
@@ -96,13 +96,16 @@ class Variant:
 
 
 def measure(variants: Sequence[Variant], rounds: int) -> None:
-    """Let the variants take turns, each time another first; the hopeless stop after the qualifying rounds."""
-    live = list(variants)
+    """Let the variants take turns in random order; the hopeless stop after the qualifying rounds.
+
+    In any fixed order one of them would always follow PyTorch, whose threads go on spinning for a while.
+    """
+    live, rng = list(variants), np.random.default_rng(0)
     for i in range(rounds):
         if i == QUALIFYING:
             live = [v for v in variants if v.median <= MARGIN * best(variants, v.side).median]
-        for variant in live[i % len(live) :] + live[: i % len(live)]:
-            variant.samples.append(variant.sample())
+        for j in rng.permutation(len(live)):
+            live[j].samples.append(live[j].sample())
 
 
 def best(variants: Iterable[Variant], side: str) -> Variant:
