@@ -218,7 +218,7 @@ def vocabulary(text: str) -> int:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this experiment."""
     gpu = jax.default_backend() != "cpu"
-    sizes = {"rows": 8192 if gpu else 512, "features": 2304 if gpu else 256, "rounds": 20 if gpu else 5}
+    sizes = {"rows": 8192 if gpu else 1024, "features": 2304 if gpu else 256, "rounds": 20 if gpu else 5}
     for name, size in sizes.items():
         parser.add_argument(f"--{name}", type=experiment.positive, default=size, help=f"{name} (default {size})")
     largest, dtype = (256_000, "bfloat16") if gpu else (32_768, "float32")

@@ -5,7 +5,7 @@ import output_layer_at_scale as subject
 import pytest
 from trials import failing
 
-SMALL = ("--rows", "256", "--features", "16", "--largest", "65536", "--rounds", "1")
+SMALL = ("--rows", "512", "--features", "16", "--largest", "65536", "--rounds", "1")
 
 
 IN_TORCH = subject.torch_losses
