@@ -104,7 +104,7 @@ def print_table(results: dict[str, Any]) -> None:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Draw the ratios with their quartiles and bounds."""
-    import matplotlib
+    import matplotlib.ticker
     from matplotlib.figure import Figure
 
     rows = results["rows"][::-1]
@@ -113,6 +113,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes = figure.subplots()
         for key, colour, marker in (("of JAX", "#0072b2", "o"), ("of PyTorch", "#d55e00", "s")):
             found = [(y, f) for y, r in enumerate(rows) for f in r["figures"] if f["figure"] == key]
+            if not found:
+                continue
             axes.hlines(
                 [y for y, _ in found], [f["low"] for _, f in found], [f["high"] for _, f in found], color=colour
             )
@@ -124,6 +126,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
             xscale="log", xlabel="jaxnn's share of the time or memory; the bar is the target", ylim=(-1, len(rows))
         )
         axes.set_yticks(range(len(rows)), [cells(r, {})[0] for r in rows])
+        axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
         axes.legend(frameon=False, loc="lower left")
         figure.savefig(path)
 
@@ -143,12 +147,20 @@ def section() -> str:
         lines += (
             [f"![Time and memory of jaxnn, relative.](scripts/speed/{picture.name})", ""] if picture.exists() else []
         )
-        lines += [caption(results), "", f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
-        for r in results["rows"]:
-            texts = cells(r, results["ceilings"][r["mode"]])
-            lines.append(f"| {' | '.join(t.replace('|', chr(92) + '|') for t in texts)} |")
-        lines.append("")
+        whole = [r for r in results["rows"] if r["group"] != "components"]
+        parts = [r for r in results["rows"] if r["group"] == "components"]
+        lines += [caption(results), "", *table(results, whole)]
+        lines += ["<details><summary>Every component</summary>", "", *table(results, parts), "</details>", ""]
     return "\n".join(lines) + "\n" if files else ""
+
+
+def table(results: dict[str, Any], rows: list[Row]) -> list[str]:
+    """Return rows as the lines of a table in Markdown."""
+    lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
+    for r in rows:
+        texts = cells(r, results["ceilings"][r["mode"]])
+        lines.append(f"| {' | '.join(t.replace('|', chr(92) + '|') for t in texts)} |")
+    return [*lines, ""]
 
 
 def readme(text: str) -> str:
