@@ -50,7 +50,7 @@ def fitting(size: int, elements: int) -> int:
 
 
 def even(size: int, block: int) -> int:
-    """Return the length of blocks, at most this, of which the last overlaps the one before least: a multiple of 8."""
+    """Return the length, at most `block`, at which as many blocks overlap least; a multiple of 8 where it is less."""
     if size == 0:
         return 1
     blocks = -(-size // block)

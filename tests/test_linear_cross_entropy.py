@@ -15,6 +15,7 @@ from test_components import DELTA, assert_close, x64
 from test_transformations import operations
 
 import jaxnn
+from jaxnn._blocks import even
 
 loss = jaxnn.linear_cross_entropy
 memories = pytest.mark.parametrize("memory", ["fast", "lean"])
@@ -111,6 +112,16 @@ def test_every_size_of_block_is_the_same(memory):
         for block_size in (1, 2, 3, 6, 7, 100):
             f = scalar(loss, labels, memory=memory, block_size=block_size, **OPTIONS["all"])
             assert_same(derivatives(f, primals), truth)
+
+
+@pytest.mark.parametrize(
+    "size, block, length",
+    [(0, 4, 1), (5, 100, 5), (10, 3, 3), (9, 8, 8), (1024, 256, 256), (1024, 192, 176), (50257, 2048, 2016)],
+)
+def test_blocks_of_even_length(size, block, length):
+    """As many as of the greatest length, at multiples of 8 below it: the last overlaps the one before little."""
+    assert even(size, block) == length
+    assert -(-size // length) == -(-size // block)
 
 
 @pytest.mark.parametrize("summed", [3, 5, 100])

@@ -520,10 +520,10 @@ def _block_sizes(
 ) -> tuple[int, int, int]:
     """Return the rows of a block of `_by_rows`, and the classes of a block of the vocabulary, twice: see `_Options`.
 
-    Each block of rows passes over dW's sum of 4VD bytes: the more rows the faster. On a CPU, 32 MB of float32 logits
-    are as fast as all of them; what a block of classes adds to dW is to fit in the cache, where it is cheap to pass
-    over again (`python experiments/output_layer_at_scale.py`). On other devices every pass is over the main memory:
-    blocks are as large as the memory allows, and whole in V, where the product adds to the sum itself.
+    Each block of rows passes over dW's sum of 4VD bytes: the more rows the faster, until on a CPU the products take
+    nearly all of the time. What a block of classes adds to dW is to fit in its cache, where it is cheap to pass over
+    again. On other devices every pass is over the main memory: blocks are as large as the memory allows, and whole in
+    V, where the product adds to the sum itself.
     """
     if jax.default_backend() == "cpu":
         rows, classes = fitting(32 << 20, v), fitting(2 << 20, d) if holds_logits else fitting(8 << 20, max(n, d))
