@@ -1,14 +1,21 @@
 """What softmax, log-softmax and the cross entropies share: shifted logits, their sums, 0 · ∞, and checks."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
-from jaxnn import _checks
+from jaxnn import _checks, _devices
 from jaxnn._rules import wide
 
-Axes = tuple[int, ...]
+
+class Axes(NamedTuple):
+    """What to sum over: axes of an array, and of a mesh over whose devices they are cut."""
+
+    of_array: tuple[int, ...]
+    of_mesh: _devices.AxisName | None
 
 
 def shifted(axes: Axes, x: Array, where: Array | None = None) -> Array:
@@ -18,16 +25,22 @@ def shifted(axes: Axes, x: Array, where: Array | None = None) -> Array:
     """
     x = x.astype(wide(x.dtype))
     x = x if where is None else jnp.where(where, x, -jnp.inf)
-    largest = lax.stop_gradient(jnp.max(x, axes, keepdims=True, initial=-jnp.inf))
+    largest = lax.stop_gradient(jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf))
+    largest = _devices.over(axes.of_mesh, lax.pmax, largest)
     return x - jnp.where(largest == -jnp.inf, jnp.zeros((), x.dtype), largest)
 
 
 def total(axes: Axes, exp: Array, where: Array | None = None) -> Array:
     """Return Σ exp over `axes`; 1 where `where` leaves nothing to sum, so that nothing is divided by 0."""
-    sums = jnp.sum(exp, axes, keepdims=True)
+    sums = summed(axes, exp)
     if where is None:
         return sums
-    return jnp.where(jnp.any(where, axes, keepdims=True), sums, jnp.ones((), exp.dtype))
+    return jnp.where(summed(axes, where.astype(jnp.int32)) > 0, sums, jnp.ones((), exp.dtype))
+
+
+def summed(axes: Axes, x: Array) -> Array:
+    """Return Σ x over `axes`, which stay with length 1."""
+    return _devices.over(axes.of_mesh, lax.psum, jnp.sum(x, axes.of_array, keepdims=True))
 
 
 def times(q: Array, x: Array) -> Array:
@@ -35,14 +48,17 @@ def times(q: Array, x: Array) -> Array:
     return jnp.where(q == 0, jnp.zeros((), x.dtype), q * x)
 
 
-def checked(x: ArrayLike, axis: int | Axes, where: Bool[ArrayLike, "..."] | None) -> tuple[Array, Axes, Array | None]:
+def checked(
+    x: ArrayLike, axis: int | tuple[int, ...], where: Bool[ArrayLike, "..."] | None, axis_name: _devices.AxisName | None
+) -> tuple[Array, Axes, Array | None]:
     """Check the arguments of softmax and log-softmax; axes are counted from the front."""
     x = _checks.floating("x", x)
+    _devices.count(axis_name)
     axes = tuple(_checks.axis_in_range("x", a, x) for a in (axis if isinstance(axis, tuple) else (axis,)))
     if len(set(axes)) < len(axes):
         raise ValueError(f"`axis` ({axis}) must name each axis once")
     if where is None:
-        return x, axes, None
+        return x, Axes(axes, axis_name), None
     where = jnp.asarray(where)
     if where.dtype != jnp.bool_:
         raise TypeError(f"`where` (dtype {where.dtype}) must be boolean; convert it with `where.astype(bool)`")
@@ -51,4 +67,4 @@ def checked(x: ArrayLike, axis: int | Axes, where: Bool[ArrayLike, "..."] | None
     except ValueError:
         message = f"{_checks.described('where', where)} must broadcast to {_checks.described('x', x)}"
         raise ValueError(message) from None
-    return x, axes, where
+    return x, Axes(axes, axis_name), where

@@ -7,6 +7,7 @@ Heavy imports wait until they are needed, so that `--help` and wrong usage answe
 import argparse
 import contextlib
 import difflib
+import hashlib
 import io
 import json
 import math
@@ -20,17 +21,23 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from jaxnn import _supervisor
 from jaxnn._files import write_whole
 from jaxnn.data import DATASETS, DataError, load
 from jaxnn.models import MODELS, Classifier
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jaxnn.data import Dataset
     from jaxnn.training import EpochResult, Progress, TrainState
 
 # As `jaxnn.training` has them, which takes a tenth of a second to import; a test keeps them equal.
 OPTIMIZERS = ("sgd", "momentum", "adam", "adadelta")
 SCHEDULES = ("constant", "cosine", "onecycle")
+DTYPES = ("float32", "bfloat16")
+CONNECT_SECONDS = 30
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # in JAX's messages about a peer that is gone
 
 
 HUGE = sys.float_info.max
@@ -77,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         arguments = _parser().parse_args(argv)
+        arguments.given = list(sys.argv[1:] if argv is None else argv)
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
         _complain("jaxnn: stopped by Ctrl-C")
@@ -127,6 +135,11 @@ def _number(kind: type[int] | type[float], low: float, high: float = HUGE, *, ab
     return parse
 
 
+def _devices(text: str) -> int | str:
+    """Return a number of devices, or "all"."""
+    return text if text == "all" else int(_number(int, 1)(text))
+
+
 def _one_of(choices: tuple[str, ...]) -> Any:
     """Return an argparse type: one of the names, and the nearest one in the message otherwise."""
 
@@ -168,6 +181,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--l2", type=_number(float, 0), metavar="X", help=f"λ of the penalty λΣw² on weights, not biases {own}")
     add("--dropout", type=_number(float, 0, 1), metavar="X", help=f"rate of every dropout layer {own}")
     add("--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help="of all randomness (default: 0)")
+    add("--dtype", type=_one_of(DTYPES), default="float32", help="to compute in; weights, their updates and the loss "
+        "stay float32: float32, bfloat16 (default: float32)", **names)  # fmt: skip
+    add("--devices", type=_devices, metavar="N|all", help="devices to deal each batch out to (default: 1; all of all "
+        "processes with --distributed)")  # fmt: skip
+    add("--accumulate", type=_number(int, 1, 10**9), default=1, metavar="N", help="micro-batches that a device takes "
+        "its rows of a batch in, to save memory (default: 1)")  # fmt: skip
+    add("--distributed", action="store_true", help="be one process of a run: on Slurm, Open MPI, Kubernetes and TPU "
+        "pods as it is, elsewhere with the three options below")  # fmt: skip
+    add("--coordinator", metavar="HOST:PORT", help="where process 0 listens, at this address alone")
+    add("--processes", type=_number(int, 1, 10**6), metavar="N", help="processes of the run")
+    add("--process-id", type=_number(int, 0, 10**6), metavar="I", help="number of this one, from 0")
     add("--output", metavar="DIR", help="folder for the results (default: results/train-DATASET-MODEL)")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -312,16 +336,159 @@ class _Results:
 
 def _train(arguments: argparse.Namespace) -> int:
     options = _with_defaults(arguments)
-    with _Stop().listening() as stop, _Results(_output_folder(options)) as results:
+    _check_cluster(options)
+    supervised = _supervisor.child()
+    if options.distributed and supervised is None:
+        end = _supervisor.run(options.given)
+        if end.unexplained:
+            _complain(f"jaxnn: error: {end.unexplained if end.connected else _unmet(options)}")
+        return end.code
+    if supervised is not None:
+        _connect(options)
+        supervised.says(_supervisor.CONNECTED)
+    with _Stop().listening() as stop, _results(options) as results:
         _require_extras()
         dataset = load(options.dataset, options.data_dir)
         count = len(dataset.train.labels)
         if options.batch_size > count:
             raise Failure(f"--batch-size ({options.batch_size}) must be at most the {count} training images", 2)
-        return _run(options, dataset, results, stop)
+        mesh = _mesh(options)
+        try:
+            if options.distributed:
+                _require_the_same_everywhere(options, dataset)
+            return _run(options, dataset, mesh, results, stop, supervised)
+        except RuntimeError as error:
+            if options.distributed and not options.debug and any(word in str(error) for word in _LOST):
+                raise Failure(_supervisor.LOST) from error
+            raise
 
 
-def _run(options: argparse.Namespace, dataset: "Dataset", results: _Results, stop: _Stop) -> int:
+def _check_cluster(options: argparse.Namespace) -> None:
+    """Require all three options of a cluster, or none."""
+    given = {name: getattr(options, name) for name in ("coordinator", "processes", "process_id")}
+    missing = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is None]
+    if len(missing) == 3:
+        return
+    if missing or not options.distributed:
+        raise Failure(f"{', '.join(missing) or '--distributed'} must be given, too, to name the processes of a run", 2)
+    host, _, port = options.coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise Failure(f"--coordinator ({options.coordinator!r}) must be HOST:PORT, as 127.0.0.1:12345", 2)
+    if options.process_id >= options.processes:
+        raise Failure(f"--process-id ({options.process_id}) must be below --processes ({options.processes})", 2)
+
+
+def _connect(options: argparse.Namespace) -> None:
+    """Join the run's other processes."""
+    import jax
+
+    given: dict[str, Any] = {}
+    if options.coordinator is not None:
+        given = {
+            "coordinator_address": options.coordinator,
+            # JAX listens on all interfaces otherwise, and asks nobody who he is.
+            "coordinator_bind_address": options.coordinator,
+            "num_processes": options.processes,
+            "process_id": options.process_id,
+            "cluster_detection_method": "deactivate",
+        }
+    try:
+        jax.distributed.initialize(
+            **given, initialization_timeout=CONNECT_SECONDS, heartbeat_timeout_seconds=_supervisor.HEARTBEAT,
+            shutdown_timeout_seconds=CONNECT_SECONDS,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        if options.debug:
+            raise
+        raise Failure(_unmet(options)) from error
+
+
+def _unmet(options: argparse.Namespace) -> str:
+    if options.coordinator is None:
+        return "no Slurm, Open MPI, Kubernetes or TPU pod was found: give --coordinator, --processes and --process-id"
+    return (
+        f"the {options.processes} processes of the run did not meet at --coordinator {options.coordinator} within "
+        f"{CONNECT_SECONDS} seconds; start them all, --process-id 0 on that host, and see that the port is free"
+    )
+
+
+def _mesh(options: argparse.Namespace) -> "Mesh | None":
+    """Return the devices to train on, None for one."""
+    import jax
+    from jax.sharding import AxisType
+
+    devices = jax.devices()
+    wanted = getattr(options, "devices", "all" if options.distributed else 1)
+    count = len(devices) if wanted == "all" else int(wanted)
+    kind = devices[0].platform
+    if count > len(devices):
+        virtual = f"; JAX_NUM_CPU_DEVICES={count} makes virtual ones" if kind == "cpu" else ""
+        raise Failure(f"--devices ({count}) must be at most {len(devices)}, as many as there are ({kind}){virtual}", 2)
+    if options.distributed and count < len(devices):
+        raise Failure(f"--devices ({count}) must be all {len(devices)} of a distributed run; leave it out", 2)
+    if options.batch_size < count * options.accumulate:
+        raise Failure(
+            f"--batch-size ({options.batch_size}) must be at least {count * options.accumulate}, a row for each of "
+            f"{count} devices and {options.accumulate} micro-batches",
+            2,
+        )
+    if count == 1:
+        return None
+    return jax.make_mesh((count,), ("data",), devices=devices[:count], axis_types=(AxisType.Auto,))
+
+
+def _require_the_same_everywhere(options: argparse.Namespace, dataset: "Dataset") -> None:
+    """Compare what decides over the result with process 0's, before the first step."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    own = ("given", "run", "output", "quiet", "debug", "data_dir", "coordinator", "processes", "process_id")
+    mine = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in own}
+    content = hashlib.sha256()
+    for split in (dataset.train, dataset.validation, dataset.test):
+        content.update(split.images.tobytes() + split.labels.tobytes())
+    mine |= {"the data's SHA-256": content.hexdigest()[:16], "jax's version": jax.__version__}
+    text = json.dumps(mine).encode()
+    everyones = np.asarray(multihost_utils.process_allgather(np.frombuffer(text.ljust(4096), np.uint8)))
+    first = json.loads(everyones.reshape(-1, 4096)[0].tobytes())
+    for process, row in enumerate(everyones.reshape(-1, 4096)):
+        theirs = json.loads(row.tobytes())
+        for name in first.keys() | theirs.keys():
+            if first.get(name) != theirs.get(name):
+                raise Failure(
+                    f"{name} is {first.get(name)} in process 0 and {theirs.get(name)} in process {process}: it must be "
+                    f"the same in all"
+                )
+
+
+@contextlib.contextmanager
+def _results(options: argparse.Namespace) -> Iterator["_Results"]:
+    """Open the output folder; in the other processes of a distributed run one that is thrown away."""
+    if _leads():
+        with _Results(_output_folder(options)) as results:
+            yield results
+    else:
+        options.quiet = True
+        with tempfile.TemporaryDirectory() as folder, _Results(Path(folder)) as results:
+            yield results
+
+
+def _leads() -> bool:
+    """Tell whether this process speaks and writes for the run."""
+    import jax
+
+    return bool(jax.process_index() == 0)
+
+
+def _run(
+    options: argparse.Namespace,
+    dataset: "Dataset",
+    mesh: "Mesh | None",
+    results: _Results,
+    stop: _Stop,
+    supervised: _supervisor.Child | None,
+) -> int:
     import jax
 
     from jaxnn import training
@@ -329,11 +496,14 @@ def _run(options: argparse.Namespace, dataset: "Dataset", results: _Results, sto
     say = (lambda _: None) if options.quiet else _say
     count, shape = len(dataset.train.labels), dataset.train.images.shape[1:]
     classifier = Classifier(
-        MODELS[options.model], float(dataset.train.images.mean()), float(dataset.train.images.std())
+        MODELS[options.model],
+        float(dataset.train.images.mean()),
+        float(dataset.train.images.std()),
+        options.dtype,
     )
     say(
         f"{options.model} on {dataset.name}: {count} training, {len(dataset.validation.labels)} validation and "
-        f"{len(dataset.test.labels)} test images, on {jax.devices()[0].device_kind}"
+        f"{len(dataset.test.labels)} test images, on {_hardware(mesh)}"
     )
     init_key, run_key = jax.random.split(jax.random.key(options.seed))
     params = classifier.model.init(init_key, shape, len(dataset.classes))
@@ -341,30 +511,40 @@ def _run(options: argparse.Namespace, dataset: "Dataset", results: _Results, sto
     optimizer = training.make_optimizer(
         options.optimizer, options.learning_rate, steps, momentum=options.momentum, schedule=options.schedule
     )
-    step = training.make_step(classifier.loss(l2=options.l2, dropout=options.dropout), optimizer)
+    step = training.make_step(
+        classifier.loss(l2=options.l2, dropout=options.dropout), optimizer,
+        axis_name=None if mesh is None else "data", accumulate=options.accumulate,
+    )  # fmt: skip
     state = training.init_state(params, optimizer, run_key)
 
     start, rows = time.perf_counter(), list[dict[str, Any]]()
     with _progress_bar(options, say) as on_progress:
-        images, labels = jax.device_put((dataset.train.images, dataset.train.labels))
+
+        def heard(progress: "Progress") -> None:
+            on_progress(progress)
+            if supervised is not None:
+                supervised.says(_supervisor.STEPPED)
+
         epochs = training.fit(
-            step, state, images, labels,
-            epochs=options.epochs, batch_size=options.batch_size, on_progress=on_progress, stop=stop,
+            step, state, dataset.train.images, dataset.train.labels,
+            epochs=options.epochs, batch_size=options.batch_size, mesh=mesh, on_progress=heard, stop=stop,
         )  # fmt: skip
         for result in epochs:
             state = result.state
             if result.finished:
-                rows.append(_epoch_row(result, classifier, dataset, time.perf_counter() - start))
+                rows.append(_epoch_row(result, classifier, dataset, mesh, time.perf_counter() - start))
                 _write_metrics(results, rows)
                 on_progress.epoch_done(rows[-1])
     seconds = time.perf_counter() - start
     with results.writing():
         training.save_params(results.staged / "params.npz", state.params, _config(options, shape, dataset, classifier))
-    if stop():
+    if len(rows) < options.epochs:
         return _stopped(results, stop, int(state.step))
 
-    test = _evaluate(classifier, state, dataset.test)
+    test = _evaluate(classifier, state, dataset.test, mesh)
     rows.append({"test_loss": test["loss"], "test_accuracy": test["accuracy"], "seconds": round(seconds, 3)})
+    if not _leads():
+        return 0
     _write_metrics(results, rows)
     with results.writing():
         _draw(results.staged, rows, test["confusion"], state, options, dataset)
@@ -373,8 +553,25 @@ def _run(options: argparse.Namespace, dataset: "Dataset", results: _Results, sto
     return 0
 
 
+def _hardware(mesh: "Mesh | None") -> str:
+    import jax
+
+    kind = jax.devices()[0].device_kind
+    if mesh is None:
+        return str(kind)
+    return f"{mesh.size} x {kind}" + (f" in {n} processes" if (n := jax.process_count()) > 1 else "")
+
+
 def _stopped(results: _Results, stop: _Stop, steps: int) -> int:
     """Keep what was learned, beside an earlier result if there is one."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:  # the signal may have reached another process alone
+        stop.signal = int(np.max(multihost_utils.process_allgather(np.int32(stop.signal or 0))))
+        if not _leads():
+            return 128 + stop.signal
     prefix = "stopped-" if (results.folder / "params.npz").exists() else ""
     results.finish(prefix)
     kept = results.folder / f"{prefix}params.npz"
@@ -390,7 +587,8 @@ def _with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
     optimizer = arguments.optimizer or defaults.optimizer
     filled = {**defaults._asdict(), "learning_rate": usual[optimizer]}
     filled |= {name: value for name, value in vars(arguments).items() if value is not None}
-    return argparse.Namespace(**{"data_dir": None, "output": None, **filled})
+    may_be_missing = dict.fromkeys(("data_dir", "output", "coordinator", "processes", "process_id"))
+    return argparse.Namespace(**{**may_be_missing, **filled})
 
 
 def _output_folder(options: argparse.Namespace) -> Path:
@@ -474,18 +672,20 @@ def _progress_bar(options: argparse.Namespace, say: Callable[[str], None]) -> It
         yield _Bar(bar, options.epochs)
 
 
-def _evaluate(classifier: Classifier, state: "TrainState", split: Any) -> dict[str, Any]:
+def _evaluate(classifier: Classifier, state: "TrainState", split: Any, mesh: "Mesh | None") -> dict[str, Any]:
     from jaxnn import training
 
     size = min(1000, len(split.labels))
-    sums = training.evaluate(classifier.metrics, state.params, split.images, split.labels, batch_size=size)
+    sums = training.evaluate(classifier.metrics, state.params, split.images, split.labels, batch_size=size, mesh=mesh)
     count = int(sums["count"])
     loss, accuracy = float(sums["nll"]) / count, int(sums["correct"]) / count
     return {"loss": loss, "accuracy": accuracy, "confusion": sums["confusion"]}
 
 
-def _epoch_row(result: "EpochResult", classifier: Classifier, dataset: "Dataset", seconds: float) -> dict[str, Any]:
-    validation, sums = _evaluate(classifier, result.state, dataset.validation), result.metrics
+def _epoch_row(
+    result: "EpochResult", classifier: Classifier, dataset: "Dataset", mesh: "Mesh | None", seconds: float
+) -> dict[str, Any]:
+    validation, sums = _evaluate(classifier, result.state, dataset.validation, mesh), result.metrics
     if not math.isfinite(validation["loss"]):
         # The last update can leave parameters that are finite, and of no use.
         raise Failure(f"the validation loss is not finite after epoch {result.epoch}: try a lower learning rate")
@@ -520,6 +720,8 @@ def _config(
         "momentum",
         "l2",
         "dropout",
+        "dtype",
+        "accumulate",
     )
     return {
         "model": options.model,

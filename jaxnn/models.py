@@ -157,15 +157,21 @@ MODELS = {"softmax": softmax, "mlp": mlp, "cnn": cnn, "convnet": convnet}
 
 
 class Classifier(NamedTuple):
-    """A model, and how its images are normalised: (pixel − mean) / std."""
+    """A model, how its images are normalised, (pixel − mean) / std, and the dtype it computes in.
+
+    The parameters it is given, and their gradient, stay float32: an update is lost in a bfloat16 weight that is 256
+    times as large. So does the loss.
+    """
 
     model: Model
     mean: float
     std: float
+    dtype: str = "float32"
 
     def logits(self, params: Params, images: Array, *, key: Array | None = None, dropout: float | None = None) -> Array:
         """Return the logits of images as they were read (uint8)."""
         x = (images.astype(jnp.float32) - self.mean) / self.std
+        params, x = jax.tree.map(lambda a: a.astype(self.dtype), (params, x))
         return self.model.apply(params, x, key=key, dropout=dropout)
 
     def loss(self, *, l2: float = 0.0, dropout: float | None = None) -> Callable[..., Any]:

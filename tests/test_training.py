@@ -85,9 +85,9 @@ def test_the_penalty_is_on_weights_alone():
 
 
 def run(step, state, first=0, last=7, batch_size=8, images=IMAGES, seed=0):
-    order = jax.random.permutation(jax.random.key(seed), len(images))
-    batches = training.Batches(jnp.asarray(images), jnp.asarray(LABELS), order)
-    return training.run_steps(step, state, batches, jnp.int32(first), jnp.int32(last), batch_size=batch_size)
+    order = np.asarray(jax.random.permutation(jax.random.key(seed), len(images)))
+    batches = training.make_batches(images, LABELS, order, batch_size)
+    return training.run_steps(step, state, batches, jnp.int32(first), jnp.int32(last))
 
 
 def test_an_epoch_takes_each_row_once_the_ragged_batch_included():

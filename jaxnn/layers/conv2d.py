@@ -38,6 +38,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxnn import _checks
+from jaxnn._devices import cut, on_any_mesh
 from jaxnn._rules import cotangent, defined_by, on_paper, resolve_precision, type_of, vary_with, wide
 
 Pair = tuple[int, int]
@@ -83,7 +84,14 @@ def _definition(
     return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
+def _cut_out(given: dict[str, Any]) -> tuple[Any, ...]:
+    """The batch is cut as x's, the channels as the filters, and no image is."""
+    x, w = cut(given["x"]), cut(given["w"])
+    return (*x[:-3], *w[:1], None, None) if given["layout"] == "NCHW" else (*x[:-3], None, None, *w[-1:])
+
+
 @defined_by(_definition)
+@on_any_mesh(_cut_out)
 def conv2d(
     x: Float[ArrayLike, "*batch c h w"],
     w: Float[ArrayLike, "o i kh kw"],

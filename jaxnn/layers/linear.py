@@ -31,6 +31,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxnn import _checks
+from jaxnn._devices import cut, on_any_mesh
 from jaxnn._rules import cotangent, defined_by, on_paper, resolve_precision, type_of, wide
 
 
@@ -41,6 +42,7 @@ def _definition(x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, *, preci
 
 
 @defined_by(_definition)
+@on_any_mesh(lambda given: cut(given["x"])[:-1] + cut(given["w"])[:1])
 def linear(
     x: Float[ArrayLike, "*batch inputs"],
     w: Float[ArrayLike, "outputs inputs"],

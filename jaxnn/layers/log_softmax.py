@@ -29,12 +29,19 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from jaxnn._devices import AxisName
 from jaxnn._rules import cotangent, defined_by, on_paper, type_of
-from jaxnn._softmax import Axes, checked, shifted, total
+from jaxnn._softmax import Axes, checked, shifted, summed, total
 
 
-def _definition(x: ArrayLike, axis: int | Axes = -1, where: Bool[ArrayLike, "..."] | None = None) -> Array:
-    x, axes, where = checked(x, axis, where)
+def _definition(
+    x: ArrayLike,
+    axis: int | tuple[int, ...] = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    axis_name: AxisName | None = None,
+) -> Array:
+    x, axes, where = checked(x, axis, where, axis_name)
     from_largest = shifted(axes, x, where)
     y = from_largest - jnp.log(total(axes, jnp.exp(from_largest), where))
     return (y if where is None else jnp.where(where, y, -jnp.inf)).astype(x.dtype)
@@ -42,7 +49,11 @@ def _definition(x: ArrayLike, axis: int | Axes = -1, where: Bool[ArrayLike, "...
 
 @defined_by(_definition)
 def log_softmax(
-    x: Float[ArrayLike, "*shape"], axis: int | Axes = -1, where: Bool[ArrayLike, "..."] | None = None
+    x: Float[ArrayLike, "*shape"],
+    axis: int | tuple[int, ...] = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    axis_name: AxisName | None = None,
 ) -> Float[Array, "*shape"]:
     """Turn logits into logarithms of probabilities, without forming the probabilities.
 
@@ -52,13 +63,15 @@ def log_softmax(
         x: logits, any shape and floating dtype.
         axis: the axis, or axes, over which exp(y) sums to 1.
         where: booleans that broadcast to x's shape; entries where it is False are left out, and are −∞.
+        axis_name: the mesh axis over which the classes are cut, inside `shard_map` or `pmap`: each device has its part
+            of them, in order; the sums run over all.
 
     Returns:
         y, of x's shape and dtype.
 
     Raises:
         TypeError: `x` is not of a floating-point dtype, or `where` not boolean.
-        ValueError: `axis` is none of x's, or `where` does not broadcast to x.
+        ValueError: `axis` is none of x's, `where` does not broadcast to x, or `axis_name` is no mesh axis in scope.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,7 +81,7 @@ def log_softmax(
     References:
         Taura, Neural Networks Basics, "softmax".
     """
-    x, axes, where = checked(x, axis, where)
+    x, axes, where = checked(x, axis, where, axis_name)
     return _log_softmax(axes, x, where)
 
 
@@ -96,7 +109,7 @@ def _log_softmax_bwd(axes: Axes, residuals: Any, dy: Array) -> tuple[Array, None
     x, sums, where = residuals
     zero, dy = jnp.zeros((), sums.dtype), dy.astype(sums.dtype)
     dy = dy if where is None else jnp.where(where, dy, zero)
-    dx = dy - jnp.exp(shifted(axes, x, where)) * (jnp.sum(dy, axes, keepdims=True) / sums)
+    dx = dy - jnp.exp(shifted(axes, x, where)) * (summed(axes, dy) / sums)
     return cotangent(dx if where is None else jnp.where(where, dx, zero), type_of(x)), None
 
 

@@ -33,6 +33,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jaxnn import _checks
+from jaxnn._devices import cut, on_any_mesh
 from jaxnn._rules import defined_by, on_paper, wide
 
 Pair = tuple[int, int]
@@ -77,7 +78,14 @@ def _definition(
     return y
 
 
+def _cut_out(given: dict[str, Any]) -> tuple[Any, ...]:
+    """Batch and channels are cut as x's, and no image is."""
+    x = cut(given["x"])
+    return (*x[:-2], None, None) if given["layout"] == "NCHW" else (*x[:-3], None, None, *x[-1:])
+
+
 @defined_by(_definition)
+@on_any_mesh(_cut_out)
 def max_pool2d(
     x: Float[ArrayLike, "*batch c h w"],
     window: int | Pair = 2,
@@ -136,6 +144,7 @@ def _definition_with_indices(
 
 
 @defined_by(_definition_with_indices)
+@on_any_mesh(_cut_out)
 def max_pool2d_with_indices(
     x: Float[ArrayLike, "*batch c h w"],
     window: int | Pair = 2,

@@ -16,6 +16,7 @@ Residuals:
 Conventions:
     The largest x is taken off first: y does not change, and nothing overflows. Entries where `where` is False are
     no part of the sum: their y and their gradient are 0, also when all of them are. Computed in at least float32.
+    With `axis_name` each device has a part of the entries: the largest x and both sums are those of all devices.
 
 Source:
     "The Softmax Function" and "The Chain Rule in Our Network" ff. (two cases, j = a and j ≠ a), lecture 001, on
@@ -30,19 +31,30 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from jaxnn._devices import AxisName
 from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
-from jaxnn._softmax import Axes, checked, shifted, total
+from jaxnn._softmax import Axes, checked, shifted, summed, total
 
 
-def _definition(x: ArrayLike, axis: int | Axes = -1, where: Bool[ArrayLike, "..."] | None = None) -> Array:
-    x, axes, where = checked(x, axis, where)
+def _definition(
+    x: ArrayLike,
+    axis: int | tuple[int, ...] = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    axis_name: AxisName | None = None,
+) -> Array:
+    x, axes, where = checked(x, axis, where, axis_name)
     exp = jnp.exp(shifted(axes, x, where))
     return (exp / total(axes, exp, where)).astype(x.dtype)
 
 
 @defined_by(_definition)
 def softmax(
-    x: Float[ArrayLike, "*shape"], axis: int | Axes = -1, where: Bool[ArrayLike, "..."] | None = None
+    x: Float[ArrayLike, "*shape"],
+    axis: int | tuple[int, ...] = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    axis_name: AxisName | None = None,
 ) -> Float[Array, "*shape"]:
     """Turn logits into probabilities.
 
@@ -52,13 +64,15 @@ def softmax(
         x: logits, any shape and floating dtype.
         axis: the axis, or axes, over which y sums to 1.
         where: booleans that broadcast to x's shape; entries where it is False are left out, and are 0.
+        axis_name: the mesh axis over which the classes are cut, inside `shard_map` or `pmap`: each device has its part
+            of them, in order; the sums run over all.
 
     Returns:
         y, of x's shape and dtype.
 
     Raises:
         TypeError: `x` is not of a floating-point dtype, or `where` not boolean.
-        ValueError: `axis` is none of x's, or `where` does not broadcast to x.
+        ValueError: `axis` is none of x's, `where` does not broadcast to x, or `axis_name` is no mesh axis in scope.
 
     Example:
         >>> import jax
@@ -70,7 +84,7 @@ def softmax(
     References:
         Lecture 001, "The Softmax Function"; Taura, Neural Networks Basics, "softmax".
     """
-    x, axes, where = checked(x, axis, where)
+    x, axes, where = checked(x, axis, where, axis_name)
     return _softmax(axes, x, where)
 
 
@@ -97,7 +111,7 @@ def _softmax_bwd(axes: Axes, residuals: Any, dy: Array) -> tuple[Array, None]:
     dtype = y.dtype
     y, dy = y.astype(wide(dtype)), dy.astype(wide(dtype))
     dy = dy if where is None else jnp.where(where, dy, jnp.zeros((), dy.dtype))
-    dx = y * (dy - jnp.sum(dy * y, axes, keepdims=True))
+    dx = y * (dy - summed(axes, dy * y))
     return cotangent(dx, x), None
 
 

@@ -3,10 +3,11 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxnn import _checks
+from jaxnn import _checks, _devices
 from jaxnn._rules import wide
 
 
@@ -81,11 +82,24 @@ def in_range(labels: Int[Array, "*rows"], classes: int) -> Int[Array, "*rows"]:
     return jnp.where(is_label(labels, classes), labels, jnp.zeros((), labels.dtype)).astype(jnp.int32)
 
 
-def row_weight(rows: Rows, dtype: Any) -> Float[Array, "*rows"]:
+def row_weight(
+    labels: Int[Array, "*rows"],
+    weight: Float[Array, " classes"] | None,
+    ignore_index: int | None,
+    dtype: Any,
+    axis_name: _devices.AxisName | None = None,
+) -> Float[Array, "*rows"]:
     """Return the weight of each row's label: 0 where it is ignored, 1 where it is no label."""
-    ones = jnp.ones(rows.labels.shape, dtype)
-    weight, classes = ones, rows.x.shape[-1]
-    if rows.weight is not None and classes:
-        of_label = rows.weight.astype(dtype)[in_range(rows.labels, classes)]
-        weight = jnp.where(is_label(rows.labels, classes), of_label, ones)
-    return jnp.where(is_ignored(rows.labels, rows.ignore_index), jnp.zeros((), dtype), weight)
+    ones, zero = jnp.ones(labels.shape, dtype), jnp.zeros((), dtype)
+    of_row = ones
+    if weight is not None and len(weight):
+        here = from_first(labels, len(weight), axis_name)
+        of_label = weight.astype(dtype)[in_range(here, len(weight))]
+        of_label = _devices.over(axis_name, lax.psum, jnp.where(is_label(here, len(weight)), of_label, zero))
+        of_row = jnp.where(is_label(labels, len(weight) * _devices.count(axis_name)), of_label, ones)
+    return jnp.where(is_ignored(labels, ignore_index), zero, of_row)
+
+
+def from_first(labels: Int[Array, "*rows"], classes: int, axis_name: _devices.AxisName | None) -> Int[Array, "*rows"]:
+    """Return the labels counted from the first of this device's classes."""
+    return labels if axis_name is None else labels - (lax.axis_index(axis_name) * classes).astype(labels.dtype)

@@ -32,6 +32,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxnn import _checks
+from jaxnn._devices import cut_as_rows, on_any_mesh
 from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
 from jaxnn._softmax import times
 from jaxnn.losses._reduction import reduce
@@ -47,6 +48,7 @@ def _definition(logits: ArrayLike, targets: ArrayLike, *, reduction: str = "mean
 
 
 @defined_by(_definition)
+@on_any_mesh(cut_as_rows("logits"))
 def binary_cross_entropy(
     logits: Float[ArrayLike, "*shape"], targets: ArrayLike, *, reduction: str = "mean"
 ) -> Float[Array, "..."]:

@@ -14,14 +14,14 @@ Derivation (the notes', for q = e(t); dl stands for the upstream gradient):
         dq_c = −dl log p_c;   dT_c = (1 − ε) ω_c dq_c;   dω_c = Σ over rows of u_c dq_c
 
 Residuals:
-    x and the targets, which are inputs, and two numbers a row: the shift m = max x and the sum Σ exp(x − m). p is
-    made again from them.
+    x and the targets, which are inputs, and one number a row, Σ exp(x − max x). p is made again from them.
 
 Conventions:
     A label outside [0, C) that is not `ignore_index` makes its row's loss and gradient NaN and leaves the other rows
     alone (in the gradient of the weights it has no part); ignored rows are 0 in both. 0 · log 0 = 0. Losses are at
     least float32. The mean divides by the sum of the labels' weights, or by the number of rows if the targets are
     probabilities, as in PyTorch.
+    With `axis_name` each device has a part of the classes, and what the rule returns is what its part adds to Σ_c.
 
 Source:
     Taura, Neural Networks Basics, "NLL softmax (Back propagation)"; Larochelle, Neural networks, "Gradient
@@ -34,12 +34,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from jaxnn import _checks
-from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
-from jaxnn._softmax import shifted, times
+from jaxnn import _checks, _devices
+from jaxnn._devices import AxisName, cut_as_rows, on_any_mesh
+from jaxnn._rules import cotangent, defined_by, on_paper, type_of
+from jaxnn._softmax import Axes, shifted, summed, times
 from jaxnn.losses import _labels
 from jaxnn.losses._reduction import reduce
 
@@ -47,6 +49,16 @@ from jaxnn.losses._reduction import reduce
 class _Options(NamedTuple):
     label_smoothing: float
     ignore_index: int | None
+    axis_name: AxisName | None
+
+    @property
+    def axes(self) -> Axes:
+        """What Σ_k runs over."""
+        return Axes((-1,), self.axis_name)
+
+    def classes(self, x: Array) -> int:
+        """Return the number of classes, of all devices."""
+        return x.shape[-1] * _devices.count(self.axis_name)
 
 
 def _definition(
@@ -58,19 +70,21 @@ def _definition(
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
+    axis_name: AxisName | None = None,
 ) -> Array:
-    rows, options = _checked(logits, targets, axis, weight, ignore_index, label_smoothing, reduction)
-    x = rows.x.astype(wide(rows.x.dtype))
-    log_p = jax.nn.log_softmax(x)
-    q = _weighted(rows.weight, _smoothed(options, rows.labels, x))
-    l = jnp.sum(times(q, -log_p), -1)
-    l = _by_label(options, rows.labels, x.shape[-1], l)
+    rows, options = _checked(logits, targets, axis, weight, ignore_index, label_smoothing, reduction, axis_name)
+    from_largest = shifted(options.axes, rows.x)
+    log_p = from_largest - jnp.log(summed(options.axes, jnp.exp(from_largest)))
+    q = _weighted(rows.weight, _smoothed(options, rows.labels, log_p))
+    l = _devices.over(axis_name, lax.psum, jnp.sum(times(q, -log_p), -1))
+    l = _by_label(options, rows.labels, options.classes(log_p), l)
     if reduction == "none":
         return l
-    return jnp.sum(l) if reduction == "sum" else jnp.sum(l) / jnp.sum(_counts(rows, l))
+    return jnp.sum(l) if reduction == "sum" else jnp.sum(l) / jnp.sum(_counts(options, rows, l))
 
 
 @defined_by(_definition)
+@on_any_mesh(cut_as_rows("logits"))
 def cross_entropy(
     logits: Float[ArrayLike, "*rows"],
     targets: Int[ArrayLike, "..."] | Float[ArrayLike, "*rows"],
@@ -80,6 +94,7 @@ def cross_entropy(
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
+    axis_name: AxisName | None = None,
 ) -> Float[Array, "..."]:
     """Cross entropy between logits and labels: softmax and negative log-likelihood in one.
 
@@ -95,13 +110,16 @@ def cross_entropy(
         label_smoothing: ε in [0, 1]: the target becomes (1 − ε) target + ε/C.
         reduction: "mean", "sum" or "none"; as in `torch.nn.functional.cross_entropy`, the mean divides by the sum of
             the labels' weights, or by the number of rows if targets are probabilities.
+        axis_name: the mesh axis over which the classes are cut, inside `shard_map` or `pmap`: logits, weight and
+            targets that are probabilities have this device's part of them, in order; class ids count them all.
 
     Returns:
         The loss in nats, at least float32: a scalar, or of logits' shape without the class axis with "none".
 
     Raises:
         TypeError: `logits` or `weight` is not floating, or `targets` neither integer nor floating.
-        ValueError: the shapes do not match, or an option is not one of its choices.
+        ValueError: the shapes do not match, an option is not one of its choices, or `axis_name` is no mesh axis in
+            scope.
 
     Example:
         >>> import jax
@@ -113,9 +131,9 @@ def cross_entropy(
         Taura, Neural Networks Basics, "NLL softmax (Back propagation)"; Szegedy et al. 2016, arXiv:1512.00567 (label
         smoothing).
     """
-    rows, options = _checked(logits, targets, axis, weight, ignore_index, label_smoothing, reduction)
-    l = _cross_entropy(options, rows.x, rows.labels, rows.weight)
-    return reduce(l, _counts(rows, l), reduction)
+    rows, options = _checked(logits, targets, axis, weight, ignore_index, label_smoothing, reduction, axis_name)
+    l = _devices.over(axis_name, lax.psum, _cross_entropy(options, rows.x, rows.labels, rows.weight))
+    return reduce(l, _counts(options, rows, l), reduction)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -136,27 +154,27 @@ def _cross_entropy(options: _Options, x: Array, targets: Array, weight: Array | 
 
 
 def _cross_entropy_fwd(options: _Options, x: Array, targets: Array, weight: Array | None) -> tuple[Array, Any]:
-    classes = x.shape[-1]
-    from_largest = shifted((x.ndim - 1,), x)
-    total = jnp.sum(jnp.exp(from_largest), -1, keepdims=True)
+    from_largest = shifted(options.axes, x)
+    total = summed(options.axes, jnp.exp(from_largest))
     l = _expected(options, targets, weight, jnp.log(total) - from_largest)
-    return _by_label(options, targets, classes, l), (x, total, targets, weight)
+    return _by_label(options, targets, options.classes(x), l), (x, total, targets, weight)
 
 
 def _cross_entropy_bwd(options: _Options, residuals: Any, dl: Array) -> tuple[Array, Array | None, Array | None]:
     x, total, targets, weight = residuals
-    from_largest, dl = shifted((x.ndim - 1,), x), dl[..., None]
+    from_largest, dl, classes = shifted(options.axes, x), dl[..., None], options.classes(x)
     u = _smoothed(options, targets, from_largest)
     all_q = _expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
+    all_q = _devices.over(options.axis_name, lax.psum, all_q)
     dx = dl * (jnp.exp(from_largest) * (all_q / total) - _weighted(weight, u))
-    dx = _by_label(options, targets, x.shape[-1], dx)
+    dx = _by_label(options, targets, classes, dx)
 
     floating = jnp.issubdtype(targets.dtype, jnp.floating)
     minus_log_p = jnp.log(total) - from_largest
     dt = (1 - options.label_smoothing) * dl * _weighted(weight, minus_log_p) if floating else None
     dweight = None
     if weight is not None:
-        du = _by_label(options, targets, x.shape[-1], dl * times(u, minus_log_p), bad=0.0)
+        du = _by_label(options, targets, classes, dl * times(u, minus_log_p), bad=0.0)
         dweight = cotangent(jnp.sum(du, tuple(range(du.ndim - 1))), type_of(weight))
     return cotangent(dx, type_of(x)), None if dt is None else cotangent(dt, type_of(targets)), dweight
 
@@ -166,11 +184,10 @@ _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 def _smoothed(options: _Options, targets: Array, like: Array) -> Array:
     """Return u = (1 − ε) T + ε/C, with T = e(t) for class ids."""
-    classes = like.shape[-1]
     floating = jnp.issubdtype(targets.dtype, jnp.floating)
-    u = (targets if floating else _labels.one_hot(targets, classes)).astype(like.dtype)
+    u = (targets if floating else _labels.one_hot(_here(options, targets, like), like.shape[-1])).astype(like.dtype)
     epsilon = options.label_smoothing
-    return u if epsilon == 0 else (1 - epsilon) * u + epsilon / max(1, classes)
+    return u if epsilon == 0 else (1 - epsilon) * u + epsilon / max(1, options.classes(like))
 
 
 def _weighted(weight: Array | None, u: Array) -> Array:
@@ -178,18 +195,25 @@ def _weighted(weight: Array | None, u: Array) -> Array:
 
 
 def _expected(options: _Options, targets: Array, weight: Array | None, x: Array) -> Array:
-    """Return Σ_c q_c x_c, which for a class id is (1 − ε) ω_t x_t + ε/C Σ_c ω_c x_c."""
+    """Return Σ_c q_c x_c of this device's classes, which for a class id is (1 − ε) ω_t x_t + ε/C Σ_c ω_c x_c."""
     if jnp.issubdtype(targets.dtype, jnp.floating):
         return jnp.sum(times(_weighted(weight, _smoothed(options, targets, x)), x), -1)
-    classes, epsilon = x.shape[-1], options.label_smoothing
-    at_label = _labels.at_label(x, targets)
+    classes, epsilon, here = x.shape[-1], options.label_smoothing, _here(options, targets, x)
+    at_label = _labels.at_label(x, here)
     if weight is not None and classes:
-        at_label = times(weight.astype(x.dtype)[_labels.in_range(targets, classes)], at_label)
+        at_label = times(weight.astype(x.dtype)[_labels.in_range(here, classes)], at_label)
+    if options.axis_name is not None:  # the label may be another device's
+        at_label = jnp.where(_labels.is_label(here, classes), at_label, jnp.zeros((), x.dtype))
     if epsilon == 0:
         return at_label
-    share = jnp.full(x.shape, epsilon / max(1, classes), x.dtype)
+    share = jnp.full(x.shape, epsilon / max(1, options.classes(x)), x.dtype)
     at_label = times(jnp.full((), 1 - epsilon, x.dtype), at_label)
     return at_label + jnp.sum(times(_weighted(weight, share), x), -1)
+
+
+def _here(options: _Options, labels: Array, x: Array) -> Array:
+    """Return the labels counted from the first of this device's classes."""
+    return _labels.from_first(labels, x.shape[-1], options.axis_name)
 
 
 def _by_label(options: _Options, targets: Array, classes: int, x: Array, bad: float = jnp.nan) -> Array:
@@ -202,11 +226,11 @@ def _by_label(options: _Options, targets: Array, classes: int, x: Array, bad: fl
     return jnp.where(ignored, jnp.zeros((), x.dtype), jnp.where(valid, x, jnp.asarray(bad, x.dtype)))
 
 
-def _counts(rows: _labels.Rows, l: Array) -> Array:
+def _counts(options: _Options, rows: _labels.Rows, l: Array) -> Array:
     """Return what each row counts for in the mean."""
     if jnp.issubdtype(rows.labels.dtype, jnp.floating):
         return jnp.ones_like(l)
-    return _labels.row_weight(rows, l.dtype)
+    return _labels.row_weight(rows.labels, rows.weight, rows.ignore_index, l.dtype, options.axis_name)
 
 
 def _checked(
@@ -217,13 +241,15 @@ def _checked(
     ignore_index: int | None,
     label_smoothing: float,
     reduction: str,
+    axis_name: AxisName | None,
 ) -> tuple[_labels.Rows, _Options]:
+    _devices.count(axis_name)
     _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
     label_smoothing = _checks.fraction("label_smoothing", label_smoothing)
     t = _checks.array("targets", targets)
     if not jnp.issubdtype(t.dtype, jnp.floating):
         rows = _labels.checked("logits", logits, t, axis, weight, ignore_index)
-        return rows, _Options(label_smoothing, rows.ignore_index)
+        return rows, _Options(label_smoothing, rows.ignore_index, axis_name)
     if ignore_index is not None:
         raise ValueError(
             f"`ignore_index` ({ignore_index}) must be None when `targets` (dtype {t.dtype}) are probabilities; "
@@ -233,4 +259,4 @@ def _checked(
     t = _labels.class_axis_last("targets", t, axis)
     _checks.same_shape("targets", t, "logits", x)
     rows = _labels.Rows(x, t, _labels.class_weight(weight, x.shape[-1]), None)
-    return rows, _Options(label_smoothing, None)
+    return rows, _Options(label_smoothing, None, axis_name)

@@ -42,7 +42,7 @@ Source:
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,15 +50,13 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxnn import _checks
+from jaxnn import _checks, _devices
 from jaxnn._blocks import add_at, even, fitting, over_blocks
+from jaxnn._devices import AxisName, cut_as_rows, on_any_mesh
 from jaxnn._rules import cotangent, defined_by, on_paper, resolve_precision, type_of, vary_with, wide
 from jaxnn._softmax import times
 from jaxnn.losses import _labels
 from jaxnn.losses._reduction import reduce
-
-T = TypeVar("T")
-AxisName = str | tuple[str, ...]
 
 
 class _Options(NamedTuple):
@@ -112,13 +110,13 @@ def _definition(
     z = jnp.matmul(x.astype(accumulator), w.T.astype(accumulator), precision=precision)
     z = z if b is None else z + jnp.broadcast_to(b.astype(accumulator), z.shape)
     z = z if logit_softcap is None else logit_softcap * jnp.tanh(z / logit_softcap)
-    largest = _over_devices(axis_name, lax.pmax, lax.stop_gradient(jnp.max(z, -1, initial=-jnp.inf)))
-    log_total = largest + jnp.log(_over_devices(axis_name, lax.psum, jnp.sum(jnp.exp(z - largest[:, None]), -1)))
-    ids = _first_class(axis_name, w, labels) + jnp.arange(len(w), dtype=labels.dtype)
-    q = jnp.where(labels[:, None] == ids[None, :], alpha[:, None], jnp.zeros((), alpha.dtype))
+    largest = _devices.over(axis_name, lax.pmax, lax.stop_gradient(jnp.max(z, -1, initial=-jnp.inf)))
+    log_total = largest + jnp.log(_devices.over(axis_name, lax.psum, jnp.sum(jnp.exp(z - largest[:, None]), -1)))
+    is_label = _labels.one_hot(_labels.from_first(labels, len(w), axis_name), len(w))
+    q = jnp.where(is_label, alpha[:, None], jnp.zeros((), alpha.dtype))
     q = q if beta is None else q + jnp.broadcast_to(beta, q.shape)
-    l = _over_devices(axis_name, lax.psum, jnp.sum(times(q, log_total[:, None] - z), -1)) + z_loss * log_total**2
-    l = jnp.where(_labels.is_label(labels, len(w) * _devices(axis_name)), l, jnp.nan)
+    l = _devices.over(axis_name, lax.psum, jnp.sum(times(q, log_total[:, None] - z), -1)) + z_loss * log_total**2
+    l = jnp.where(_labels.is_label(labels, len(w) * _devices.count(axis_name)), l, jnp.nan)
     l = jnp.where(_labels.is_ignored(labels, options.ignore_index), jnp.zeros((), l.dtype), l)
     if reduction == "none":
         return l.reshape(d.shape)
@@ -126,6 +124,7 @@ def _definition(
 
 
 @defined_by(_definition)
+@on_any_mesh(cut_as_rows("targets"))
 def linear_cross_entropy(
     x: Float[ArrayLike, "*rows inputs"],
     w: Float[ArrayLike, "classes inputs"],
@@ -198,7 +197,7 @@ def linear_cross_entropy(
         precision, axis_name,
     )  # fmt: skip
     inputs, options, d = arguments
-    l = _over_devices(axis_name, lax.psum, _linear_cross_entropy(options, *inputs))
+    l = _devices.over(axis_name, lax.psum, _linear_cross_entropy(options, *inputs))
     return reduce(l.reshape(d.shape) if reduction == "none" else l, d, reduction)
 
 
@@ -301,7 +300,7 @@ def _by_rows(options: _Options, inputs: _Inputs, forms_gradient: bool = False) -
     if not forms_gradient:
         return total, None
     (dx, dalpha), (dw, db, dbeta) = for_rows, for_classes
-    return total, (dx, dw, db, dalpha / _devices(options.axis_name), dbeta)
+    return total, (dx, dw, db, dalpha / _devices.count(options.axis_name), dbeta)
 
 
 def _by_classes(options: _Options, inputs: _Inputs) -> tuple[Array, Array, Array]:
@@ -321,7 +320,7 @@ def _gradient_by_classes(options: _Options, inputs: _Inputs, log_total: Array, g
     dx, (dw, db, dbeta) = _gradient(
         options, _whole(options, inputs), lambda part, _: _linear(options, part), log_total, dl, for_classes
     )
-    return dx, dw, db, dl * gap / _devices(options.axis_name), dbeta
+    return dx, dw, db, dl * gap / _devices.count(options.axis_name), dbeta
 
 
 def _statistics(options: _Options, rows: _Block, linear: Linear, varied: Callable[[Array], Array]) -> _Statistics:
@@ -371,9 +370,9 @@ def _whole(options: _Options, inputs: _Inputs) -> _Block:
     """Return all rows and classes as one block."""
     x, w, b, alpha, beta, labels = inputs
     counted = ~_labels.is_ignored(labels, options.ignore_index)
-    bad = counted & ~_labels.is_label(labels, len(w) * _devices(options.axis_name))
-    beta_sum = None if beta is None else _over_devices(options.axis_name, lax.psum, jnp.sum(beta))
-    here = labels - _first_class(options.axis_name, w, labels)
+    bad = counted & ~_labels.is_label(labels, len(w) * _devices.count(options.axis_name))
+    beta_sum = None if beta is None else _devices.over(options.axis_name, lax.psum, jnp.sum(beta))
+    here = _labels.from_first(labels, len(w), options.axis_name)
     return _Block(x, alpha, here, counted, bad, w, b, beta, None, beta_sum)
 
 
@@ -433,9 +432,9 @@ def _merged(s: _Statistics, t: _Statistics) -> _Statistics:
 
 def _of_all_devices(options: _Options, s: _Statistics) -> _Statistics:
     """Return what is known of a row after the classes of all devices."""
-    largest = _over_devices(options.axis_name, lax.pmax, s.largest)
+    largest = _devices.over(options.axis_name, lax.pmax, s.largest)
     sums = (s.total * jnp.exp(s.largest - _finite(largest)), s.at_label, s.smoothed)
-    return _Statistics(largest, *_over_devices(options.axis_name, lax.psum, sums))
+    return _Statistics(largest, *_devices.over(options.axis_name, lax.psum, sums))
 
 
 def _finite(largest: Array) -> Array:
@@ -474,25 +473,9 @@ def _dbeta(block: _Block, z: Array, log_total: Array, dl: Array) -> Array:
     return jnp.sum(dl[:, None] * jnp.where(counts, log_total[:, None] - z, jnp.zeros((), z.dtype)), 0)
 
 
-def _over_devices(axis_name: AxisName | None, collective: Any, values: T) -> T:
-    """Apply a collective over the devices that have the classes."""
-    return values if axis_name is None else collective(values, axis_name)
-
-
-def _devices(axis_name: AxisName | None) -> int:
-    """Return over how many devices the classes are split."""
-    return 1 if axis_name is None else int(lax.axis_size(axis_name))
-
-
-def _first_class(axis_name: AxisName | None, w: Array, labels: Array) -> Array:
-    """Return the id of this device's first class."""
-    first = 0 if axis_name is None else lax.axis_index(axis_name) * len(w)
-    return jnp.asarray(first, labels.dtype)
-
-
 def _share(options: _Options, inputs: _Inputs, l: Array) -> Array:
     """Return the device's share of the loss."""
-    return _varied(inputs)(l / _devices(options.axis_name))
+    return _varied(inputs)(l / _devices.count(options.axis_name))
 
 
 def _types(inputs: _Inputs) -> list[Any]:
@@ -502,17 +485,6 @@ def _types(inputs: _Inputs) -> list[Any]:
 def _varied(inputs: _Inputs) -> Callable[[Array], Array]:
     """Return what marks an array as varying over all mesh axes that some argument varies over."""
     return lambda a: vary_with(a, *map(type_of, jax.tree.leaves(inputs)))
-
-
-def _row_weights(axis_name: AxisName | None, labels: Array, weight: Array | None, valid: Array, dtype: Any) -> Array:
-    """Return ω_t of each row, 1 where the label is no class."""
-    ones = jnp.ones(labels.shape, dtype)
-    if weight is None or not len(weight):
-        return ones
-    here = labels - _first_class(axis_name, weight, labels)
-    of_label = weight.astype(dtype)[_labels.in_range(here, len(weight))]
-    weights = jnp.where(_labels.is_label(here, len(weight)), of_label, jnp.zeros((), dtype))
-    return jnp.where(valid, _over_devices(axis_name, lax.psum, weights), ones)
 
 
 def _block_sizes(
@@ -568,19 +540,13 @@ def _arguments(
     _checks.one_of("memory", memory, ("fast", "lean"))
     block_size = None if block_size is None else _checks.integer("block_size", block_size, 1)
     ignore_index = None if ignore_index is None else _checks.integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
-    try:
-        count = v * _devices(axis_name)
-    except NameError:
-        raise ValueError(
-            f"`axis_name` ({axis_name!r}) must name a mesh axis that is in scope; call it inside `shard_map` or `pmap`"
-        ) from None
+    count = v * _devices.count(axis_name)
 
     forms_gradient = memory == "fast" and reduction != "none"
     blocks = _block_sizes(forms_gradient, softcap, epsilon, block_size, labels.size, v, d)
     options = _Options(z_loss, softcap, ignore_index, forms_gradient, *blocks, axis_name, resolve_precision(precision))
     dtype = wide(x.dtype)
-    counts = _row_weights(axis_name, labels, weight, _labels.is_label(labels, count), dtype)
-    counts = jnp.where(_labels.is_ignored(labels, ignore_index), jnp.zeros((), dtype), counts)
+    counts = _labels.row_weight(labels, weight, ignore_index, dtype, axis_name)
     beta = None
     if epsilon:
         ones = jnp.ones(v, dtype) if weight is None else weight.astype(dtype)

@@ -31,6 +31,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jaxnn import _checks
+from jaxnn._devices import cut_as_rows, on_any_mesh
 from jaxnn._rules import Type, cotangent, defined_by, on_paper, type_of, wide
 from jaxnn.losses import _labels
 from jaxnn.losses._reduction import reduce
@@ -43,7 +44,7 @@ def _plain(log_p: Array, rows: _labels.Rows, reduction: str) -> Array:
     safe = jnp.where(valid, rows.labels, jnp.zeros((), rows.labels.dtype))
     l = -jnp.take_along_axis(log_p, safe[..., None], -1, mode="fill")[..., 0] if classes else jnp.sum(log_p, -1)
     l = jnp.where(valid, l, jnp.nan)
-    d = _labels.row_weight(rows, log_p.dtype)
+    d = _labels.row_weight(rows.labels, rows.weight, rows.ignore_index, log_p.dtype)
     l = jnp.where(_labels.is_ignored(rows.labels, rows.ignore_index), jnp.zeros((), l.dtype), d * l)
     if reduction == "none":
         return l
@@ -65,6 +66,7 @@ def _nll_definition(
 
 
 @defined_by(_nll_definition)
+@on_any_mesh(cut_as_rows("p"))
 def nll(
     p: Float[ArrayLike, "*rows"],
     targets: Int[ArrayLike, "*rows"],
@@ -107,7 +109,7 @@ def nll(
     """
     rows = _labels.checked("p", p, targets, axis, weight, ignore_index)
     l = _nll(rows.ignore_index, rows.x, rows.labels)
-    d = _labels.row_weight(rows, l.dtype)
+    d = _labels.row_weight(rows.labels, rows.weight, rows.ignore_index, l.dtype)
     return reduce(l if rows.weight is None else d * l, d, _checks.one_of("reduction", reduction, _checks.REDUCTIONS))
 
 
@@ -152,6 +154,7 @@ def _nll_loss_definition(
 
 
 @defined_by(_nll_loss_definition)
+@on_any_mesh(cut_as_rows("log_p"))
 def nll_loss(
     log_p: Float[ArrayLike, "*rows"],
     targets: Int[ArrayLike, "*rows"],
@@ -192,7 +195,7 @@ def nll_loss(
     """
     rows = _labels.checked("log_p", log_p, targets, axis, weight, ignore_index)
     l = _nll_loss(rows.ignore_index, rows.x, rows.labels)
-    d = _labels.row_weight(rows, l.dtype)
+    d = _labels.row_weight(rows.labels, rows.weight, rows.ignore_index, l.dtype)
     return reduce(l if rows.weight is None else d * l, d, _checks.one_of("reduction", reduction, _checks.REDUCTIONS))
 
 

@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxnn import _checks
+from jaxnn._devices import cut_as_rows, on_any_mesh
 from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
 from jaxnn.losses._reduction import reduce
 
@@ -38,6 +39,7 @@ def _definition(y: ArrayLike, t: ArrayLike, *, reduction: str = "mean") -> Array
 
 
 @defined_by(_definition)
+@on_any_mesh(cut_as_rows("y"))
 def squared_error(
     y: Float[ArrayLike, "*shape"], t: Float[ArrayLike, "*shape"], *, reduction: str = "mean"
 ) -> Float[Array, "..."]:

@@ -4,6 +4,8 @@ from jaxnn.training.checkpoint import load_params as load_params
 from jaxnn.training.checkpoint import save_params as save_params
 from jaxnn.training.epoch import Batches as Batches
 from jaxnn.training.epoch import evaluate as evaluate
+from jaxnn.training.epoch import make_batches as make_batches
+from jaxnn.training.epoch import on_all_devices as on_all_devices
 from jaxnn.training.epoch import run_steps as run_steps
 from jaxnn.training.fit import Diverged as Diverged
 from jaxnn.training.fit import EpochResult as EpochResult
@@ -12,6 +14,7 @@ from jaxnn.training.fit import fit as fit
 from jaxnn.training.optimizers import OPTIMIZERS as OPTIMIZERS
 from jaxnn.training.optimizers import SCHEDULES as SCHEDULES
 from jaxnn.training.optimizers import make_optimizer as make_optimizer
+from jaxnn.training.step import Step as Step
 from jaxnn.training.step import TrainState as TrainState
 from jaxnn.training.step import init_state as init_state
 from jaxnn.training.step import make_step as make_step

@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
-from jaxnn.training.epoch import Batches, check_data, run_steps
-from jaxnn.training.step import Step, TrainState
+from jaxnn.training.epoch import Data, check_data, make_batches, on_all_devices, run_steps
+from jaxnn.training.step import TrainState
 
 CHUNK_SECONDS = 0.5
 
@@ -47,13 +49,14 @@ class Diverged(Exception):
 
 
 def fit(
-    step: Step,
+    step: Any,
     state: TrainState,
-    images: Array,
-    labels: Int[Array, " n"],
+    images: Data,
+    labels: Data,
     *,
     epochs: int,
     batch_size: int,
+    mesh: Mesh | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochResult]:
@@ -63,43 +66,68 @@ def fit(
         step: the SGD step, from `make_step`; its batch is (images, labels), with the label `IGNORED` in the rows that
             fill up the last one.
         state: the state to begin with; used up.
-        images: the data set's images, on the device, of any dtype.
+        images: the data set's images, of any dtype.
         labels: their labels, shape (N,).
         epochs: passes over the data.
-        batch_size: rows a batch; the last batch of an epoch may have fewer.
+        batch_size: rows a batch, of all devices; the last batch of an epoch may have fewer.
+        mesh: the devices, in the axis that the step was made for (`axis_name`), of one process or many; None for one
+            device. With many processes each calls `fit` with the same arguments.
         on_progress: called after each chunk of at most about half a second.
-        stop: asked after each chunk; True ends the training.
+        stop: asked after each chunk; True, in any process, ends the training.
 
     Yields:
         The state and the metrics after each epoch; the state is valid until the next one is asked for.
 
     Raises:
-        ValueError: images and labels do not match, or `batch_size` is below 1 or above their number.
+        ValueError: images and labels do not match, `batch_size` is below 1, above their number or below that of the
+            micro-batches of all devices, or the step was made for another axis than the mesh's.
         Diverged: a loss or a parameter is not finite.
     """
     check_data(images, labels, batch_size)
-    n = labels.shape[0]
+    accumulate = getattr(step, "accumulate", 1)
+    _check_mesh(step, mesh, accumulate, batch_size)
+    shuffle, n = jax.random.fold_in(state.key, 2**31), labels.shape[0]
+    state, images, labels = on_all_devices(mesh, (state, *map(jnp.asarray, (images, labels))))
     steps, per_chunk = -(-n // batch_size), 1
     for epoch in range(1, epochs + 1):
-        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(state.key, 2**31), epoch), n)
-        batches = Batches(images, labels, order)
+        order = jax.random.permutation(jax.random.fold_in(shuffle, epoch), n)
+        batches = make_batches(images, labels, np.asarray(order), batch_size, mesh=mesh, accumulate=accumulate)
         done, sums, stopped = 0, dict[str, float](), False
         while done < steps and not stopped:
             start = time.perf_counter()
             last = min(steps, done + per_chunk)
-            state, taken, chunk, finite = run_steps(
-                step, state, batches, jnp.int32(done), jnp.int32(last), batch_size=batch_size
-            )
+            state, taken, chunk, finite = run_steps(step, state, batches, np.int32(done), np.int32(last), mesh=mesh)
             sums = {name: sums.get(name, 0.0) + float(value) for name, value in chunk.items()}
             if not finite:
                 raise Diverged(epoch, int(taken) + 1, state)
             count, seconds = last - done, time.perf_counter() - start
             done = last
+            on_progress(Progress(epoch, done, steps, sums))
             # The first chunk, of one step, is also the one that compiles; then double up to the limit.
             per_chunk = max(1, min(2 * per_chunk, int(count * CHUNK_SECONDS / max(seconds, 1e-9))))
-            on_progress(Progress(epoch, done, steps, sums))
-            stopped = stop()
+            per_chunk, stopped = _agreed(per_chunk, stop())
         finished = done == steps
         yield EpochResult(epoch, state, sums, done, finished)
         if stopped:
             return
+
+
+def _check_mesh(step: Any, mesh: Mesh | None, accumulate: int, batch_size: int) -> None:
+    axis, devices = getattr(step, "axis_name", None), 1 if mesh is None else mesh.size
+    if (None if mesh is None else mesh.axis_names) != (None if axis is None else (axis,)):
+        axes = "none" if mesh is None else mesh.axis_names
+        raise ValueError(f"`step` (axis_name {axis!r}) must be made for the axis of `mesh` ({axes})")
+    if batch_size < devices * accumulate:
+        raise ValueError(
+            f"`batch_size` ({batch_size}) must be at least {devices * accumulate}, a row for each of {devices} devices "
+            f"and {accumulate} micro-batches"
+        )
+
+
+def _agreed(per_chunk: int, stop: bool) -> tuple[int, bool]:
+    """Return the shortest chunk that a process wants, and whether any wants to stop: all do the same."""
+    if jax.process_count() == 1:
+        return per_chunk, stop
+    wanted = multihost_utils.process_allgather(np.array([per_chunk, not stop], np.int32))
+    least = np.min(np.asarray(wanted).reshape(-1, 2), 0)
+    return int(least[0]), not least[1]

@@ -5,8 +5,15 @@
 
 with optax in the place of θ + α Δ. A step is a pure function: it may be jitted, scanned, and run on the shards of a
 batch under `shard_map` or `pmap`.
+
+A batch in parts, of several devices or micro-batches (L_i: the mean loss of part i, c_i: its rows):
+
+    L = Σ_i c_i L_i / Σ_i c_i,   ∇L = Σ_i c_i ∇L_i / Σ_i c_i          (derived here)
+
+which is the mean over all rows, however they are dealt out: a part may have fewer than the others, or none.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +22,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jaxtyping import Array, Int, PyTree
+
+from jaxnn import _checks
 
 Loss = Callable[[PyTree[Array], Any, Array], tuple[Array, dict[str, Array]]]
 
@@ -26,9 +35,6 @@ class TrainState(NamedTuple):
     opt_state: Any
     step: Int[Array, ""]
     key: Array
-
-
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
 
 
 def init_state(params: PyTree[Array], optimizer: optax.GradientTransformation, key: Array) -> TrainState:
@@ -45,20 +51,124 @@ def init_state(params: PyTree[Array], optimizer: optax.GradientTransformation, k
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
 
 
-def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, axis_name: str | None = None) -> Step:
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The pure function `step(state, batch) -> (state, metrics)`; made by `make_step`."""
+
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    axis_name: str | None
+    accumulate: int
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        """Take the step."""
+        gradient, metrics = self._gradient(state, batch)
+        with jax.numpy_dtype_promotion("standard"):  # optax's adam mixes dtypes
+            updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1, state.key), metrics
+
+    def _gradient(self, state: TrainState, batch: Any) -> tuple[PyTree[Array], dict[str, Array]]:
+        """Return the gradient of the mean loss over the whole batch, and the metrics."""
+        key = jax.random.fold_in(state.key, state.step)
+        if self.axis_name is None and self.accumulate == 1:
+            (value, metrics), gradient = jax.value_and_grad(self.loss, has_aux=True)(state.params, batch, key)
+            return gradient, {**metrics, "loss": value}
+        params = state.params
+        if self.axis_name is not None:
+            key = jax.random.fold_in(key, lax.axis_index(self.axis_name))
+            # Each device differentiates its own copy of the parameters. Without this the transpose of the implicit
+            # copy sums the gradient over the devices, and the sum below would count it once a device.
+            params = self._own(params)
+        sums = self._own(self._sums(params, batch, key))
+        if self.axis_name is not None:  # all in one dtype, so that it is one collective
+            fused = jax.tree.map(lambda a: a.astype(sums.value.dtype) if a.dtype.kind in "iub" else a, sums)
+            fused = lax.psum(fused, self.axis_name)  # type: ignore[no-untyped-call]
+            sums = jax.tree.map(lambda a, like: a.astype(like.dtype), fused, sums)
+        gradient = jax.tree.map(
+            lambda g: jnp.where(sums.rows > 0, g / sums.rows.astype(g.dtype), jnp.zeros_like(g)), sums.gradient
+        )
+        return gradient, {**sums.metrics, "loss": sums.value / sums.rows}
+
+    def _sums(self, params: PyTree[Array], batch: Any, key: Array) -> "_Sums":
+        """Return the sums over this device's micro-batches."""
+        if self.accumulate == 1:
+            return _part(self.loss, params, batch, key)
+        parts = jax.tree.map(self._cut, batch)
+
+        def add(sums: _Sums, part: Any) -> tuple[_Sums, None]:
+            index, batch = part
+            more = self._own(_part(self.loss, params, batch, jax.random.fold_in(key, index)))
+            return jax.tree.map(jnp.add, sums, more), None
+
+        first = jax.tree.map(lambda a: a[0], parts)
+        shapes = jax.eval_shape(lambda: _part(self.loss, params, first, key))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        sums: _Sums = lax.scan(add, self._own(zeros), (jnp.arange(self.accumulate), parts))[0]
+        return sums
+
+    def _cut(self, a: Array) -> Array:
+        """Return the rows of each micro-batch."""
+        if a.shape[0] % self.accumulate:
+            raise ValueError(
+                f"`batch` ({a.shape[0]} rows on a device) must be a multiple of `accumulate` ({self.accumulate}) rows; "
+                f"fill it up with rows that the loss leaves out"
+            )
+        return a.reshape(self.accumulate, -1, *a.shape[1:])
+
+    def _own(self, tree: Any) -> Any:
+        """Return a copy that may differ from those of the other devices."""
+        axis = self.axis_name
+
+        def own(a: Array) -> Array:
+            if axis is None or axis in jax.typeof(a).manual_axis_type.varying:
+                return a
+            copy: Array = lax.pcast(a, axis, to="varying")
+            return copy
+
+        return jax.tree.map(own, tree)
+
+
+class _Sums(NamedTuple):
+    """What the rows of a part of the batch add up to."""
+
+    gradient: PyTree[Array]
+    value: Array
+    rows: Array
+    metrics: dict[str, Array]
+
+
+def _part(loss: Loss, params: PyTree[Array], batch: Any, key: Array) -> _Sums:
+    """Return a part's c_i ∇L_i, c_i L_i and c_i; a part without rows adds nothing, though its mean is NaN."""
+    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+    count = jnp.asarray(metrics.get("count", 1), value.dtype)
+    gradient, value = jax.tree.map(
+        lambda a: jnp.where(count > 0, a * count.astype(a.dtype), jnp.zeros_like(a)), (gradient, value)
+    )
+    return _Sums(gradient, value, count, metrics)
+
+
+def make_step(
+    loss: Loss, optimizer: optax.GradientTransformation, *, axis_name: str | None = None, accumulate: int = 1
+) -> Step:
     """Return the SGD step `step(state, batch) -> (state, metrics)`.
 
     It is a pure function; `jax.jit(step, donate_argnums=0)` updates the state in place.
 
     Args:
-        loss: `loss(params, batch, key) -> (scalar, metrics)`, metrics a dict of arrays. The key differs from step to
-            step, and from device to device.
+        loss: `loss(params, batch, key) -> (scalar, metrics)`: the mean over a batch, and a dict of arrays that are sums
+            over its rows. One of them, "count", may tell how many rows the mean is over; without it all parts of a
+            batch count the same. The key differs from step to step, device to device, and micro-batch to micro-batch.
         optimizer: an optax gradient transformation.
-        axis_name: under `shard_map` or `pmap`, the mesh axis over which the batch is split: the loss, the metrics and
-            the gradient are averaged over it (shards of equal size), so that all devices take the same step.
+        axis_name: under `shard_map` or `pmap`, the mesh axis over which the batch is cut. Gradient, loss and metrics
+            are summed over it, in one collective, so that all devices take the same step: that of the whole batch.
+        accumulate: micro-batches that a device's rows are cut into, one after the other, to save memory.
 
     Returns:
         The step. Its metrics are the loss's, and "loss".
+
+    Raises:
+        ValueError: `accumulate` is not at least 1; by the step, a batch that it does not divide.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxnn
@@ -74,29 +184,4 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, *, axis_name:
         >>> print(f"{float(state.params[0, 0]):.3f}")
         3.000
     """
-
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(state.key, state.step)
-        params = state.params
-        if axis_name is not None:
-            key = jax.random.fold_in(key, lax.axis_index(axis_name))
-            # Each device differentiates its own copy of the parameters. Without this the transpose of the implicit
-            # copy sums the gradient over the devices, and the mean below would count it once a device.
-            params = jax.tree.map(lambda p: _own_copy(p, axis_name), params)
-        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
-        metrics = {**metrics, "loss": value}
-        if axis_name is not None:
-            gradient, metrics = lax.pmean((gradient, metrics), axis_name)  # type: ignore[no-untyped-call]
-        with jax.numpy_dtype_promotion("standard"):  # optax's adam mixes dtypes
-            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1, state.key), metrics
-
-    return step
-
-
-def _own_copy(p: Array, axis_name: str) -> Array:
-    if axis_name in jax.typeof(p).manual_axis_type.varying:
-        return p
-    own: Array = lax.pcast(p, axis_name, to="varying")
-    return own
+    return Step(loss, optimizer, axis_name, _checks.integer("accumulate", accumulate, 1))

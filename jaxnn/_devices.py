@@ -1,0 +1,88 @@
+"""Arrays cut over many devices: Explicit meshes, and classes of which each device has some.
+
+Under a mesh of Auto axes the compiler cuts the program; inside `shard_map` the rules sum what has to be summed
+(`_rules.cotangent`). Under a mesh of Explicit axes every operation must be able to tell how its result is cut, which a
+gather, a reshape or a sum over two cut axes cannot. There the component says how its result is cut, and is itself
+compiled as if the axes were Auto; what JAX puts around it to that end is differentiated as the identity, and gives
+each cotangent its primal's sharding.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec, auto_axes
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+AxisName = str | tuple[str, ...]
+
+
+def on_any_mesh(out: Callable[[dict[str, Any]], tuple[Any, ...]]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a component work under a mesh of Explicit axes; `out` maps its arguments to how its value is cut."""
+
+    def attach(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def component(*args: P.args, **kwargs: P.kwargs) -> R:
+            leaves, tree = jax.tree.flatten((args, kwargs))
+            arrays = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+            meshes = [mesh for i in arrays if (mesh := jax.typeof(leaves[i]).sharding.mesh).explicit_axes]
+            if not meshes:
+                return function(*args, **kwargs)
+
+            def call(*traced: Any) -> R:
+                given = dict(zip(arrays, traced, strict=True))
+                args, kwargs = jax.tree.unflatten(tree, [given.get(i, leaf) for i, leaf in enumerate(leaves)])
+                return function(*args, **kwargs)
+
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            cut = NamedSharding(meshes[0], PartitionSpec(*out(bound.arguments)))  # type: ignore[no-untyped-call]
+            automatic = auto_axes(call, axes=meshes[0].explicit_axes, out_sharding=cut)
+            return automatic(*(leaves[i] for i in arrays))  # type: ignore[no-any-return]
+
+        return component
+
+    return attach
+
+
+def cut(x: Any) -> tuple[Any, ...]:
+    """Return over which mesh axes each axis of x is cut."""
+    if not isinstance(x, jax.Array):
+        return (None,) * getattr(x, "ndim", 0)
+    spec = jax.typeof(x).sharding.spec
+    return (*spec, *(None,) * (x.ndim - len(spec)))
+
+
+def cut_as_rows(name: str) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """Return how a loss is cut: not, if it is reduced, else as the argument of that name without its class axis."""
+
+    def out(arguments: dict[str, Any]) -> tuple[Any, ...]:
+        axes = cut(arguments[name])
+        if "axis" in arguments and axes:
+            axis = arguments["axis"] % len(axes)
+            axes = axes[:axis] + axes[axis + 1 :]
+        return axes if arguments["reduction"] == "none" else ()
+
+    return out
+
+
+def over(axis_name: AxisName | None, collective: Any, values: T) -> T:
+    """Apply a collective over the devices that share the classes."""
+    return values if axis_name is None else collective(values, axis_name)
+
+
+def count(axis_name: AxisName | None) -> int:
+    """Return over how many devices the classes are cut."""
+    try:
+        return 1 if axis_name is None else int(lax.axis_size(axis_name))
+    except NameError:
+        raise ValueError(
+            f"`axis_name` ({axis_name!r}) must name a mesh axis that is in scope; call it inside `shard_map` or `pmap`"
+        ) from None

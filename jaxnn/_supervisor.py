@@ -1,0 +1,136 @@
+"""One process of a distributed run, under a parent that lives through whatever ends it.
+
+When a peer is dead, JAX's runtime aborts the process from a thread of its own, with a page of C++ and exit code 134;
+when a peer hangs, nothing ends at all; and a stopped process can do nothing about itself. So the run is a child
+process. The parent hears of every chunk of steps, ends a child that has gone silent, and turns its end into an exit
+code and one line. The child hears from its parent, and ends when that is gone.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+HEARTBEAT = 20  # seconds after which JAX calls a silent process dead
+SILENCE = 45.0  # seconds without a chunk of steps, each of half a second, after which a run is called stuck
+STARTING = 600.0  # seconds before the first: to connect, to read the data, to compile
+CONNECTED, STEPPED = b"c", b"s"  # what a child says: it has met the others; a chunk of steps has ended
+LOST = "another process of the run is dead or out of reach"
+_PIPES = "JAXNN_SUPERVISOR"
+# After a failure it does not wait for the others, as JAX would at the interpreter's end.
+_CHILD = """
+import os, sys
+from jaxnn.cli import main
+code = main(sys.argv[1:])
+sys.stdout.flush()
+if code:
+    os._exit(code)
+"""
+
+
+class End(NamedTuple):
+    """How a run ended."""
+
+    code: int  # to exit with
+    unexplained: str  # a line where the child could not say why, or ""
+    connected: bool  # to the other processes
+
+
+def run(arguments: list[str]) -> End:
+    """Run the command in a child process, to its end."""
+    from_child, to_parent = os.pipe()
+    from_parent, to_child = os.pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, *arguments],
+            env={**os.environ, _PIPES: f"{from_parent} {to_parent} {Path(folder, 'runtime.log')}"},
+            pass_fds=(from_parent, to_parent),
+        )
+        os.close(from_parent)
+        os.close(to_parent)
+        with _passing_on(child):
+            said, silent = _watch(child, from_child, to_child)
+    os.close(from_child)
+    os.close(to_child)
+    connected = CONNECTED in said
+    if silent:
+        why = f"no step ended within {silent:.0f} seconds: a process of the run is dead or stuck"
+        return End(1, f"{why} (or a step takes longer: take a smaller --batch-size)", connected)
+    if child.returncode < 0:
+        return End(1, LOST, connected)
+    return End(child.returncode, "", connected)
+
+
+@contextlib.contextmanager
+def _passing_on(child: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Pass SIGTERM on to the child. A Ctrl-C reaches it without help, as a terminal interrupts the whole group."""
+    former = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM)),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _watch(child: "subprocess.Popen[bytes]", from_child: int, to_child: int) -> tuple[bytes, float]:
+    """Wait for the child's end, or bring it about when it is silent; return what it said, and how long it did not."""
+    said, limit, heard = b"", STARTING, time.monotonic()
+    while child.poll() is None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(to_child, b".")
+        if select.select([from_child], [], [], 1.0)[0]:
+            word = os.read(from_child, 4096)
+            if not word:  # it has closed its end: it is ending
+                child.wait()
+            said, heard = bytes(set(said + word)), time.monotonic()
+            limit = SILENCE if STEPPED in said else STARTING
+        elif time.monotonic() - heard > limit:
+            child.kill()
+            child.wait()
+            return said, limit
+    return said, 0.0
+
+
+class Child:
+    """The child's side."""
+
+    def __init__(self, from_parent: int, to_parent: int, noise: str) -> None:
+        """Listen to the parent, and keep what C++ says out of the terminal."""
+        self._to_parent = to_parent
+        log = os.open(noise, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for name, stream in ("stdout", 1), ("stderr", 2):
+            setattr(sys, name, os.fdopen(os.dup(stream), "w", buffering=1, errors="backslashreplace"))
+            os.dup2(log, stream)
+        threading.Thread(target=self._listen, args=(from_parent,), daemon=True).start()
+
+    @staticmethod
+    def _listen(from_parent: int) -> None:
+        """End when the parent is gone, or stopped and of no use: it says how the run ended when it goes on."""
+        while select.select([from_parent], [], [], HEARTBEAT)[0] and os.read(from_parent, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def says(self, word: bytes) -> None:
+        """Tell the parent how far it is."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._to_parent, word)
+
+
+def child() -> Child | None:
+    """Return the child's side, in a child."""
+    pipes = os.environ.pop(_PIPES, "")
+    if not pipes:
+        return None
+    from_parent, to_parent, noise = pipes.split(" ", 2)
+    return Child(int(from_parent), int(to_parent), noise)

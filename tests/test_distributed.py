@@ -1,0 +1,165 @@
+"""Runs of several processes over loopback, and what ends them."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxnn.training import load_params
+
+COMMAND = [sys.executable, "-c", "import sys; from jaxnn.cli import main; sys.exit(main())", "train"]
+LOST = "jaxnn: error: another process of the run is dead or out of reach\n"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Run:
+    """The processes of one run."""
+
+    def __init__(self, folder, processes, *options, of_process=()):
+        self.port = free_port()
+        self.output = folder / "results"
+        # Sessions of their own: what ends one must not end the others, and nothing is left behind.
+        environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+        self.processes = [
+            subprocess.Popen(
+                [*COMMAND, "--distributed", "--coordinator", f"127.0.0.1:{self.port}", "--processes", str(processes),
+                 "--process-id", str(i), "--output", str(self.output), *options, *(of_process[i] if of_process else ())],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment,
+            )
+            for i in range(processes)
+        ]  # fmt: skip
+
+    def until_trained(self):
+        """Wait until process 0 has reported an epoch."""
+        for line in self.processes[0].stdout:
+            if line.startswith("epoch"):
+                return
+
+    def ends(self, within=60, then=lambda: None):
+        """Wait for all processes, `then` before the last; return each one's exit code and its standard error."""
+        deadline, ends = time.monotonic() + within, {}
+        try:
+            while len(ends) < len(self.processes) and time.monotonic() < deadline:
+                for i, process in enumerate(self.processes):
+                    if i not in ends and process.poll() is not None:
+                        ends[i] = process.returncode, process.communicate()[1]
+                        if len(ends) == len(self.processes) - 1:
+                            then()
+                time.sleep(0.05)
+        finally:
+            for process in self.processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        return [ends.get(i, "is still there") for i in range(len(self.processes))]
+
+    def child(self, i):
+        """The number of a process's child, in which it trains."""
+        with open(f"/proc/{self.processes[i].pid}/task/{self.processes[i].pid}/children") as children:
+            return int(children.read().split()[0])
+
+
+def params(folder):
+    return load_params(folder / "params.npz")[0]
+
+
+def test_processes_and_devices_give_the_same_bits(tmp_path):
+    """Two processes of one device, and one of two; four processes agree with them to float32."""
+    options = ("--model", "cnn", "--epochs", "1", "--dropout", "0")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "four").mkdir()
+    two, four = Run(tmp_path / "two", 2, *options), None
+    assert two.ends(180) == [(0, ""), (0, "")]
+    four = Run(tmp_path / "four", 4, *options, "--accumulate", "2")
+    assert four.ends(180) == [(0, "")] * 4
+    subprocess.run(
+        [*COMMAND, *options, "--devices", "2", "--output", str(tmp_path / "one"), "--quiet"],
+        check=True, timeout=180, env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
+    )  # fmt: skip
+    subprocess.run([*COMMAND, *options, "--output", str(tmp_path / "alone"), "--quiet"], check=True, timeout=180)
+    a, b, c, d = (params(f) for f in (two.output, tmp_path / "one", four.output, tmp_path / "alone"))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+        for other in (c, d):
+            assert np.linalg.norm(a[name] - other[name]) <= 1e-5 * np.linalg.norm(a[name])
+
+
+@pytest.mark.parametrize("how, who", [
+    ("kill", 0), ("kill", 1), ("kill the child", 0), ("kill the child", 1), ("stop", 1), ("stop the child", 0),
+])  # fmt: skip
+def test_a_process_that_dies_or_stops_ends_the_others(how, who, tmp_path):
+    """And itself: the one that is stopped when it goes on, a child that is stopped by its parent."""
+    run = Run(tmp_path, 2, "--model", "softmax", "--epochs", "100000")
+    run.until_trained()
+    process = run.processes[who].pid
+    os.kill(run.child(who) if "child" in how else process, signal.SIGKILL if "kill" in how else signal.SIGSTOP)
+    ends = run.ends(then=lambda: os.kill(process, signal.SIGCONT) if how == "stop" else None)
+    assert ends[1 - who] == (1, LOST)
+    if how == "kill":
+        assert ends[who] == (-signal.SIGKILL, "")
+    else:
+        assert ends[who][0] == 1 and len(ends[who][1].splitlines()) == 1
+    assert not list(run.output.glob("[!.]*"))
+
+
+def test_arguments_that_differ_are_refused_before_the_first_step(tmp_path):
+    run = Run(tmp_path, 2, of_process=(["--seed", "1"], ["--seed", "2"]))
+    refused = (1, "jaxnn: error: --seed is 1 in process 0 and 2 in process 1: it must be the same in all\n")
+    assert run.ends() == [refused] * 2
+    assert not run.output.exists()
+
+
+def test_a_signal_to_one_process_ends_all(tmp_path):
+    run = Run(tmp_path, 2, "--model", "softmax", "--epochs", "100000")
+    run.until_trained()
+    run.processes[1].send_signal(signal.SIGTERM)
+    (code, error), other = run.ends()
+    assert (code, other) == (143, (143, ""))
+    assert error.startswith("jaxnn: stopped by SIGTERM after") and error.endswith("keeps what was learned\n")
+    assert params(run.output)
+
+
+def test_a_coordinator_that_nobody_answers_at():
+    address = f"127.0.0.1:{free_port()}"
+    start = time.monotonic()
+    ended = subprocess.run(
+        [*COMMAND, "--distributed", "--coordinator", address, "--processes", "2", "--process-id", "1"],
+        capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert ended.returncode == 1 and time.monotonic() - start < 60
+    assert ended.stderr == (
+        f"jaxnn: error: the 2 processes of the run did not meet at --coordinator {address} within 30 seconds; start "
+        f"them all, --process-id 0 on that host, and see that the port is free\n"
+    )
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--coordinator", "a:1"], "--processes, --process-id must be given, too"),
+    (["--coordinator", "a:1", "--processes", "2", "--process-id", "0"], "--distributed must be given, too"),
+    (["--distributed", "--coordinator", "a", "--processes", "2", "--process-id", "0"], "must be HOST:PORT"),
+    (["--distributed", "--coordinator", "a:1", "--processes", "2", "--process-id", "2"], "must be below --processes"),
+    (["--devices", "999"], "JAX_NUM_CPU_DEVICES=999 makes virtual ones"),
+    (["--batch-size", "4", "--accumulate", "8"], "must be at least 8, a row for each of 1 devices and 8 micro-batches"),
+])  # fmt: skip
+def test_wrong_usage(options, words, capsys):
+    from jaxnn.cli import main
+
+    assert main(["train", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_no_cluster_is_found():
+    ended = subprocess.run([*COMMAND, "--distributed"], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("jaxnn: error: no Slurm, Open MPI, Kubernetes or TPU pod was found: give")

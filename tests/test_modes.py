@@ -1,0 +1,110 @@
+"""Every component under every way to use many devices: `scripts/modes.py` for each row of its table."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import jaxnn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import modes
+from test_transformations import operations
+
+WORKS = {work.name: work for work in modes.works(4)}
+GLOBAL = ("Auto", "Explicit")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", WORKS)
+def test_the_gradient_is_that_of_one_device(name):
+    with jax.enable_x64(True):
+        mesh = modes.make_mesh(4)
+        found = {way: modes.verdict(WORKS[name], way, mesh) for way in modes.WAYS}
+        found |= {f"vmap, {way}": modes.verdict(WORKS[name].under_vmap(), way, mesh) for way in ("Explicit", "inside")}
+    assert {way: v for way, v in found.items() if v not in ("ok", "-")} == {}
+
+
+def test_a_gradient_that_is_wrong_on_several_devices_is_seen():
+    """As it would be with the largest device's part of a weight's gradient for the sum of all."""
+    work, mesh = WORKS["linear"], modes.make_mesh(4)
+
+    @jax.custom_vjp
+    def wrong(x, w, b):
+        return x @ w.T + jnp.broadcast_to(b, (len(x), len(b)))
+
+    def backward(residuals, dy):
+        x, w, _ = residuals
+        axes = tuple(jax.typeof(dy).manual_axis_type.varying)
+        dw, db = dy.T @ x, dy.sum(0)
+        return dy @ w, *(jax.lax.pmax((dw, db), axes) if axes else (dw, db))
+
+    wrong.defvjp(lambda *args: (wrong(*args), args), backward)
+    wrong.definition = jaxnn.linear.definition
+    with jax.enable_x64(True):
+        assert modes.verdict(work._replace(f=wrong), "jit", mesh) == "ok"
+        assert float(modes.verdict(work._replace(f=wrong), "inside", mesh)) > 0.1
+        assert "ShardingTypeError" in modes.verdict(work._replace(f=wrong), "Explicit", mesh)
+
+
+def by_class(f, cut, out):
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,))
+    return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=cut, out_specs=out))
+
+
+def test_a_label_that_is_no_class_of_any_device():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((5, 8)), jnp.float32)
+    labels = jnp.array([0, 7, 8, -1, -100], jnp.int32)
+
+    def losses(x, labels):
+        return jaxnn.cross_entropy(x, labels, ignore_index=-100, reduction="none", axis_name="model")
+
+    def gradient(x, labels):
+        return jax.grad(lambda x: jnp.sum(losses(x, labels)))(x)
+
+    cut = (P(None, "model"), P())
+    assert list(np.isnan(by_class(losses, cut, P())(x, labels))) == [False, False, True, True, False]
+    dx = by_class(gradient, cut, P(None, "model"))(x, labels)
+    np.testing.assert_array_equal(np.isnan(dx).all(1), [False, False, True, True, False])
+    np.testing.assert_array_equal(dx[4], 0)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32"])
+def test_labels_of_any_integer_dtype(dtype):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 8)), jnp.float32)
+    labels = jnp.array([0, 3, 7], dtype)
+    f = by_class(lambda x, t: jaxnn.cross_entropy(x, t, axis_name="model"), (P(None, "model"), P()), P())
+    assert float(f(x, labels)) == pytest.approx(float(jaxnn.cross_entropy(x, labels)), rel=1e-6)
+
+
+def test_a_row_of_false_on_every_device():
+    x, where = jnp.zeros((2, 8)), jnp.zeros((2, 8), bool).at[1, 6].set(True)
+    cut = (P(None, "model"),) * 2
+    f = by_class(lambda x, w: jaxnn.softmax(x, where=w, axis_name="model"), cut, cut[0])
+    np.testing.assert_array_equal(f(x, where), where)
+
+
+@pytest.mark.parametrize(
+    "f", [jaxnn.softmax, jaxnn.log_softmax, lambda x, **o: jaxnn.cross_entropy(x, jnp.array([0]), **o)]
+)
+def test_an_axis_that_is_not_in_scope(f):
+    with pytest.raises(ValueError, match=r"`axis_name` \('model'\) must name a mesh axis that is in scope"):
+        f(jnp.zeros((1, 2)), axis_name="model")
+
+
+EXCHANGED = ("pmax", "psum", "psum_invariant", "all_gather", "all_to_all", "ppermute")
+
+
+def test_what_the_devices_exchange():
+    """Of each row: the maximum, Σ exp and the loss; the maximum again and Σ q in the backward pass."""
+    x, labels = jnp.zeros((6, 8)), jnp.zeros(6, jnp.int32)
+    f = by_class(lambda x, t: jaxnn.cross_entropy(x, t, axis_name="model"), (P(None, "model"), P()), P())
+    forward = jax.make_jaxpr(f)(x, labels).jaxpr
+    both = jax.make_jaxpr(jax.grad(f))(x, labels).jaxpr
+    sizes = [[v.aval.size for eqn in operations(jaxpr, EXCHANGED) for v in eqn.invars] for jaxpr in (forward, both)]
+    assert sizes == [[6, 6, 6], [6, 6, 6, 6, 6]]
