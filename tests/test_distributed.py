@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from jaxnn import _supervisor
 from jaxnn.training import load_params
 
 COMMAND = [sys.executable, "-c", "import sys; from jaxnn.cli import main; sys.exit(main())", "train"]
@@ -75,24 +76,28 @@ def params(folder):
 
 
 def test_processes_and_devices_give_the_same_bits(tmp_path):
-    """Two processes of one device, and one of two; four processes agree with them to float32."""
-    options = ("--model", "cnn", "--epochs", "1", "--dropout", "0")
-    (tmp_path / "two").mkdir()
-    (tmp_path / "four").mkdir()
-    two, four = Run(tmp_path / "two", 2, *options), None
-    assert two.ends(180) == [(0, ""), (0, "")]
-    four = Run(tmp_path / "four", 4, *options, "--accumulate", "2")
-    assert four.ends(180) == [(0, "")] * 4
-    subprocess.run(
-        [*COMMAND, *options, "--devices", "2", "--output", str(tmp_path / "one"), "--quiet"],
-        check=True, timeout=180, env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
-    )  # fmt: skip
-    subprocess.run([*COMMAND, *options, "--output", str(tmp_path / "alone"), "--quiet"], check=True, timeout=180)
-    a, b, c, d = (params(f) for f in (two.output, tmp_path / "one", four.output, tmp_path / "alone"))
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name])
-        for other in (c, d):
-            assert np.linalg.norm(a[name] - other[name]) <= 1e-5 * np.linalg.norm(a[name])
+    """Two processes of one device, and one of two; four processes, and eight devices, agree with them to float32."""
+    options = ("--epochs", "1", "--dropout", "0")
+
+    def alone(devices):
+        folder = tmp_path / str(devices)
+        subprocess.run(
+            [*COMMAND, *options, "--devices", str(devices), "--output", str(folder), "--quiet"],
+            check=True, timeout=180, env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+        )  # fmt: skip
+        return params(folder)
+
+    def together(processes, *more):
+        run = Run(tmp_path / f"of {processes}", processes, *options, *more)
+        assert run.ends(180) == [(0, "")] * processes
+        return params(run.output)
+
+    of_two = together(2)
+    for name, expected in alone(2).items():
+        np.testing.assert_array_equal(of_two[name], expected)
+    for other in (alone(1), alone(8), together(4, "--accumulate", "2")):
+        for name, expected in other.items():
+            assert np.linalg.norm(of_two[name] - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("how, who", [
@@ -163,3 +168,26 @@ def test_no_cluster_is_found():
     ended = subprocess.run([*COMMAND, "--distributed"], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert ended.stderr.startswith("jaxnn: error: no Slurm, Open MPI, Kubernetes or TPU pod was found: give")
+
+
+HANGS = """
+from jaxnn import _supervisor
+import sys, time
+child = _supervisor.child()
+print("noise of C++", file=sys.__stderr__)
+for word in sys.argv[1]:
+    child.says(word.encode())
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("words, seconds", [("", 3), ("c", 3), ("cs", 1)])
+def test_a_process_that_hangs_is_ended(words, seconds, monkeypatch, capfd):
+    """Before its first chunk of steps it has longer: it may be compiling."""
+    monkeypatch.setattr(_supervisor, "_CHILD", HANGS)
+    monkeypatch.setattr(_supervisor, "STARTING", 3.0)
+    monkeypatch.setattr(_supervisor, "SILENCE", 1.0)
+    end = _supervisor.run([words])
+    assert (end.code, end.connected) == (1, "c" in words)
+    assert end.unexplained.startswith(f"no step ended within {seconds} seconds: a process of the run is dead or stuck")
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,158 @@
+"""The step, the epoch and the evaluation on several devices and in micro-batches."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from test_transformations import operations
+
+from jaxnn import models, training
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 17, (50, 8, 8, 1)).astype(np.uint8)
+LABELS = RNG.integers(0, 10, 50).astype(np.int32)
+
+
+def make_mesh(devices):
+    types = (AxisType.Auto,)
+    return jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=types) if devices else None
+
+
+def start(devices, accumulate=1, model="convnet", dropout=0.0, dtype="float32", optimizer="adam"):
+    classifier = models.Classifier(models.MODELS[model], 8.0, 5.0, dtype)
+    optimizer = training.make_optimizer(optimizer, 0.003, 30)
+    state = training.init_state(classifier.model.init(jax.random.key(0), (8, 8, 1), 10), optimizer, jax.random.key(1))
+    loss = classifier.loss(l2=1e-4, dropout=dropout)
+    axis = "data" if devices else None
+    return classifier, training.make_step(loss, optimizer, axis_name=axis, accumulate=accumulate), state
+
+
+def train(devices, accumulate=1, **options):
+    classifier, step, state = start(devices, accumulate, **options)
+    mesh = make_mesh(devices)
+    *_, last = training.fit(step, state, IMAGES, LABELS, epochs=2, batch_size=16, mesh=mesh)
+    sums = training.evaluate(classifier.metrics, last.state.params, IMAGES, LABELS, batch_size=13, mesh=mesh)
+    return last, jax.tree.map(np.asarray, sums)
+
+
+@functools.cache
+def alone():
+    return train(None)
+
+
+@pytest.mark.parametrize("devices, accumulate", [(1, 1), (2, 1), (4, 1), (None, 4), (3, 2)])
+def test_any_number_of_devices_and_micro_batches_trains_the_same(devices, accumulate):
+    """50 rows in batches of 16: the last one has 2, so that most parts of it have none."""
+    last, sums = train(devices, accumulate)
+    expected, expected_sums = alone()
+    for a, b in zip(jax.tree.leaves(last.state.params), jax.tree.leaves(expected.state.params), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+    assert (last.metrics["count"], last.metrics["correct"]) == (50, expected.metrics["correct"])
+    assert last.metrics["loss"] == pytest.approx(expected.metrics["loss"], rel=1e-5)
+    np.testing.assert_array_equal(sums["confusion"], expected_sums["confusion"])
+    assert sums["count"] == 50 and sums["nll"] == pytest.approx(expected_sums["nll"], rel=1e-5)
+
+
+def test_all_that_devices_exchange_is_one_sum_of_the_gradient():
+    """In the compiled program: one collective, in the loop of the steps, of the parameters and four numbers."""
+    _, step, state = start(4, accumulate=2, dropout=0.5)
+    mesh = make_mesh(4)
+    batches = training.make_batches(IMAGES, LABELS, np.arange(50), 16, mesh=mesh, accumulate=2)
+    state = training.on_all_devices(mesh, state)
+    program = training.run_steps.lower(step, state, batches, 0, 4, mesh=mesh).compile().as_text()
+    names = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
+    (collective,) = re.findall(rf"= (.*) (?:{names})(?:-start)?\(", program)
+    sizes = [
+        int(np.prod([int(d) for d in dims.split(",") if d])) for dims in re.findall(r"f32\[([\d,]*)\]", collective)
+    ]
+    assert "f32" in collective and not re.findall(r"\b(?!f32)[a-z]+\d+\[", collective)
+    assert sum(sizes) == sum(p.size for p in jax.tree.leaves(state.params)) + 5  # loss, rows, and three metrics
+
+
+@pytest.mark.parametrize("model", ["convnet", "mlp"])
+@pytest.mark.parametrize("how", ["shard_map", "unchecked", "pmap", "Auto", "Explicit"])
+def test_the_same_step_in_every_way(how, model):
+    """On shards of which one has no row, and one a few."""
+    labels = jnp.asarray(LABELS[:16]).at[5:8].set(-1).at[12:].set(-1)
+    batch = jnp.asarray(IMAGES[:16]), labels
+    _, step, state = start(None, model=model, optimizer="momentum")
+    expected, metrics = jax.jit(step)(state, batch)
+    if how in ("Auto", "Explicit"):
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(getattr(AxisType, how),))
+        with jax.set_mesh(mesh):
+            cut = jax.device_put(batch, NamedSharding(mesh, P("data")))
+            found, found_metrics = jax.jit(step)(jax.device_put(state, NamedSharding(mesh, P())), cut)
+    else:
+        _, step, state = start(4, model=model, optimizer="momentum")
+        if how == "pmap":
+            batch = jax.tree.map(lambda a: a.reshape(4, -1, *a.shape[1:]), batch)
+            found, found_metrics = jax.pmap(step, "data", in_axes=(None, 0), out_axes=None)(state, batch)
+        else:
+            mapped = jax.shard_map(
+                step, mesh=make_mesh(4), in_specs=(P(), P("data")), out_specs=P(), check_vma=how == "shard_map"
+            )
+            found, found_metrics = jax.jit(mapped)(state, batch)
+    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for name in metrics:
+        assert float(found_metrics[name]) == pytest.approx(float(metrics[name]), rel=1e-5)
+
+
+def draws(devices, accumulate):
+    """What each device and each micro-batch draws, in the second of three steps."""
+
+    def loss(params, batch, key):
+        return jnp.sum(params) * 0.0, {"draws": jnp.zeros(24).at[batch[0]].set(jax.random.uniform(key))}
+
+    step = training.make_step(loss, optax.sgd(0.1), axis_name="data" if devices else None, accumulate=accumulate)
+    state = training.init_state(jnp.zeros(2), optax.sgd(0.1), jax.random.key(0))._replace(step=jnp.int32(1))
+    rows = jnp.arange((devices or 1) * accumulate)
+    if devices:
+        step = jax.shard_map(step, mesh=make_mesh(devices), in_specs=(P(), P("data")), out_specs=P())
+    return np.asarray(step(state, rows)[1]["draws"])[: len(rows)]
+
+
+def test_devices_and_micro_batches_draw_their_own_numbers():
+    assert len(set(draws(4, 3))) == 12
+    assert len(set(draws(None, 3))) == 3
+
+
+def test_bfloat16_is_computed_in_and_float32_is_kept():
+    _, step, state = start(None, dtype="bfloat16")
+    jaxpr = jax.make_jaxpr(step)(state, (jnp.asarray(IMAGES[:4]), jnp.asarray(LABELS[:4]))).jaxpr
+    products = list(operations(jaxpr, ("dot_general", "conv_general_dilated")))
+    assert len(products) > 8 and {str(v.aval.dtype) for eqn in products for v in eqn.invars} == {"bfloat16"}
+    (last, sums), (expected, _) = train(None, dtype="bfloat16"), alone()
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(last.state.params)} == {"float32"}
+    assert sums["nll"].dtype == np.float32
+    assert last.metrics["loss"] == pytest.approx(expected.metrics["loss"], rel=0.02)
+    before = start(None)[2].params
+    for a, b, c in zip(*map(jax.tree.leaves, (last.state.params, expected.state.params, before)), strict=True):
+        assert np.linalg.norm(a - b) < 0.5 * np.linalg.norm(b - c)  # Adam divides by |g|
+
+
+@pytest.mark.parametrize("axis, devices", [("data", None), (None, 2), ("rows", 2)])
+def test_a_step_for_another_mesh_is_refused(axis, devices):
+    classifier, _, state = start(None)
+    step = training.make_step(classifier.loss(), optax.sgd(0.1), axis_name=axis)
+    with pytest.raises(ValueError, match=r"`step` \(axis_name .*\) must be made for the axis of `mesh`"):
+        next(training.fit(step, state, IMAGES, LABELS, epochs=1, batch_size=8, mesh=make_mesh(devices)))
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_refused():
+    _, step, state = start(4, 2)
+    with pytest.raises(ValueError, match=r"`batch_size` \(7\) must be at least 8, a row for each of 4 devices and 2"):
+        next(training.fit(step, state, IMAGES, LABELS, epochs=1, batch_size=7, mesh=make_mesh(4)))
+    _, step, state = start(None, 2)
+    with pytest.raises(
+        ValueError, match=r"`batch` \(3 rows on a device\) must be a multiple of `accumulate` \(2\) rows"
+    ):
+        step(state, (jnp.asarray(IMAGES[:3]), jnp.asarray(LABELS[:3])))
+    with pytest.raises(ValueError, match=r"`accumulate` \(0\) must be at least 1"):
+        start(None, 0)
