@@ -36,9 +36,9 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxnn"
-FILES = ["layers/*.py", "losses/*.py", "_rules.py", "_softmax.py", "_blocks.py"]
+FILES = ["layers/*.py", "losses/*.py", "_rules.py", "_softmax.py", "_blocks.py", "_devices.py"]
 SHARED, OWN = (
-    "components transformations residuals errors",
+    "components transformations residuals errors modes",
     "pooling_indices penalties dropout conv2d_paths linear_cross_entropy",
 )
 SECONDS = 120  # for one test, or one case of `check`
@@ -83,8 +83,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "losses/nll.py _to_label: jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], zero, dx) -> "
     "jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], -zero, dx)": "−0",
     "_softmax.py shifted: jnp.zeros((), x.dtype) -> jnp.ones((), x.dtype)": "−∞ less any number",
-    "_softmax.py shifted: lax.stop_gradient(jnp.max(x, axes, keepdims=True, initial=-jnp.inf)) -> "
-    "jnp.max(x, axes, keepdims=True, initial=-jnp.inf)": "the derivative of a shift of all x cancels",
+    "_softmax.py shifted: lax.stop_gradient(jnp.max(x, axes.of_array, keepdims=True, "
+    "initial=-jnp.inf)) -> jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)": "the derivative of a shift of all x cancels",
     "losses/nll.py _by_label: jnp.where(_labels.is_label(labels, classes), l, jnp.nan) -> "
     "jnp.where(_labels.is_label(labels, classes), l, -jnp.nan)": "NaN has no sign that counts",
     **{f"layers/max_pool2d.py _max_pool2d_bwd: {shifts}": "more shifts than windows over a pixel add zeros"
@@ -114,10 +114,25 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "jnp.where(valid, x, -jnp.asarray(bad, x.dtype))": "NaN, or a 0 that is added to others",
     "losses/cross_entropy.py _cross_entropy_bwd: tuple(range(du.ndim - 1)) -> range(du.ndim - 1)":
         "JAX takes any sequence of axes",
-    "losses/cross_entropy.py _smoothed: u if epsilon == 0 else (1 - epsilon) * u + epsilon / max(1, classes) -> "
-    "(1 - epsilon) * u + epsilon / max(1, classes)": "1 u + 0 is u",
-    **{f"losses/cross_entropy.py {f}: max(1, classes) -> max(2, classes)": "the loss of a single class is 0"
-       for f in ("_smoothed", "_expected")},
+    "losses/cross_entropy.py _smoothed: u if epsilon == 0 else (1 - epsilon) * u + epsilon / max(1, options.classes(like)) "
+    "-> (1 - epsilon) * u + epsilon / max(1, options.classes(like))": "1 u + 0 is u",
+    **{f"losses/cross_entropy.py {f}: max(1, options.classes({x})) -> max(2, options.classes({x}))":
+       "the loss of a single class is 0" for f, x in (("_smoothed", "like"), ("_expected", "x"))},
+    "losses/linear_cross_entropy.py _arguments: max(1, count) -> max(2, count)": "the loss of a single class is 0",
+    "losses/linear_cross_entropy.py _by_rows: sums if forms_gradient else (None, None) -> sums": "zeros, not used",
+    **{f"losses/linear_cross_entropy.py {f}: {mutant}": "NaN has no sign that counts" for f, mutant in (
+        ("_da", "jnp.where(block.bad, jnp.nan, dl) -> jnp.where(block.bad, -jnp.nan, dl)"),
+        ("_losses", "jnp.where(block.bad, jnp.nan, l) -> jnp.where(block.bad, -jnp.nan, l)"))},
+    "losses/linear_cross_entropy.py _finite: jnp.zeros((), largest.dtype) -> jnp.ones((), largest.dtype)":
+        "−∞ less any number",
+    **{f"losses/linear_cross_entropy.py _linear_cross_entropy_bwd: {mutant}": "both have five" for mutant in (
+        "zip(gradient, types, strict=True) -> zip(gradient, types)", "strict=True -> strict=False")},
+    **{f"losses/linear_cross_entropy.py _losses: s.smoothed is not None and block.beta_sum is not None -> {other}":
+       "both are None, or neither" for other in (
+        "s.smoothed is not None or block.beta_sum is not None", "s.smoothed is not None",
+        "block.beta_sum is not None")},
+    "losses/linear_cross_entropy.py _losses: jnp.where(block.counted, jnp.where(block.bad, jnp.nan, l), zero) -> "
+    "jnp.where(block.counted, jnp.where(block.bad, jnp.nan, l), -zero)": "−0",
     "_rules.py cotangent: lax.psum(ct, affected) if affected else ct -> lax.psum(ct, affected)": "a sum over no axes",
     "_rules.py vary_with: lax.pcast(x, tuple(axes), to='varying') if axes else x -> "
     "lax.pcast(x, tuple(axes), to='varying')": "over no axes it changes nothing",
@@ -163,8 +178,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "_blocks.py add_at: (lax.dynamic_slice_in_dim(total, start, len(part)), cotangent(part, type_of(total))) -> "
     "(cotangent(part, type_of(total)), lax.dynamic_slice_in_dim(total, start, len(part)))": "both are added",
     "_blocks.py over_blocks: jnp.arange(blocks, dtype=jnp.int32) -> jnp.arange(blocks)": "a number in any wide dtype",
-    "_softmax.py total: jnp.where(jnp.any(where, axes, keepdims=True), sums, jnp.ones((), exp.dtype)) -> "
-    "jnp.where(jnp.any(where, axes, keepdims=True), sums, -jnp.ones((), exp.dtype))":
+    "_softmax.py total: jnp.where(summed(axes, where.astype(jnp.int32)) > 0, sums, jnp.ones((), exp.dtype)) -> "
+    "jnp.where(summed(axes, where.astype(jnp.int32)) > 0, sums, -jnp.ones((), exp.dtype))":
         "divides the zeros of a row without entries, and its logarithm is masked",
 }  # fmt: skip
 
@@ -274,7 +289,7 @@ COMPARISONS = {
 NAMES = {
     "maximum": "minimum", "max": "min", "min": "max", "any": "all", "sum": "mean", "mean": "sum", "ones": "zeros",
     "zeros": "ones", "ones_like": "zeros_like", "zeros_like": "ones_like", "greater_equal": "greater", "log1p": "log",
-    "floor": "ceil", "ceil": "floor", "prod": "sum", "add": "subtract", "union": "intersection",
+    "psum": "pmax", "pmax": "psum", "floor": "ceil", "ceil": "floor", "prod": "sum", "add": "subtract", "union": "intersection",
     "float32": "bfloat16", "int32": "int8", "uint32": "int32", "uint8": "int8",
 }  # fmt: skip
 STRINGS = {"NCHW": "NHWC", "OIHW": "HWIO", "HWIO": "OIHW", "H": "W", "W": "H", "O": "I", "I": "O", "N": "C", "C": "N",
