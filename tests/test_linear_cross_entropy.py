@@ -421,3 +421,23 @@ def test_what_the_devices_exchange(block_size):
     exchanged = operations(jaxpr, ("pmax", "psum", "psum_invariant", "all_gather", "all_to_all", "ppermute"))
     found = [(eqn.primitive.name.removesuffix("_invariant"), v.aval.shape) for eqn in exchanged for v in eqn.invars]
     assert found == [("pmax", (6,))] + [("psum", (6,))] * 3
+
+
+@memories
+def test_classes_that_a_bias_of_minus_infinity_rules_out(memory):
+    """All of a block's, too: their probability is 0, and nothing of them is NaN."""
+    with jax.enable_x64(True):
+        (x, w, b, _), labels = arrays(6, 3, 8)
+        b, labels = b.at[:4].set(-jnp.inf), jnp.maximum(labels, 4)
+        f = jax.value_and_grad(lambda f, x, w, b: f(x, w, labels, b=b, memory=memory, block_size=2), (1, 2, 3))
+        ours, truth = (jax.jit(f, static_argnums=0)(g, x, w, b) for g in (loss, loss.definition))
+        assert all(jnp.isfinite(a).all() for a in jax.tree.leaves(ours))
+        assert_same(ours, truth)
+
+
+@memories
+def test_float32_stays_float32_where_float64_is_enabled(memory):
+    with jax.enable_x64(True):
+        (x, w, b, weight), labels = arrays(6, 3, 8, "float32")
+        f = scalar(loss, labels, memory=memory, block_size=2, **OPTIONS["all"])
+        assert {str(a.dtype) for a in jax.tree.leaves(derivatives(f, (x, w, b, weight)))} == {"float32"}
