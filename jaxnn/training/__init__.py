@@ -1,6 +1,10 @@
 """The SGD step, the epoch that runs on the device, and the loop around it."""
 
+from jaxnn.training.checkpoint import CheckpointError as CheckpointError
+from jaxnn.training.checkpoint import Checkpoints as Checkpoints
+from jaxnn.training.checkpoint import Saved as Saved
 from jaxnn.training.checkpoint import load_params as load_params
+from jaxnn.training.checkpoint import read_step as read_step
 from jaxnn.training.checkpoint import save_params as save_params
 from jaxnn.training.epoch import Batches as Batches
 from jaxnn.training.epoch import evaluate as evaluate
@@ -9,6 +13,7 @@ from jaxnn.training.epoch import on_all_devices as on_all_devices
 from jaxnn.training.epoch import run_steps as run_steps
 from jaxnn.training.fit import Diverged as Diverged
 from jaxnn.training.fit import EpochResult as EpochResult
+from jaxnn.training.fit import Position as Position
 from jaxnn.training.fit import Progress as Progress
 from jaxnn.training.fit import fit as fit
 from jaxnn.training.optimizers import OPTIMIZERS as OPTIMIZERS

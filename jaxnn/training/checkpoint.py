@@ -1,15 +1,33 @@
-"""Parameters on disk: one NumPy archive, never pickled, written whole or not at all."""
+"""What a training leaves on disk: its parameters, and steps to continue from.
 
+Parameters are one NumPy archive, never pickled, written whole or not at all. A step is a folder `step-0000000123`:
+
+    state.npz    the arrays of the training's state, and all else about it as JSON
+    manifest     their number, size and SHA-256, and below it the manifest's own
+
+written beside its place, synced to the disk, and renamed: a process may be killed at any moment, and what there is
+is whole. A step whose bytes are not those of its manifest, one of them or all, is not taken for a step.
+"""
+
+import contextlib
+import errno
+import hashlib
 import io
 import json
+import os
+import shutil
+import tempfile
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxnn._files import write_whole
+
+MAX_BYTES = 1 << 34  # of a step: what a manifest may claim before it is believed
 
 
 def save_params(path: Path, params: PyTree[Array], config: dict[str, Any]) -> None:
@@ -55,3 +73,217 @@ def load_params(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                     node = node.setdefault(parent, {})
                 node[last] = archive[name]
         return params, json.loads(str(archive["config"]))
+
+
+class CheckpointError(Exception):
+    """A folder of steps that cannot be used: one line, with the cure."""
+
+
+class Saved(NamedTuple):
+    """A step that was read back, whole."""
+
+    step: int
+    arrays: dict[str, Any]
+    about: dict[str, Any]
+    sha256: str  # of its arrays and what is about them
+
+    def restored(self, like: PyTree[Array]) -> Any:
+        """Return the arrays in the place of those of `like`.
+
+        Raises:
+            CheckpointError: an array has another name, shape or dtype.
+        """
+        places, tree = jax.tree_util.tree_flatten_with_path(like)
+        names = [_name(at) for at, _ in places]
+        if extra := sorted(self.arrays.keys() ^ set(names)):
+            where = "is not in the step" if extra[0] in names else "is in the step alone"
+            raise CheckpointError(f"the training's {extra[0]} {where}: continue with the same model and optimizer")
+        leaves = []
+        for name, (_, leaf) in zip(names, places, strict=True):
+            data, key = self.arrays[name], jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            expected = jax.random.key_data(leaf) if key else leaf
+            if (data.shape, data.dtype) != (expected.shape, expected.dtype):
+                raise CheckpointError(
+                    f"{name} (shape {data.shape}, {data.dtype}) of the step must have shape {expected.shape} and "
+                    f"dtype {expected.dtype}: continue with the same model and optimizer"
+                )
+            restored = jax.numpy.asarray(data)
+            leaves.append(jax.random.wrap_key_data(restored, impl=jax.random.key_impl(leaf)) if key else restored)
+        return jax.tree.unflatten(tree, leaves)
+
+
+class Checkpoints:
+    """The steps of one training, in a folder: the newest ones, and the best.
+
+    Args:
+        folder: made if it is not there.
+        keep: how many of the newest steps to keep.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int = 3) -> None:
+        self.folder, self.keep = Path(folder), keep
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(".unfinished-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder)).rmdir()
+
+    def save(self, step: int, state: PyTree[Array], about: dict[str, Any], score: float | None = None) -> None:
+        """Begin to write a step, and return: the arrays are copied, the training may go on.
+
+        Args:
+            step: its number.
+            state: a pytree of arrays.
+            about: anything JSON can hold.
+            score: the higher the better; None for a step that is not compared.
+
+        Raises:
+            OSError: an earlier step could not be written.
+        """
+        self.wait()
+        arrays = {}
+        for at, leaf in jax.tree_util.tree_leaves_with_path(state):
+            is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            arrays[_name(at)] = np.array(jax.random.key_data(leaf) if is_key else leaf)
+        text = json.dumps(about, allow_nan=False)
+        self._thread = threading.Thread(target=self._write, args=(step, arrays, text, score))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until what was begun is on the disk.
+
+        Raises:
+            OSError: it could not be written; the steps before it are as they were.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, step: int, arrays: dict[str, Any], about: str, score: float | None) -> None:
+        try:
+            buffer = io.BytesIO()
+            np.savez(buffer, **{**arrays, "about": np.array(about)})
+            data, place = buffer.getvalue(), self.folder / f"step-{step:010d}"
+            told = {"bytes": len(data), "score": score, "sha256": hashlib.sha256(data).hexdigest(), "step": step}
+            new = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder))
+            try:
+                _write_synced(new / "state.npz", data)
+                _write_synced(new / "manifest", _manifest(told))
+                _sync_folder(new)
+                if place.exists():  # of no use: it would have been continued from
+                    _remove(place)
+                os.rename(new, place)
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)
+                raise
+            _sync_folder(self.folder)
+            self._forget_old()
+        except OSError as error:
+            self._error = error
+
+    def _forget_old(self) -> None:
+        """Remove all steps but the newest and the best."""
+        steps = {place: told for place in self._places() if (told := _told(place))}
+        scored = {place: told["score"] for place, told in steps.items() if told["score"] is not None}
+        best = {max(scored, key=lambda place: (scored[place], place))} if scored else set()
+        for place in list(steps)[self.keep :]:
+            if place not in best:
+                _remove(place)
+
+    def _places(self) -> list[Path]:
+        """Return the folders of steps, the newest first."""
+        return sorted((p for p in self.folder.glob("step-*") if p.name[5:].isdecimal()), reverse=True)
+
+    def newest(self) -> tuple[Saved | None, list[str]]:
+        """Return the newest step that is whole, and what is wrong with those after it, in a line each."""
+        damaged = list[str]()
+        for place in self._places():
+            try:
+                return read_step(place), damaged
+            except CheckpointError as error:
+                damaged.append(str(error))
+        return None, damaged
+
+
+def read_step(place: Path) -> Saved:
+    """Read one step.
+
+    Args:
+        place: its folder.
+
+    Returns:
+        The step.
+
+    Raises:
+        CheckpointError: it is not whole.
+    """
+    told = _told(place)
+    if told is None or f"step-{told['step']:010d}" != place.name:
+        raise CheckpointError(f"{str(place)!r} has no valid manifest")
+    try:
+        with (place / "state.npz").open("rb") as file:
+            data = file.read(told["bytes"] + 1)
+    except OSError as error:
+        raise CheckpointError(f"{str(place / 'state.npz')!r} cannot be read ({error.strerror})") from error
+    if len(data) != told["bytes"] or hashlib.sha256(data).hexdigest() != told["sha256"]:
+        raise CheckpointError(f"{str(place / 'state.npz')!r} is damaged: its SHA-256 is not the manifest's")
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    return Saved(told["step"], arrays, json.loads(str(arrays.pop("about"))), told["sha256"])
+
+
+def _told(place: Path) -> dict[str, Any] | None:
+    """Return what a step's manifest says, None if it is not one that was written here."""
+    try:
+        with (place / "manifest").open("rb") as file:
+            text = file.read(4096)
+        told = json.loads(text[:-65])
+        whole = _manifest(told) == text and 0 <= told["bytes"] <= MAX_BYTES and told.keys() == _TOLD
+        return told if whole else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+_TOLD = {"bytes", "score", "sha256", "step"}
+
+
+def _manifest(told: Any) -> bytes:
+    text = json.dumps(told, sort_keys=True, indent=1).encode()
+    return text + b"\n" + hashlib.sha256(text).hexdigest().encode()
+
+
+def _name(at: Any) -> str:
+    return jax.tree_util.keystr(at, simple=True, separator="/")
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some file systems cannot sync a folder, and need not
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _remove(place: Path) -> None:
+    """Remove a step: by its name first, so that no half of one is left."""
+    aside = place.with_name(f".unfinished-{place.name}-{os.getpid()}")
+    with contextlib.suppress(OSError):
+        os.rename(place, aside)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -153,6 +153,27 @@ def _all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
     return functools.reduce(jnp.logical_and, leaves, jnp.array(True))
 
 
+def not_finite(step: Any, state: TrainState, batches: Batches, index: Array, *, mesh: Mesh | None) -> str:
+    """Return what a step makes that is not finite: the loss, or else a leaf of the gradient or of the new state."""
+
+    def one(state: TrainState, batches: Batches, index: Array) -> Any:
+        batch = batches.batch(index)
+        new, metrics = step(state, batch)
+        gradient = step.gradient(state, batch)[0] if hasattr(step, "gradient") else ()
+        made = metrics["loss"], gradient, new.params, new.opt_state
+        return jax.tree.map(lambda a: _all_finite([a]), made)
+
+    run: Any = one
+    if mesh is not None:
+        run = jax.shard_map(one, mesh=mesh, in_specs=(SAME, Batches(SAME, SAME, _rows(mesh)), SAME), out_specs=SAME)  # type: ignore[arg-type]
+    names = "the loss", "the gradient of", "the new", "the optimizer's new"
+    for what, tree in zip(names, jax.jit(run)(state, batches, index), strict=True):
+        for at, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not leaf:
+                return f"{what} {jax.tree_util.keystr(at, simple=True, separator='/')}".rstrip()
+    return "the loss"  # an error of the machine: the same step is finite now
+
+
 def evaluate(
     metrics: Any, params: PyTree[Array], images: Data, labels: Data, *, batch_size: int, mesh: Mesh | None = None
 ) -> Any:

@@ -10,10 +10,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxnn.training.epoch import Data, check_data, make_batches, on_all_devices, run_steps
+from jaxnn.training.epoch import Data, check_data, make_batches, not_finite, on_all_devices, run_steps
 from jaxnn.training.step import TrainState
 
 CHUNK_SECONDS = 0.5
+
+
+class Position(NamedTuple):
+    """Where a training begins, or goes on: with the state that belongs to it, it takes the same steps again."""
+
+    epoch: int = 1
+    step: int = 0  # steps done in this epoch
+    metrics: dict[str, float] = {}  # noqa: RUF012 (sums over these steps; never changed)
+
+
+BEGINNING = Position()
 
 
 class Progress(NamedTuple):
@@ -23,6 +34,7 @@ class Progress(NamedTuple):
     step: int  # steps done in this epoch
     steps: int  # steps an epoch
     metrics: dict[str, float]  # sums of the step's metrics over this epoch so far
+    state: TrainState  # valid until the next chunk
 
 
 class EpochResult(NamedTuple):
@@ -36,16 +48,16 @@ class EpochResult(NamedTuple):
 
 
 class Diverged(Exception):
-    """A loss or a parameter was not finite; the message says where, `state` is the last good one."""
+    """A loss or a parameter was not finite; the message says which, `progress` has the last good state."""
 
-    def __init__(self, epoch: int, step: int, state: TrainState) -> None:
+    def __init__(self, what: str, progress: Progress) -> None:
         """Say where it happened."""
         super().__init__(
-            f"the loss or a parameter is not finite in epoch {epoch}, step {step}: "
-            f"try a lower learning rate, another optimizer, or look for NaN in the data, and see that the loss leaves "
-            f"out the rows with the label -1, which fill up a last batch (ignore_index=-1)"
+            f"{what} is not finite in epoch {progress.epoch}, step {progress.step + 1}: try a lower learning rate, "
+            f"another optimizer, or look for NaN in the data, and see that the loss leaves out the rows with the label "
+            f"-1, which fill up a last batch (ignore_index=-1)"
         )
-        self.state = state
+        self.progress = progress
 
 
 def fit(
@@ -57,6 +69,8 @@ def fit(
     epochs: int,
     batch_size: int,
     mesh: Mesh | None = None,
+    start: Position = BEGINNING,
+    pause_every: int | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochResult]:
@@ -72,6 +86,8 @@ def fit(
         batch_size: rows a batch, of all devices; the last batch of an epoch may have fewer.
         mesh: the devices, in the axis that the step was made for (`axis_name`), of one process or many; None for one
             device. With many processes each calls `fit` with the same arguments.
+        start: where to go on, if the state is not that of the beginning.
+        pause_every: steps, counted over all epochs, at whose multiples a chunk ends; None for no such steps.
         on_progress: called after each chunk of at most about half a second.
         stop: asked after each chunk; True, in any process, ends the training.
 
@@ -89,20 +105,25 @@ def fit(
     shuffle, n = jax.random.fold_in(state.key, 2**31), labels.shape[0]
     state, images, labels = on_all_devices(mesh, (state, *map(jnp.asarray, (images, labels))))
     steps, per_chunk = -(-n // batch_size), 1
-    for epoch in range(1, epochs + 1):
+    for epoch in range(start.epoch, epochs + 1):
         order = jax.random.permutation(jax.random.fold_in(shuffle, epoch), n)
         batches = make_batches(images, labels, np.asarray(order), batch_size, mesh=mesh, accumulate=accumulate)
-        done, sums, stopped = 0, dict[str, float](), False
+        done, sums = (start.step, dict(start.metrics)) if epoch == start.epoch else (0, {})
+        stopped = False
         while done < steps and not stopped:
-            start = time.perf_counter()
+            since = time.perf_counter()
             last = min(steps, done + per_chunk)
+            if pause_every is not None:
+                before = (epoch - 1) * steps
+                last = min(last, (before + done) // pause_every * pause_every + pause_every - before)
             state, taken, chunk, finite = run_steps(step, state, batches, np.int32(done), np.int32(last), mesh=mesh)
             sums = {name: sums.get(name, 0.0) + float(value) for name, value in chunk.items()}
             if not finite:
-                raise Diverged(epoch, int(taken) + 1, state)
-            count, seconds = last - done, time.perf_counter() - start
+                what = not_finite(step, state, batches, taken, mesh=mesh)
+                raise Diverged(what, Progress(epoch, int(taken), steps, sums, state))
+            count, seconds = last - done, time.perf_counter() - since
             done = last
-            on_progress(Progress(epoch, done, steps, sums))
+            on_progress(Progress(epoch, done, steps, sums, state))
             # The first chunk, of one step, is also the one that compiles; then double up to the limit.
             per_chunk = max(1, min(2 * per_chunk, int(count * CHUNK_SECONDS / max(seconds, 1e-9))))
             per_chunk, stopped = _agreed(per_chunk, stop())

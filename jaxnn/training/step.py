@@ -62,13 +62,13 @@ class Step:
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         """Take the step."""
-        gradient, metrics = self._gradient(state, batch)
+        gradient, metrics = self.gradient(state, batch)
         with jax.numpy_dtype_promotion("standard"):  # optax's adam mixes dtypes
             updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1, state.key), metrics
 
-    def _gradient(self, state: TrainState, batch: Any) -> tuple[PyTree[Array], dict[str, Array]]:
+    def gradient(self, state: TrainState, batch: Any) -> tuple[PyTree[Array], dict[str, Array]]:
         """Return the gradient of the mean loss over the whole batch, and the metrics."""
         key = jax.random.fold_in(state.key, state.step)
         if self.axis_name is None and self.accumulate == 1:
