@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jaxnn.data import Dataset
-    from jaxnn.training import EpochResult, Progress, TrainState
+    from jaxnn.training import EpochResult, Position, Progress, TrainState
 
 # As `jaxnn.training` has them, which takes a tenth of a second to import; a test keeps them equal.
 OPTIMIZERS = ("sgd", "momentum", "adam", "adadelta")
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, Failure | DataError) and type(error).__name__ != "Diverged":
+        if not isinstance(error, Failure | DataError) and type(error).__name__ not in ("Diverged", "CheckpointError"):
             message = f"{type(error).__name__}: {message} (--debug shows the traceback)"
         _complain(f"jaxnn: error: {message}")
         return error.code if isinstance(error, Failure) else 1
@@ -192,6 +192,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--coordinator", metavar="HOST:PORT", help="where process 0 listens, at this address alone")
     add("--processes", type=_number(int, 1, 10**6), metavar="N", help="processes of the run")
     add("--process-id", type=_number(int, 0, 10**6), metavar="I", help="number of this one, from 0")
+    add("--checkpoint-dir", metavar="DIR", help="folder to save the training in after each epoch, when it is "
+        "stopped or diverges: the newest three steps, and the best by validation")  # fmt: skip
+    add("--checkpoint-every", type=_number(int, 1, 10**9), metavar="N", help="save every N steps, too")
+    add("--resume", action="store_true", help="go on from the newest step in --checkpoint-dir, if there is one")
     add("--output", metavar="DIR", help="folder for the results (default: results/train-DATASET-MODEL)")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -275,7 +279,9 @@ class _Stop:
         return "Ctrl-C" if self.signal == signal.SIGINT else "SIGTERM"
 
     def _note(self, number: int, _: Any) -> None:
-        self.signal = self.signal or number
+        if self.signal is not None:  # the second one
+            os._exit(128 + number)
+        self.signal = number
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["_Stop"]:
@@ -337,6 +343,8 @@ class _Results:
 def _train(arguments: argparse.Namespace) -> int:
     options = _with_defaults(arguments)
     _check_cluster(options)
+    if options.checkpoint_dir is None and (options.resume or options.checkpoint_every is not None):
+        raise Failure("--checkpoint-dir must be given, too, to save steps or go on from one", 2)
     supervised = _supervisor.child()
     if options.distributed and supervised is None:
         end = _supervisor.run(options.given)
@@ -445,10 +453,7 @@ def _require_the_same_everywhere(options: argparse.Namespace, dataset: "Dataset"
 
     own = ("given", "run", "output", "quiet", "debug", "data_dir", "coordinator", "processes", "process_id")
     mine = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in own}
-    content = hashlib.sha256()
-    for split in (dataset.train, dataset.validation, dataset.test):
-        content.update(split.images.tobytes() + split.labels.tobytes())
-    mine |= {"the data's SHA-256": content.hexdigest()[:16], "jax's version": jax.__version__}
+    mine |= {"the data's SHA-256": _digest(dataset), "jax's version": jax.__version__}
     text = json.dumps(mine).encode()
     everyones = np.asarray(multihost_utils.process_allgather(np.frombuffer(text.ljust(4096), np.uint8)))
     first = json.loads(everyones.reshape(-1, 4096)[0].tobytes())
@@ -517,25 +522,39 @@ def _run(
     )  # fmt: skip
     state = training.init_state(params, optimizer, run_key)
 
-    start, rows = time.perf_counter(), list[dict[str, Any]]()
-    with _progress_bar(options, say) as on_progress:
+    log = _Log(options, dataset, mesh, _config(options, shape, dataset, classifier))
+    state, position = log.resumed(state, say)
+    rows = log.rows
+    with log.writing(), _progress_bar(options, say) as on_progress:
 
         def heard(progress: "Progress") -> None:
             on_progress(progress)
+            log.chunk(progress)
             if supervised is not None:
                 supervised.says(_supervisor.STEPPED)
 
         epochs = training.fit(
             step, state, dataset.train.images, dataset.train.labels,
-            epochs=options.epochs, batch_size=options.batch_size, mesh=mesh, on_progress=heard, stop=stop,
+            epochs=options.epochs, batch_size=options.batch_size, mesh=mesh, start=position,
+            pause_every=options.checkpoint_every, on_progress=heard, stop=stop,
         )  # fmt: skip
-        for result in epochs:
-            state = result.state
-            if result.finished:
-                rows.append(_epoch_row(result, classifier, dataset, mesh, time.perf_counter() - start))
-                _write_metrics(results, rows)
-                on_progress.epoch_done(rows[-1])
-    seconds = time.perf_counter() - start
+        try:
+            for result in epochs:
+                state = result.state
+                if result.finished:
+                    rows.append(_epoch_row(result, classifier, dataset, mesh, log.seconds()))
+                    _write_metrics(results, rows)
+                    log.epoch(result)
+                    on_progress.epoch_done(rows[-1])
+                else:
+                    log.save(state, training.Position(result.epoch, result.steps, result.metrics))
+        except training.Diverged as error:
+            last = error.progress
+            log.save(last.state, training.Position(last.epoch, last.step, last.metrics))
+            raise
+        finally:
+            log.wait()
+    seconds = log.seconds()
     with results.writing():
         training.save_params(results.staged / "params.npz", state.params, _config(options, shape, dataset, classifier))
     if len(rows) < options.epochs:
@@ -551,6 +570,129 @@ def _run(
     results.finish()
     say(_summary(options, rows, results.folder))
     return 0
+
+
+class _Log:
+    """The steps of a run on disk: which one it goes on from, and which it leaves; none without --checkpoint-dir."""
+
+    DECIDES = (
+        "dataset", "model", "seed", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "l2",
+        "dropout", "dtype",
+    )  # fmt: skip
+
+    def __init__(
+        self, options: argparse.Namespace, dataset: "Dataset", mesh: "Mesh | None", config: dict[str, Any]
+    ) -> None:
+        import jax
+
+        from jaxnn import training
+
+        self.options, self.config = options, config
+        self.folder = None if options.checkpoint_dir is None else Path(options.checkpoint_dir).expanduser()
+        self.run = {name: getattr(options, name) for name in self.DECIDES} | {"data": _digest(dataset)}
+        self.machine = {
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            "devices": 1 if mesh is None else mesh.size,
+            "processes": jax.process_count(),
+            "accumulate": options.accumulate,
+        }
+        self.rows: list[dict[str, Any]] = []
+        self.before, self.since = 0.0, time.perf_counter()
+        self.steps: training.Checkpoints | None = None
+        if self.folder is not None and _leads():
+            with self.writing():
+                self.steps = training.Checkpoints(self.folder)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Name the folder and the cure when a step cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            raise Failure(
+                f"cannot write to --checkpoint-dir {str(self.folder)!r} ({error.strerror}), the steps before are kept; "
+                f"make room or choose another folder"
+            ) from error
+
+    def resumed(self, state: "TrainState", say: Callable[[str], None]) -> "tuple[TrainState, Position]":
+        """Return the state and the position to go on from: the newest step's, or the beginning."""
+        from jaxnn import training
+
+        if self.folder is None:
+            return state, training.Position()
+        saved, damaged = training.newest_step(self.folder)
+        if (saved or damaged) and not self.options.resume:
+            name = damaged[0] if saved is None else f"step {saved.step}"
+            raise Failure(
+                f"--checkpoint-dir {str(self.folder)!r} holds a training already ({name}); go on with it by --resume, "
+                f"or choose another folder"
+            )
+        if saved is None:
+            if damaged:
+                raise Failure(f"no step can be resumed: {'; '.join(damaged)}; remove them, or choose another folder")
+            return state, training.Position()
+        if difference := _difference(saved.about["run"], self.run):
+            raise Failure(f"--resume needs the run of {str(self.folder)!r}, and another is asked for: {difference}")
+        for line in damaged:
+            _complain(f"jaxnn: {line}; going on from step {saved.step}")
+        if difference := _difference(saved.about["machine"], self.machine):
+            _complain(f"jaxnn: going on within rounding, not bit for bit as without a stop: {difference}")
+        state = saved.restored(state)
+        self.rows, self.before = saved.about["rows"], saved.about["seconds"]
+        position = training.Position(*saved.about["position"])
+        say(f"going on from step {saved.step}, in epoch {position.epoch}")
+        return state, position
+
+    def seconds(self) -> float:
+        """Return how long the training has taken, in all its parts."""
+        return self.before + time.perf_counter() - self.since
+
+    def chunk(self, progress: "Progress") -> None:
+        """Save, where a chunk ends at one of the steps to save at."""
+        from jaxnn import training
+
+        every, done = self.options.checkpoint_every, (progress.epoch - 1) * progress.steps + progress.step
+        if every is not None and done % every == 0 and progress.step < progress.steps:
+            self.save(progress.state, training.Position(progress.epoch, progress.step, progress.metrics))
+
+    def epoch(self, result: "EpochResult") -> None:
+        """Save the end of an epoch, which its validation may prove to be the best."""
+        from jaxnn import training
+
+        last = self.rows[-1]
+        score = [last["validation_accuracy"], -last["validation_loss"]]
+        self.save(result.state, training.Position(result.epoch + 1), score)
+
+    def save(self, state: "TrainState", position: "Position", score: list[float] | None = None) -> None:
+        """Begin to write a step."""
+        if self.steps is not None:
+            about = {
+                "run": self.run, "machine": self.machine, "position": position, "rows": self.rows,
+                "seconds": self.seconds(), "config": self.config,
+            }  # fmt: skip
+            self.steps.save(int(state.step), state, about, score)
+
+    def wait(self) -> None:
+        """Wait until all that was begun is on the disk."""
+        if self.steps is not None:
+            self.steps.wait()
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Return the first thing that differs, in words, or nothing."""
+    for name in ours:
+        if theirs.get(name) != ours[name]:
+            return f"{name} was {theirs.get(name)} and is {ours[name]}"
+    return ""
+
+
+def _digest(dataset: "Dataset") -> str:
+    """Return the SHA-256 of a data set's contents."""
+    content = hashlib.sha256()
+    for split in (dataset.train, dataset.validation, dataset.test):
+        content.update(split.images.tobytes() + split.labels.tobytes())
+    return content.hexdigest()
 
 
 def _hardware(mesh: "Mesh | None") -> str:
@@ -587,7 +729,9 @@ def _with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
     optimizer = arguments.optimizer or defaults.optimizer
     filled = {**defaults._asdict(), "learning_rate": usual[optimizer]}
     filled |= {name: value for name, value in vars(arguments).items() if value is not None}
-    may_be_missing = dict.fromkeys(("data_dir", "output", "coordinator", "processes", "process_id"))
+    may_be_missing = dict.fromkeys(
+        ("data_dir", "output", "coordinator", "processes", "process_id", "checkpoint_dir", "checkpoint_every")
+    )
     return argparse.Namespace(**{**may_be_missing, **filled})
 
 

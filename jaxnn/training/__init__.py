@@ -4,6 +4,7 @@ from jaxnn.training.checkpoint import CheckpointError as CheckpointError
 from jaxnn.training.checkpoint import Checkpoints as Checkpoints
 from jaxnn.training.checkpoint import Saved as Saved
 from jaxnn.training.checkpoint import load_params as load_params
+from jaxnn.training.checkpoint import newest_step as newest_step
 from jaxnn.training.checkpoint import read_step as read_step
 from jaxnn.training.checkpoint import save_params as save_params
 from jaxnn.training.epoch import Batches as Batches

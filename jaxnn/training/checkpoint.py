@@ -132,14 +132,14 @@ class Checkpoints:
             shutil.rmtree(left, ignore_errors=True)
         Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder)).rmdir()
 
-    def save(self, step: int, state: PyTree[Array], about: dict[str, Any], score: float | None = None) -> None:
+    def save(self, step: int, state: PyTree[Array], about: dict[str, Any], score: list[float] | None = None) -> None:
         """Begin to write a step, and return: the arrays are copied, the training may go on.
 
         Args:
             step: its number.
             state: a pytree of arrays.
             about: anything JSON can hold.
-            score: the higher the better; None for a step that is not compared.
+            score: the higher the better, of numbers the first that differs; None for a step that is not compared.
 
         Raises:
             OSError: an earlier step could not be written.
@@ -166,7 +166,7 @@ class Checkpoints:
             error, self._error = self._error, None
             raise error
 
-    def _write(self, step: int, arrays: dict[str, Any], about: str, score: float | None) -> None:
+    def _write(self, step: int, arrays: dict[str, Any], about: str, score: list[float] | None) -> None:
         try:
             buffer = io.BytesIO()
             np.savez(buffer, **{**arrays, "about": np.array(about)})
@@ -190,26 +190,35 @@ class Checkpoints:
 
     def _forget_old(self) -> None:
         """Remove all steps but the newest and the best."""
-        steps = {place: told for place in self._places() if (told := _told(place))}
+        steps = {place: told for place in _places(self.folder) if (told := _told(place))}
         scored = {place: told["score"] for place, told in steps.items() if told["score"] is not None}
         best = {max(scored, key=lambda place: (scored[place], place))} if scored else set()
         for place in list(steps)[self.keep :]:
             if place not in best:
                 _remove(place)
 
-    def _places(self) -> list[Path]:
-        """Return the folders of steps, the newest first."""
-        return sorted((p for p in self.folder.glob("step-*") if p.name[5:].isdecimal()), reverse=True)
 
-    def newest(self) -> tuple[Saved | None, list[str]]:
-        """Return the newest step that is whole, and what is wrong with those after it, in a line each."""
-        damaged = list[str]()
-        for place in self._places():
-            try:
-                return read_step(place), damaged
-            except CheckpointError as error:
-                damaged.append(str(error))
-        return None, damaged
+def _places(folder: Path) -> list[Path]:
+    """Return the folders of steps, the newest first."""
+    return sorted((p for p in folder.glob("step-*") if p.name[5:].isdecimal()), reverse=True)
+
+
+def newest_step(folder: Path) -> tuple[Saved | None, list[str]]:
+    """Read the newest step that is whole.
+
+    Args:
+        folder: the steps' folder.
+
+    Returns:
+        The step, None if there is none; and what is wrong with those after it, in a line each.
+    """
+    damaged = list[str]()
+    for place in _places(folder):
+        try:
+            return read_step(place), damaged
+        except CheckpointError as error:
+            damaged.append(str(error))
+    return None, damaged
 
 
 def read_step(place: Path) -> Saved:
@@ -234,9 +243,12 @@ def read_step(place: Path) -> Saved:
         raise CheckpointError(f"{str(place / 'state.npz')!r} cannot be read ({error.strerror})") from error
     if len(data) != told["bytes"] or hashlib.sha256(data).hexdigest() != told["sha256"]:
         raise CheckpointError(f"{str(place / 'state.npz')!r} is damaged: its SHA-256 is not the manifest's")
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    return Saved(told["step"], arrays, json.loads(str(arrays.pop("about"))), told["sha256"])
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        return Saved(told["step"], arrays, json.loads(str(arrays.pop("about"))), told["sha256"])
+    except Exception as error:  # written by another hand, which knew to write a manifest
+        raise CheckpointError(f"{str(place / 'state.npz')!r} is no step of a training ({error})") from error
 
 
 def _told(place: Path) -> dict[str, Any] | None:
