@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jaxnn.data import Dataset
-    from jaxnn.training import EpochResult, Position, Progress, TrainState
+    from jaxnn.training import EpochResult, Position, Progress, Saved, TrainState
 
 # As `jaxnn.training` has them, which takes a tenth of a second to import; a test keeps them equal.
 OPTIMIZERS = ("sgd", "momentum", "adam", "adadelta")
@@ -200,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--debug", action="store_true", help="show the traceback of an error")
     _add_compare(commands)
+    _add_predict(commands)
     return parser
 
 
@@ -221,6 +222,36 @@ def _add_compare(commands: Any) -> None:
     add("--html", metavar="FILE", help="write a page with the table, the numeric error over the step, and the ratios")
     add("--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help="of the cotangents (default: 0)")
     add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _add_predict(commands: Any) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="tell what a trained network sees in images",
+        description="Print the class of each image, and the probability of every class, by a network of `jaxnn train`. "
+        "Images are resized and turned grey; the networks know light strokes on a dark ground.",
+    )
+    predict.set_defaults(run=_predict)
+    add = predict.add_argument
+    add("parameters", metavar="PARAMS_OR_CHECKPOINT", help="params.npz, a step, or the folder of --checkpoint-dir")
+    add("images", nargs="+", metavar="IMAGE", help="PNG, JPEG or .npy")
+    add("--invert", action="store_true", help="the images are dark on light, as ink on paper")
+    add("--json", action="store_true", help="print JSON")
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from jaxnn import predict
+
+    try:
+        trained = predict.read_trained(arguments.parameters)
+        images = [predict.read_image(path, invert=arguments.invert) for path in arguments.images]
+        probabilities = predict.predict(trained, images)
+    except predict.UserError as error:
+        raise Failure(str(error)) from error
+    show = predict.to_json if arguments.json else predict.table
+    _say(show(arguments.images, trained, probabilities))
+    return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -628,6 +659,7 @@ class _Log:
                 f"--checkpoint-dir {str(self.folder)!r} holds a training already ({name}); go on with it by --resume, "
                 f"or choose another folder"
             )
+        self._agreed(saved)
         if saved is None:
             if damaged:
                 raise Failure(f"no step can be resumed: {'; '.join(damaged)}; remove them, or choose another folder")
@@ -663,6 +695,22 @@ class _Log:
         last = self.rows[-1]
         score = [last["validation_accuracy"], -last["validation_loss"]]
         self.save(result.state, training.Position(result.epoch + 1), score)
+
+    def _agreed(self, saved: "Saved | None") -> None:
+        """Require that all processes of a run go on from the same step."""
+        import jax
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        if jax.process_count() == 1:
+            return
+        mine = np.frombuffer(bytes.fromhex(saved.sha256) if saved else bytes(32), np.uint8)
+        everyones = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 32)
+        if different := [i for i, one in enumerate(everyones) if (one != everyones[0]).any()]:
+            raise Failure(
+                f"--checkpoint-dir {str(self.folder)!r} must be a folder that all processes share: process "
+                f"{different[0]} finds another step in it than process 0"
+            )
 
     def save(self, state: "TrainState", position: "Position", score: list[float] | None = None) -> None:
         """Begin to write a step."""

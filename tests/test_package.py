@@ -14,13 +14,27 @@ import jaxnn
 ROOT = Path(jaxnn.__file__).parent
 
 # From the bottom: each room may import from the rooms before it, and from itself where it is a folder.
-ROOMS = ["private", "layers", "losses", "gradcheck", "graph", "models", "training", "data", "plots", "compare", "cli"]
-LEVELS = {"private": 0, "layers": 1, "losses": 1, "gradcheck": 2, "graph": 3, "models": 2, "training": 2, "data": 2, "plots": 2, "compare": 3, "cli": 4}  # fmt: skip
+ROOMS = [
+    "private",
+    "layers",
+    "losses",
+    "gradcheck",
+    "graph",
+    "models",
+    "training",
+    "data",
+    "plots",
+    "compare",
+    "predict",
+    "cli",
+]
+LEVELS = {"private": 0, "layers": 1, "losses": 1, "gradcheck": 2, "graph": 3, "models": 2, "training": 2, "data": 2, "plots": 2, "compare": 3, "predict": 3, "cli": 4}  # fmt: skip
 HEAVY = {
     "optax": {"training"},
     "sklearn": {"data"},
     "matplotlib": {"plots"},
     "rich": {"cli"},
+    "PIL": {"predict"},
     "latex2mathml": {"graph"},
     "jax": set(ROOMS) - {"data", "plots"},
 }
