@@ -83,8 +83,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "losses/nll.py _to_label: jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], zero, dx) -> "
     "jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], -zero, dx)": "−0",
     "_softmax.py shifted: jnp.zeros((), x.dtype) -> jnp.ones((), x.dtype)": "−∞ less any number",
-    "_softmax.py shifted: lax.stop_gradient(jnp.max(x, axes.of_array, keepdims=True, "
-    "initial=-jnp.inf)) -> jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)": "the derivative of a shift of all x cancels",
+    "_softmax.py shifted: lax.stop_gradient(jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)) -> "
+    "jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)": "the derivative of a shift of all x cancels",
     "losses/nll.py _by_label: jnp.where(_labels.is_label(labels, classes), l, jnp.nan) -> "
     "jnp.where(_labels.is_label(labels, classes), l, -jnp.nan)": "NaN has no sign that counts",
     **{f"layers/max_pool2d.py _max_pool2d_bwd: {shifts}": "more shifts than windows over a pixel add zeros"
@@ -114,8 +114,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "jnp.where(valid, x, -jnp.asarray(bad, x.dtype))": "NaN, or a 0 that is added to others",
     "losses/cross_entropy.py _cross_entropy_bwd: tuple(range(du.ndim - 1)) -> range(du.ndim - 1)":
         "JAX takes any sequence of axes",
-    "losses/cross_entropy.py _smoothed: u if epsilon == 0 else (1 - epsilon) * u + epsilon / max(1, options.classes(like)) "
-    "-> (1 - epsilon) * u + epsilon / max(1, options.classes(like))": "1 u + 0 is u",
+    "losses/cross_entropy.py _smoothed: u if epsilon == 0 else (1 - epsilon) * u + epsilon / "
+    "max(1, options.classes(like)) -> (1 - epsilon) * u + epsilon / max(1, options.classes(like))": "1 u + 0 is u",
     **{f"losses/cross_entropy.py {f}: max(1, options.classes({x})) -> max(2, options.classes({x}))":
        "the loss of a single class is 0" for f, x in (("_smoothed", "like"), ("_expected", "x"))},
     "losses/linear_cross_entropy.py _arguments: max(1, count) -> max(2, count)": "the loss of a single class is 0",
@@ -289,7 +289,8 @@ COMPARISONS = {
 NAMES = {
     "maximum": "minimum", "max": "min", "min": "max", "any": "all", "sum": "mean", "mean": "sum", "ones": "zeros",
     "zeros": "ones", "ones_like": "zeros_like", "zeros_like": "ones_like", "greater_equal": "greater", "log1p": "log",
-    "psum": "pmax", "pmax": "psum", "floor": "ceil", "ceil": "floor", "prod": "sum", "add": "subtract", "union": "intersection",
+    "psum": "pmax", "pmax": "psum", "floor": "ceil", "ceil": "floor", "prod": "sum", "add": "subtract",
+    "union": "intersection",
     "float32": "bfloat16", "int32": "int8", "uint32": "int32", "uint8": "int8",
 }  # fmt: skip
 STRINGS = {"NCHW": "NHWC", "OIHW": "HWIO", "HWIO": "OIHW", "H": "W", "W": "H", "O": "I", "I": "O", "N": "C", "C": "N",
