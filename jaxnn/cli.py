@@ -169,7 +169,10 @@ def _parser() -> argparse.ArgumentParser:
     names: dict[str, Any] = {"metavar": "NAME"}
     add = train.add_argument
     add("--dataset", type=_one_of(DATASETS), default="digits", help=", ".join(DATASETS) + " (default: digits)", **names)
-    add("--data-dir", metavar="DIR", help="folder of the four IDX files of mnist or fashion_mnist, .gz or raw")
+    add("--data-dir", metavar="DIR", help="folder of the four IDX files of mnist or fashion_mnist, .gz or raw; or of "
+        "copies by tensorflow-datasets (default: its own)")  # fmt: skip
+    add("--download", action="store_true", help="have tensorflow-datasets download the data set, if it is not there; "
+        "nothing touches the network without")  # fmt: skip
     add("--model", type=_one_of(tuple(MODELS)), default="cnn", help=", ".join(MODELS) + " (default: cnn)", **names)
     own = "(default: what suits the model and the data set)"
     add("--epochs", type=_number(int, 1, 10**6), metavar="N", help=f"passes over the training data {own}")
@@ -387,7 +390,7 @@ def _train(arguments: argparse.Namespace) -> int:
         supervised.says(_supervisor.CONNECTED)
     with _Stop().listening() as stop, _results(options) as results:
         _require_extras()
-        dataset = load(options.dataset, options.data_dir)
+        dataset = load(options.dataset, options.data_dir, download=options.download)
         count = len(dataset.train.labels)
         if options.batch_size > count:
             raise Failure(f"--batch-size ({options.batch_size}) must be at most the {count} training images", 2)

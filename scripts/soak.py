@@ -147,7 +147,7 @@ def idx(folder: Path, count: int, chosen: random.Random) -> tuple[str, bool]:
         slowest = max(slowest, time.monotonic() - start)
     more = (_peak() - baseline) / 1e6
     text = (
-        f"{refused} of {count} damaged files refused, {lines} in one line with the name; at the peak {more:.0f} MB more "
+        f"{refused} of {count} damaged files refused, {lines} in one line with the name; {more:.0f} MB more at the peak "
         f"than a whole one takes, {slowest:.2f} s at most"
     )
     return text, refused == lines == count and more < 300

@@ -34,7 +34,8 @@ HEAVY = {
     "sklearn": {"data"},
     "matplotlib": {"plots"},
     "rich": {"cli"},
-    "PIL": {"predict"},
+    "PIL": {"predict", "data"},
+    "tensorflow_datasets": {"data"},
     "latex2mathml": {"graph"},
     "jax": set(ROOMS) - {"data", "plots"},
 }

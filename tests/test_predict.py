@@ -4,9 +4,12 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -199,3 +202,27 @@ def test_what_is_no_network_is_one_line(trained, kind, tmp_path, capsys):
     code, out, err = run(capsys, tmp_path / "bad.npz", tmp_path / "good.png")
     assert (code, out) == (1, "") and err.count("\n") == 1 and "bad.npz" in err
     assert not os.path.exists("/tmp/never-executed-by-jaxnn-predict")
+
+
+def test_an_exported_network_runs_without_the_package(trained, tmp_path):
+    """As the README exports it, in a process in which jaxnn cannot be imported."""
+    pytest.importorskip("flatbuffers")
+    network = predict.read_trained(str(trained / "params.npz"))
+    images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("n"), 8, 8, 1), np.uint8)
+    exported = jax.export.export(
+        jax.jit(lambda x: network.classifier.logits(network.params, x)), platforms=("cpu", "cuda", "tpu")
+    )(images)
+    (tmp_path / "network").write_bytes(exported.serialize())
+    digits = sklearn.load_digits().images[:7, ..., None].astype(np.uint8)
+    np.save(tmp_path / "digits.npy", digits)
+    code = """
+import sys
+sys.modules["jaxnn"] = None
+import jax, numpy as np
+network = jax.export.deserialize(bytearray(open("network", "rb").read()))
+assert network.platforms == ("cpu", "cuda", "tpu")
+np.save("logits.npy", network.call(np.load("digits.npy")))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+    expected = network.classifier.logits(network.params, digits)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=1e-4, atol=1e-4)

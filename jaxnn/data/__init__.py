@@ -1,4 +1,4 @@
-"""The data sets, in NumPy alone and without a network: digits, and MNIST and Fashion-MNIST from IDX files."""
+"""The data sets, in NumPy alone: digits, and MNIST and Fashion-MNIST from IDX files or tensorflow-datasets' copies."""
 
 from jaxnn.data.dataset import DATASETS as DATASETS
 from jaxnn.data.dataset import Dataset as Dataset

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxnn.data.idx import DataError
-from jaxnn.data.mnist import read_folder
+from jaxnn.data.mnist import has_files, read_folder
+from jaxnn.data.prepared import is_prepared, prepare, read_prepared
 
 DATASETS = ("digits", "mnist", "fashion_mnist")
 
@@ -52,12 +53,14 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...]
 
 
-def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Load a data set, verified, from this machine alone.
+def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, download: bool = False) -> Dataset:
+    """Load a data set, verified; from this machine alone, unless a download is asked for.
 
     Args:
         name: "digits" (scikit-learn's 1,797 of 8x8), "mnist" or "fashion_mnist".
-        data_dir: The folder with the four IDX files of mnist or fashion_mnist, raw or .gz.
+        data_dir: The folder with the four IDX files of mnist or fashion_mnist, raw or .gz; or one with a copy that
+            tensorflow-datasets has prepared, by default its own.
+        download: Have tensorflow-datasets prepare a copy there, if there is none.
 
     Returns:
         The data set. The arrays are the caller's own, and in the published order.
@@ -78,16 +81,22 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
         hint = f": did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"`name` ({name!r}) must be one of {', '.join(map(repr, DATASETS))}{hint}")
     if name == "digits":
-        if data_dir is not None:
+        if data_dir is not None or download:
+            given = "--download" if data_dir is None else f"--data-dir ({os.fspath(data_dir)!r})"
             raise DataError(
-                f"--data-dir ({os.fspath(data_dir)!r}) is not used by digits, which come with scikit-learn:"
-                " leave it out, or choose mnist or fashion_mnist"
+                f"{given} is not used by digits, which come with scikit-learn: leave it out, or choose mnist or"
+                " fashion_mnist"
             )
         everything = _read_digits()
         rest, test = _hold_out(everything, round(len(everything.labels) / 5))
         train, validation = _hold_out(rest, round(len(rest.labels) / 10))
         return Dataset(name, train, validation, test, _DIGITS)
-    arrays = read_folder(name, data_dir)
+    if download:
+        prepare(name, data_dir)
+    if download or (not has_files(data_dir) and is_prepared(name, data_dir)):
+        arrays = read_prepared(name, data_dir)
+    else:
+        arrays = read_folder(name, data_dir)
     rest = _split(arrays["train-images"], arrays["train-labels"])
     train, validation = _hold_out(rest, len(rest.labels) // 12)  # 5,000 of the 60,000
     test = _split(arrays["t10k-images"], arrays["t10k-labels"])

@@ -57,12 +57,29 @@ def read_folder(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str,
     """
     paths = _find(name, data_dir)
     arrays = {part: read_idx(path) for part, path in paths.items()}
+    check(name, paths, arrays)
+    return arrays
+
+
+def check(name: str, paths: dict[str, Path], arrays: dict[str, NDArray[np.uint8]]) -> None:
+    """Refuse arrays that are not the published ones, naming the path and, where it can be told, the cause."""
     for split in ("train", "t10k"):
         images, labels = f"{split}-images", f"{split}-labels"
         _check_pair(paths[images], arrays[images], paths[labels], arrays[labels])
     for part, array in arrays.items():
         _check_published(name, part, paths[part], _sha256(array))
-    return arrays
+
+
+def has_files(data_dir: str | os.PathLike[str] | None) -> bool:
+    """Tell whether a folder has any file of the four."""
+    if data_dir is None:
+        return False
+    stems = {file.replace("-idx", ".idx") for file in FILES.values()}
+    try:
+        names = os.listdir(os.path.expanduser(data_dir))
+    except (OSError, ValueError):
+        return False
+    return not stems.isdisjoint(name.removesuffix(".gz").replace("-idx", ".idx") for name in names)
 
 
 def _find(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, Path]:
@@ -92,7 +109,7 @@ def _missing(name: str, files: Collection[str], where: str) -> DataError:
     which = "all four files" if len(files) == len(FILES) else ", ".join(files)
     return DataError(
         f"{name} misses {which} {where}: put {', '.join(FILES.values())} (each raw or .gz)"
-        f" from {SOURCES[name]} into one folder and name it with --data-dir"
+        f" from {SOURCES[name]} into one folder and name it with --data-dir, or let --download fetch them"
     )
 
 

@@ -140,8 +140,6 @@ def _mix(h: Array) -> Array:
 def _checked(x: ArrayLike, rate: float, key: Key | None, deterministic: bool) -> tuple[Array, int, Key | None]:
     x = _checks.floating("x", x)
     rate = _checks.fraction("rate", rate)
-    if x.size > 1 << 32:
-        raise ValueError(f"{_checks.described('x', x)} must have at most 2**32 elements; drop it in parts")
     threshold = round(rate * 2**32)
     if _checks.flag("deterministic", deterministic):
         return x, threshold, None
@@ -150,7 +148,11 @@ def _checked(x: ArrayLike, rate: float, key: Key | None, deterministic: bool) ->
             f"`key` (None) must be a PRNG key when `rate` ({rate}) > 0; pass `jax.random.key(seed)`, or "
             f"`deterministic=True` in evaluation"
         )
-    return x, threshold, None if key is None else _checked_key(key)
+    if key is None:
+        return x, threshold, None
+    if x.size > 1 << 32:
+        raise ValueError(f"{_checks.described('x', x)} must have at most 2**32 elements; drop it in parts")
+    return x, threshold, _checked_key(key)
 
 
 def _checked_key(key: Key) -> Key:
