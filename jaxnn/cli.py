@@ -7,73 +7,23 @@ Heavy imports wait until they are needed, so that `--help` and wrong usage answe
 import argparse
 import contextlib
 import difflib
-import hashlib
 import io
-import json
-import math
-import os
-import shutil
-import signal
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-from jaxnn import _supervisor
-from jaxnn._files import write_whole
-from jaxnn.data import DATASETS, DataError, load
-from jaxnn.models import MODELS, Classifier
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from jaxnn.data import Dataset
-    from jaxnn.training import EpochResult, Position, Progress, Saved, TrainState
+from jaxnn import train
+from jaxnn._terminal import Failure, complain, say
+from jaxnn.data import DATASETS, DataError
+from jaxnn.models import MODELS
 
 # As `jaxnn.training` has them, which takes a tenth of a second to import; a test keeps them equal.
 OPTIMIZERS = ("sgd", "momentum", "adam", "adadelta")
 SCHEDULES = ("constant", "cosine", "onecycle")
 DTYPES = ("float32", "bfloat16")
-CONNECT_SECONDS = 30
-_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # in JAX's messages about a peer that is gone
-
 
 HUGE = sys.float_info.max
-
-
-class Defaults(NamedTuple):
-    """What `train` takes where nothing is said; picked on the validation split (README, "Accuracy")."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    l2: float = 0.0
-    optimizer: str = "adam"
-    schedule: str = "onecycle"
-    dropout: float | None = None
-
-
-DEFAULTS = {
-    ("digits", "softmax"): Defaults(60, 32, 0.01, 1e-4),
-    ("digits", "mlp"): Defaults(60, 32, 0.003, dropout=0.3),
-    ("digits", "cnn"): Defaults(60, 32, 0.003, 1e-4, dropout=0.25),
-    ("digits", "convnet"): Defaults(30, 32, 0.003),
-    ("mnist", "softmax"): Defaults(20, 128, 0.003),
-    ("mnist", "mlp"): Defaults(20, 128, 0.002, dropout=0.3),
-    ("mnist", "cnn"): Defaults(8, 128, 0.002, 1e-4, dropout=0.25),
-    ("mnist", "convnet"): Defaults(8, 64, 0.001),
-}
-
-
-class Failure(Exception):
-    """A failure with its one line and its exit code."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        """Keep the exit code."""
-        super().__init__(message)
-        self.code = code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.given = list(sys.argv[1:] if argv is None else argv)
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
-        _complain("jaxnn: stopped by Ctrl-C")
+        complain("jaxnn: stopped by Ctrl-C")
         return 130
     except Exception as error:
         if debug:
@@ -95,21 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, Failure | DataError) and type(error).__name__ not in ("Diverged", "CheckpointError"):
             message = f"{type(error).__name__}: {message} (--debug shows the traceback)"
-        _complain(f"jaxnn: error: {message}")
+        complain(f"jaxnn: error: {message}")
         return error.code if isinstance(error, Failure) else 1
-
-
-def _complain(line: str) -> None:
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr)
-
-
-def _say(line: str) -> None:
-    """Print, unless the reader went away: a closed pipe is no reason to lose a training."""
-    try:
-        print(line, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -159,15 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="jaxnn", description="Neural networks by hand-derived gradients, in JAX.")
     parser.add_argument("--version", action="version", version=f"jaxnn {version('jaxnn-vjp')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    train = commands.add_parser(
+    training = commands.add_parser(
         "train",
         help="train a digit recogniser and draw what it learned",
         description="Train one of the notes' networks by their own derivatives; without options, their CNN on 1,797 "
         "real handwritten digits. Writes metrics.jsonl, params.npz, curves.png, confusion.png and filters.png.",
     )
-    train.set_defaults(run=_train)
+    training.set_defaults(run=train.run)
     names: dict[str, Any] = {"metavar": "NAME"}
-    add = train.add_argument
+    add = training.add_argument
     add("--dataset", type=_one_of(DATASETS), default="digits", help=", ".join(DATASETS) + " (default: digits)", **names)
     add("--data-dir", metavar="DIR", help="folder of the four IDX files of mnist or fashion_mnist, .gz or raw; or of "
         "copies by tensorflow-datasets (default: its own)")  # fmt: skip
@@ -246,14 +183,10 @@ def _add_predict(commands: Any) -> None:
 def _predict(arguments: argparse.Namespace) -> int:
     from jaxnn import predict
 
-    try:
-        trained = predict.read_trained(arguments.parameters)
-        images = [predict.read_image(path, invert=arguments.invert) for path in arguments.images]
-        probabilities = predict.predict(trained, images)
-    except predict.UserError as error:
-        raise Failure(str(error)) from error
+    trained = predict.read_trained(arguments.parameters)
+    images = [predict.read_image(path, invert=arguments.invert) for path in arguments.images]
     show = predict.to_json if arguments.json else predict.table
-    _say(show(arguments.images, trained, probabilities))
+    say(show(arguments.images, trained, predict.predict(trained, images)))
     return 0
 
 
@@ -270,17 +203,15 @@ def _compare(arguments: argparse.Namespace) -> int:
             found.append((case, report))
             if sys.stderr.isatty():
                 print(f"\r\x1b[K{len(found)}/{len(cases)} {case.name}", end="", file=sys.stderr, flush=True)
-    except compare.UserError as error:
-        raise Failure(str(error)) from error
     finally:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     if arguments.html is not None:
         _write_page(arguments, found)
-    _say(compare.to_json(found) if arguments.json else compare.table(found))
+    say(compare.to_json(found) if arguments.json else compare.table(found))
     failed = [report for _, report in found if not report.ok]
     if failed and not arguments.json:
-        _say("\n" + "\n\n".join(report.failed_lines() for report in failed))
+        say("\n" + "\n\n".join(report.failed_lines() for report in failed))
     return 1 if failed else 0
 
 
@@ -294,679 +225,3 @@ def _write_page(arguments: argparse.Namespace, found: list[Any]) -> None:
         path.write_text(page([compare.entry(*one) for one in found], command, compare.versions()), encoding="utf-8")
     except OSError as error:
         raise Failure(f"cannot write --html {str(path)!r} ({error.strerror}); choose another file") from error
-
-
-class _Stop:
-    """Notes a Ctrl-C or SIGTERM, for the training to end at the next chunk.
-
-    The handlers only take a note: an exception in the middle of a compilation can crash the interpreter.
-    """
-
-    signal: int | None = None
-
-    def __call__(self) -> bool:
-        return self.signal is not None
-
-    @property
-    def name(self) -> str:
-        """The signal's name for people."""
-        return "Ctrl-C" if self.signal == signal.SIGINT else "SIGTERM"
-
-    def _note(self, number: int, _: Any) -> None:
-        if self.signal is not None:  # the second one
-            os._exit(128 + number)
-        self.signal = number
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator["_Stop"]:
-        """Hold the signals back that would end the process, and leave ignored ones ignored."""
-        former = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        held = {s: handler for s, handler in former.items() if handler is not signal.SIG_IGN}
-        for s in held:
-            signal.signal(s, self._note)
-        try:
-            yield self
-        finally:
-            for s, handler in held.items():
-                signal.signal(s, handler)
-
-
-class _Results:
-    """The files of a run: gathered in a hidden folder, and moved into the output folder together when it ends.
-
-    A run that fails leaves nothing behind and an earlier result as it was.
-    """
-
-    NAMES = ("metrics.jsonl", "params.npz", "curves.png", "confusion.png", "filters.png")
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.new = folder, not folder.exists()
-        occupied = [name for name in self.NAMES if (folder / name).is_dir()]
-        if occupied:
-            raise Failure(f"{str(folder / occupied[0])!r} is a folder and in the way; choose another --output")
-        with self.writing():
-            folder.mkdir(parents=True, exist_ok=True)
-            self.staged = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
-
-    def __enter__(self) -> "_Results":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.staged, ignore_errors=True)
-        if self.new:
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()  # only if it is empty
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Name the folder and the cure when something cannot be written."""
-        try:
-            yield
-        except OSError as error:
-            reason = f"cannot write to the output folder {str(self.folder)!r} ({error.strerror})"
-            raise Failure(f"{reason}; make room or choose another folder with --output") from error
-
-    def finish(self, prefix: str = "") -> None:
-        """Move the gathered files into the folder."""
-        with self.writing():
-            for name in self.NAMES:
-                if (self.staged / name).exists():
-                    os.replace(self.staged / name, self.folder / f"{prefix}{name}")
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    options = _with_defaults(arguments)
-    _check_cluster(options)
-    if options.checkpoint_dir is None and (options.resume or options.checkpoint_every is not None):
-        raise Failure("--checkpoint-dir must be given, too, to save steps or go on from one", 2)
-    supervised = _supervisor.child()
-    if options.distributed and supervised is None:
-        end = _supervisor.run(options.given)
-        if end.unexplained:
-            _complain(f"jaxnn: error: {end.unexplained if end.connected else _unmet(options)}")
-        return end.code
-    if supervised is not None:
-        _connect(options)
-        supervised.says(_supervisor.CONNECTED)
-    with _Stop().listening() as stop, _results(options) as results:
-        _require_extras()
-        dataset = load(options.dataset, options.data_dir, download=options.download)
-        count = len(dataset.train.labels)
-        if options.batch_size > count:
-            raise Failure(f"--batch-size ({options.batch_size}) must be at most the {count} training images", 2)
-        mesh = _mesh(options)
-        try:
-            if options.distributed:
-                _require_the_same_everywhere(options, dataset)
-            return _run(options, dataset, mesh, results, stop, supervised)
-        except RuntimeError as error:
-            if options.distributed and not options.debug and any(word in str(error) for word in _LOST):
-                raise Failure(_supervisor.LOST) from error
-            raise
-
-
-def _check_cluster(options: argparse.Namespace) -> None:
-    """Require all three options of a cluster, or none."""
-    given = {name: getattr(options, name) for name in ("coordinator", "processes", "process_id")}
-    missing = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is None]
-    if len(missing) == 3:
-        return
-    if missing or not options.distributed:
-        raise Failure(f"{', '.join(missing) or '--distributed'} must be given, too, to name the processes of a run", 2)
-    host, _, port = options.coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise Failure(f"--coordinator ({options.coordinator!r}) must be HOST:PORT, as 127.0.0.1:12345", 2)
-    if options.process_id >= options.processes:
-        raise Failure(f"--process-id ({options.process_id}) must be below --processes ({options.processes})", 2)
-
-
-def _connect(options: argparse.Namespace) -> None:
-    """Join the run's other processes."""
-    import jax
-
-    given: dict[str, Any] = {}
-    if options.coordinator is not None:
-        given = {
-            "coordinator_address": options.coordinator,
-            # JAX listens on all interfaces otherwise, and asks nobody who he is.
-            "coordinator_bind_address": options.coordinator,
-            "num_processes": options.processes,
-            "process_id": options.process_id,
-            "cluster_detection_method": "deactivate",
-        }
-    try:
-        jax.distributed.initialize(
-            **given, initialization_timeout=CONNECT_SECONDS, heartbeat_timeout_seconds=_supervisor.HEARTBEAT,
-            shutdown_timeout_seconds=CONNECT_SECONDS,
-        )  # fmt: skip
-    except (RuntimeError, ValueError) as error:
-        if options.debug:
-            raise
-        raise Failure(_unmet(options)) from error
-
-
-def _unmet(options: argparse.Namespace) -> str:
-    if options.coordinator is None:
-        return "no Slurm, Open MPI, Kubernetes or TPU pod was found: give --coordinator, --processes and --process-id"
-    return (
-        f"the {options.processes} processes of the run did not meet at --coordinator {options.coordinator} within "
-        f"{CONNECT_SECONDS} seconds; start them all, --process-id 0 on that host, and see that the port is free"
-    )
-
-
-def _mesh(options: argparse.Namespace) -> "Mesh | None":
-    """Return the devices to train on, None for one."""
-    import jax
-    from jax.sharding import AxisType
-
-    devices = jax.devices()
-    wanted = getattr(options, "devices", "all" if options.distributed else 1)
-    count = len(devices) if wanted == "all" else int(wanted)
-    kind = devices[0].platform
-    if count > len(devices):
-        virtual = f"; JAX_NUM_CPU_DEVICES={count} makes virtual ones" if kind == "cpu" else ""
-        raise Failure(f"--devices ({count}) must be at most {len(devices)}, as many as there are ({kind}){virtual}", 2)
-    if options.distributed and count < len(devices):
-        raise Failure(f"--devices ({count}) must be all {len(devices)} of a distributed run; leave it out", 2)
-    if options.batch_size < count * options.accumulate:
-        raise Failure(
-            f"--batch-size ({options.batch_size}) must be at least {count * options.accumulate}, a row for each of "
-            f"{count} devices and {options.accumulate} micro-batches",
-            2,
-        )
-    if count == 1:
-        return None
-    return jax.make_mesh((count,), ("data",), devices=devices[:count], axis_types=(AxisType.Auto,))
-
-
-def _require_the_same_everywhere(options: argparse.Namespace, dataset: "Dataset") -> None:
-    """Compare what decides over the result with process 0's, before the first step."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    own = ("given", "run", "output", "quiet", "debug", "data_dir", "coordinator", "processes", "process_id")
-    mine = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in own}
-    mine |= {"the data's SHA-256": _digest(dataset), "jax's version": jax.__version__}
-    text = json.dumps(mine).encode()
-    everyones = np.asarray(multihost_utils.process_allgather(np.frombuffer(text.ljust(4096), np.uint8)))
-    first = json.loads(everyones.reshape(-1, 4096)[0].tobytes())
-    for process, row in enumerate(everyones.reshape(-1, 4096)):
-        theirs = json.loads(row.tobytes())
-        for name in first.keys() | theirs.keys():
-            if first.get(name) != theirs.get(name):
-                raise Failure(
-                    f"{name} is {first.get(name)} in process 0 and {theirs.get(name)} in process {process}: it must be "
-                    f"the same in all"
-                )
-
-
-@contextlib.contextmanager
-def _results(options: argparse.Namespace) -> Iterator["_Results"]:
-    """Open the output folder; in the other processes of a distributed run one that is thrown away."""
-    if _leads():
-        with _Results(_output_folder(options)) as results:
-            yield results
-    else:
-        options.quiet = True
-        with tempfile.TemporaryDirectory() as folder, _Results(Path(folder)) as results:
-            yield results
-
-
-def _leads() -> bool:
-    """Tell whether this process speaks and writes for the run."""
-    import jax
-
-    return bool(jax.process_index() == 0)
-
-
-def _run(
-    options: argparse.Namespace,
-    dataset: "Dataset",
-    mesh: "Mesh | None",
-    results: _Results,
-    stop: _Stop,
-    supervised: _supervisor.Child | None,
-) -> int:
-    import jax
-
-    from jaxnn import training
-
-    say = (lambda _: None) if options.quiet else _say
-    count, shape = len(dataset.train.labels), dataset.train.images.shape[1:]
-    classifier = Classifier(
-        MODELS[options.model],
-        float(dataset.train.images.mean()),
-        float(dataset.train.images.std()),
-        options.dtype,
-    )
-    say(
-        f"{options.model} on {dataset.name}: {count} training, {len(dataset.validation.labels)} validation and "
-        f"{len(dataset.test.labels)} test images, on {_hardware(mesh)}"
-    )
-    init_key, run_key = jax.random.split(jax.random.key(options.seed))
-    params = classifier.model.init(init_key, shape, len(dataset.classes))
-    steps = options.epochs * -(-count // options.batch_size)
-    optimizer = training.make_optimizer(
-        options.optimizer, options.learning_rate, steps, momentum=options.momentum, schedule=options.schedule
-    )
-    step = training.make_step(
-        classifier.loss(l2=options.l2, dropout=options.dropout), optimizer,
-        axis_name=None if mesh is None else "data", accumulate=options.accumulate,
-    )  # fmt: skip
-    state = training.init_state(params, optimizer, run_key)
-
-    log = _Log(options, dataset, mesh, _config(options, shape, dataset, classifier))
-    state, position = log.resumed(state, say)
-    rows = log.rows
-    with log.writing(), _progress_bar(options, say) as on_progress:
-
-        def heard(progress: "Progress") -> None:
-            on_progress(progress)
-            log.chunk(progress)
-            if supervised is not None:
-                supervised.says(_supervisor.STEPPED)
-
-        epochs = training.fit(
-            step, state, dataset.train.images, dataset.train.labels,
-            epochs=options.epochs, batch_size=options.batch_size, mesh=mesh, start=position,
-            pause_every=options.checkpoint_every, on_progress=heard, stop=stop,
-        )  # fmt: skip
-        try:
-            for result in epochs:
-                state = result.state
-                if result.finished:
-                    rows.append(_epoch_row(result, classifier, dataset, mesh, log.seconds()))
-                    _write_metrics(results, rows)
-                    log.epoch(result)
-                    on_progress.epoch_done(rows[-1])
-                else:
-                    log.save(state, training.Position(result.epoch, result.steps, result.metrics))
-        except training.Diverged as error:
-            last = error.progress
-            log.save(last.state, training.Position(last.epoch, last.step, last.metrics))
-            raise
-        finally:
-            log.wait()
-    seconds = log.seconds()
-    with results.writing():
-        training.save_params(results.staged / "params.npz", state.params, _config(options, shape, dataset, classifier))
-    if len(rows) < options.epochs:
-        return _stopped(results, stop, int(state.step))
-
-    test = _evaluate(classifier, state, dataset.test, mesh)
-    rows.append({"test_loss": test["loss"], "test_accuracy": test["accuracy"], "seconds": round(seconds, 3)})
-    if not _leads():
-        return 0
-    _write_metrics(results, rows)
-    with results.writing():
-        _draw(results.staged, rows, test["confusion"], state, options, dataset)
-    results.finish()
-    say(_summary(options, rows, results.folder))
-    return 0
-
-
-class _Log:
-    """The steps of a run on disk: which one it goes on from, and which it leaves; none without --checkpoint-dir."""
-
-    DECIDES = (
-        "dataset", "model", "seed", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "l2",
-        "dropout", "dtype",
-    )  # fmt: skip
-
-    def __init__(
-        self, options: argparse.Namespace, dataset: "Dataset", mesh: "Mesh | None", config: dict[str, Any]
-    ) -> None:
-        import jax
-
-        from jaxnn import training
-
-        self.options, self.config = options, config
-        self.folder = None if options.checkpoint_dir is None else Path(options.checkpoint_dir).expanduser()
-        self.run = {name: getattr(options, name) for name in self.DECIDES} | {"data": _digest(dataset)}
-        self.machine = {
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
-            "devices": 1 if mesh is None else mesh.size,
-            "processes": jax.process_count(),
-            "accumulate": options.accumulate,
-        }
-        self.rows: list[dict[str, Any]] = []
-        self.before, self.since = 0.0, time.perf_counter()
-        self.steps: training.Checkpoints | None = None
-        if self.folder is not None and _leads():
-            with self.writing():
-                self.steps = training.Checkpoints(self.folder)
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Name the folder and the cure when a step cannot be written."""
-        try:
-            yield
-        except OSError as error:
-            raise Failure(
-                f"cannot write to --checkpoint-dir {str(self.folder)!r} ({error.strerror}), the steps before are kept; "
-                f"make room or choose another folder"
-            ) from error
-
-    def resumed(self, state: "TrainState", say: Callable[[str], None]) -> "tuple[TrainState, Position]":
-        """Return the state and the position to go on from: the newest step's, or the beginning."""
-        from jaxnn import training
-
-        if self.folder is None:
-            return state, training.Position()
-        saved, damaged = training.newest_step(self.folder)
-        if (saved or damaged) and not self.options.resume:
-            name = damaged[0] if saved is None else f"step {saved.step}"
-            raise Failure(
-                f"--checkpoint-dir {str(self.folder)!r} holds a training already ({name}); go on with it by --resume, "
-                f"or choose another folder"
-            )
-        self._agreed(saved)
-        if saved is None:
-            if damaged:
-                raise Failure(f"no step can be resumed: {'; '.join(damaged)}; remove them, or choose another folder")
-            return state, training.Position()
-        if difference := _difference(saved.about["run"], self.run):
-            raise Failure(f"--resume needs the run of {str(self.folder)!r}, and another is asked for: {difference}")
-        for line in damaged:
-            _complain(f"jaxnn: {line}; going on from step {saved.step}")
-        if difference := _difference(saved.about["machine"], self.machine):
-            _complain(f"jaxnn: going on within rounding, not bit for bit as without a stop: {difference}")
-        state = saved.restored(state)
-        self.rows, self.before = saved.about["rows"], saved.about["seconds"]
-        position = training.Position(*saved.about["position"])
-        say(f"going on from step {saved.step}, in epoch {position.epoch}")
-        return state, position
-
-    def seconds(self) -> float:
-        """Return how long the training has taken, in all its parts."""
-        return self.before + time.perf_counter() - self.since
-
-    def chunk(self, progress: "Progress") -> None:
-        """Save, where a chunk ends at one of the steps to save at."""
-        from jaxnn import training
-
-        every, done = self.options.checkpoint_every, (progress.epoch - 1) * progress.steps + progress.step
-        if every is not None and done % every == 0 and progress.step < progress.steps:
-            self.save(progress.state, training.Position(progress.epoch, progress.step, progress.metrics))
-
-    def epoch(self, result: "EpochResult") -> None:
-        """Save the end of an epoch, which its validation may prove to be the best."""
-        from jaxnn import training
-
-        last = self.rows[-1]
-        score = [last["validation_accuracy"], -last["validation_loss"]]
-        self.save(result.state, training.Position(result.epoch + 1), score)
-
-    def _agreed(self, saved: "Saved | None") -> None:
-        """Require that all processes of a run go on from the same step."""
-        import jax
-        import numpy as np
-        from jax.experimental import multihost_utils
-
-        if jax.process_count() == 1:
-            return
-        mine = np.frombuffer(bytes.fromhex(saved.sha256) if saved else bytes(32), np.uint8)
-        everyones = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 32)
-        if different := [i for i, one in enumerate(everyones) if (one != everyones[0]).any()]:
-            raise Failure(
-                f"--checkpoint-dir {str(self.folder)!r} must be a folder that all processes share: process "
-                f"{different[0]} finds another step in it than process 0"
-            )
-
-    def save(self, state: "TrainState", position: "Position", score: list[float] | None = None) -> None:
-        """Begin to write a step."""
-        if self.steps is not None:
-            about = {
-                "run": self.run, "machine": self.machine, "position": position, "rows": self.rows,
-                "seconds": self.seconds(), "config": self.config,
-            }  # fmt: skip
-            self.steps.save(int(state.step), state, about, score)
-
-    def wait(self) -> None:
-        """Wait until all that was begun is on the disk."""
-        if self.steps is not None:
-            self.steps.wait()
-
-
-def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Return the first thing that differs, in words, or nothing."""
-    for name in ours:
-        if theirs.get(name) != ours[name]:
-            return f"{name} was {theirs.get(name)} and is {ours[name]}"
-    return ""
-
-
-def _digest(dataset: "Dataset") -> str:
-    """Return the SHA-256 of a data set's contents."""
-    content = hashlib.sha256()
-    for split in (dataset.train, dataset.validation, dataset.test):
-        content.update(split.images.tobytes() + split.labels.tobytes())
-    return content.hexdigest()
-
-
-def _hardware(mesh: "Mesh | None") -> str:
-    import jax
-
-    kind = jax.devices()[0].device_kind
-    if mesh is None:
-        return str(kind)
-    return f"{mesh.size} x {kind}" + (f" in {n} processes" if (n := jax.process_count()) > 1 else "")
-
-
-def _stopped(results: _Results, stop: _Stop, steps: int) -> int:
-    """Keep what was learned, beside an earlier result if there is one."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() > 1:  # the signal may have reached another process alone
-        stop.signal = int(np.max(multihost_utils.process_allgather(np.int32(stop.signal or 0))))
-        if not _leads():
-            return 128 + stop.signal
-    prefix = "stopped-" if (results.folder / "params.npz").exists() else ""
-    results.finish(prefix)
-    kept = results.folder / f"{prefix}params.npz"
-    _complain(f"jaxnn: stopped by {stop.name} after {steps} steps; {kept} keeps what was learned")
-    return 128 + (stop.signal or 0)
-
-
-def _with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Fill in what was not said; an optimizer other than the default one keeps its own usual learning rate."""
-    key = ("mnist" if arguments.dataset == "fashion_mnist" else arguments.dataset, arguments.model)
-    defaults = DEFAULTS[key]
-    usual = {"sgd": 0.1, "momentum": 0.05, "adam": defaults.learning_rate, "adadelta": 1.0}
-    optimizer = arguments.optimizer or defaults.optimizer
-    filled = {**defaults._asdict(), "learning_rate": usual[optimizer]}
-    filled |= {name: value for name, value in vars(arguments).items() if value is not None}
-    may_be_missing = dict.fromkeys(
-        ("data_dir", "output", "coordinator", "processes", "process_id", "checkpoint_dir", "checkpoint_every")
-    )
-    return argparse.Namespace(**{**may_be_missing, **filled})
-
-
-def _output_folder(options: argparse.Namespace) -> Path:
-    if options.output == "":
-        raise Failure("--output ('') must name a folder", 2)
-    return Path(options.output or f"results/train-{options.dataset}-{options.model}").expanduser()
-
-
-def _require_extras() -> None:
-    """Find out before the training that the pictures can be drawn after it."""
-    try:
-        import rich
-
-        import jaxnn.plots.training
-    except Exception as error:
-        message = f"matplotlib and rich must be installed to train ({error}); in a clone: pip install '.[train]'"
-        raise Failure(message) from error
-    del rich, jaxnn
-
-
-class _Report:
-    """Called with the progress after each chunk: shows nothing."""
-
-    def __call__(self, progress: "Progress") -> None:
-        """Take the progress."""
-
-    def epoch_done(self, row: dict[str, Any]) -> None:
-        """Take an epoch's row of metrics."""
-
-
-class _Lines(_Report):
-    """Off a terminal: one line an epoch."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
-
-    def epoch_done(self, row: dict[str, Any]) -> None:
-        self.say(
-            f"epoch {row['epoch']:3d}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}  "
-            f"validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}  "
-            f"{row['seconds']:.1f} s"
-        )
-
-
-class _Bar(_Report):
-    """On a terminal: a bar over the whole training, with loss, accuracy and images/s."""
-
-    def __init__(self, bar: Any, epochs: int) -> None:
-        self.bar, self.epochs = bar, epochs
-        self.task = bar.add_task("compiling", total=None)
-        self.start: float | None = None
-        self.images = 0.0
-
-    def __call__(self, progress: "Progress") -> None:
-        count, now = progress.metrics["count"], time.perf_counter()
-        if self.start is None:  # the first chunk compiled: the rate counts from here
-            self.start, self.images = now, -count
-        rate = (self.images + count) / max(now - self.start, 1e-9) if self.images + count > 0 else 0.0
-        self.bar.update(
-            self.task,
-            total=self.epochs * progress.steps,
-            completed=(progress.epoch - 1) * progress.steps + progress.step,
-            description=f"epoch {progress.epoch}/{self.epochs}  loss {progress.metrics['nll'] / count:.4f}  "
-            f"accuracy {progress.metrics['correct'] / count:.2%}  {rate:,.0f} images/s",
-        )
-        if progress.step == progress.steps:
-            self.images += count
-
-
-@contextlib.contextmanager
-def _progress_bar(options: argparse.Namespace, say: Callable[[str], None]) -> Iterator[_Report]:
-    if options.quiet or sys.stderr is None or not sys.stderr.isatty():
-        yield _Lines(say)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn()
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        yield _Bar(bar, options.epochs)
-
-
-def _evaluate(classifier: Classifier, state: "TrainState", split: Any, mesh: "Mesh | None") -> dict[str, Any]:
-    from jaxnn import training
-
-    size = min(1000, len(split.labels))
-    sums = training.evaluate(classifier.metrics, state.params, split.images, split.labels, batch_size=size, mesh=mesh)
-    count = int(sums["count"])
-    loss, accuracy = float(sums["nll"]) / count, int(sums["correct"]) / count
-    return {"loss": loss, "accuracy": accuracy, "confusion": sums["confusion"]}
-
-
-def _epoch_row(
-    result: "EpochResult", classifier: Classifier, dataset: "Dataset", mesh: "Mesh | None", seconds: float
-) -> dict[str, Any]:
-    validation, sums = _evaluate(classifier, result.state, dataset.validation, mesh), result.metrics
-    if not math.isfinite(validation["loss"]):
-        # The last update can leave parameters that are finite, and of no use.
-        raise Failure(f"the validation loss is not finite after epoch {result.epoch}: try a lower learning rate")
-    return {
-        "epoch": result.epoch,
-        "step": int(result.state.step),
-        "train_loss": sums["nll"] / sums["count"],
-        "train_accuracy": sums["correct"] / sums["count"],
-        "validation_loss": validation["loss"],
-        "validation_accuracy": validation["accuracy"],
-        "seconds": round(seconds, 3),
-    }
-
-
-def _write_metrics(results: _Results, rows: list[dict[str, Any]]) -> None:
-    with results.writing():
-        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        write_whole(results.staged / "metrics.jsonl", lines.encode())
-
-
-def _config(
-    options: argparse.Namespace, shape: tuple[int, ...], dataset: "Dataset", classifier: Classifier
-) -> dict[str, Any]:
-    """Return what is needed to use the parameters again, and what they were made with."""
-    made_with = (
-        "dataset",
-        "epochs",
-        "batch_size",
-        "optimizer",
-        "learning_rate",
-        "schedule",
-        "momentum",
-        "l2",
-        "dropout",
-        "dtype",
-        "accumulate",
-    )
-    return {
-        "model": options.model,
-        "input_shape": list(shape),
-        "classes": list(dataset.classes),
-        "normalisation": {"mean": classifier.mean, "std": classifier.std},
-        "seed": options.seed,
-        **{name: getattr(options, name) for name in made_with},
-    }
-
-
-def _draw(
-    output: Path,
-    rows: list[dict[str, Any]],
-    counts: Any,
-    state: "TrainState",
-    options: argparse.Namespace,
-    dataset: "Dataset",
-) -> None:
-    import numpy as np
-
-    from jaxnn.plots import training as plots
-
-    title = f"{options.model} on {dataset.name}"
-    plots.curves(output / "curves.png", rows, title)
-    plots.confusion(output / "confusion.png", np.asarray(counts), dataset.classes, f"{title}, test split")
-    height, width, _ = dataset.train.images.shape[1:]
-    params = state.params
-    if options.model in ("cnn", "convnet"):  # (height, width, input channel, output channel)
-        weights = np.moveaxis(
-            np.asarray(params["W0"] if options.model == "cnn" else params["conv1"]["w"])[:, :, 0], -1, 0
-        )
-        plots.filters(output / "filters.png", weights, f"{title}: filters of the first layer")
-    else:  # (unit, pixels), of which 64 are enough to see
-        first = np.asarray(params["linear" if options.model == "softmax" else "linear1"]["w"])[:64]
-        labels = dataset.classes if options.model == "softmax" else None
-        plots.filters(
-            output / "filters.png", first.reshape(-1, height, width), f"{title}: weights of the first layer", labels
-        )
-
-
-def _summary(options: argparse.Namespace, rows: list[dict[str, Any]], output: Path) -> str:
-    last, before = rows[-1], rows[-2]
-    lines = {
-        "test accuracy": f"{last['test_accuracy']:.2%}",
-        "test loss": f"{last['test_loss']:.4f}",
-        "validation accuracy": f"{before['validation_accuracy']:.2%}",
-        "training time": f"{last['seconds']:.1f} s with compilation, {options.epochs} epochs, {before['step']} steps",
-        "metrics": str(output / "metrics.jsonl"),
-        "parameters": str(output / "params.npz"),
-        "pictures": ", ".join(str(output / f"{name}.png") for name in ("curves", "confusion", "filters")),
-    }
-    return "\n".join(f"{name:<20} {value}" for name, value in lines.items())

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn import gradcheck, layers, losses
+from jaxnn._terminal import Failure
 
 
 class Case(NamedTuple):
@@ -23,10 +24,6 @@ class Case(NamedTuple):
     f: Callable[..., Any]
     args: tuple[Any, ...]
     options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
-
-
-class UserError(Exception):
-    """What is wrong with the function that was asked for, in one line."""
 
 
 def _normal(*shape: int, seed: int = 0) -> Any:
@@ -76,7 +73,7 @@ def find(names: list[str]) -> list[Case]:
         elif name in known:
             found.append(known[name])
         else:
-            raise UserError(f"{name!r} must be one of {', '.join(known)}, or module:function, or file.py:function")
+            raise Failure(f"{name!r} must be one of {', '.join(known)}, or module:function, or file.py:function")
     return found
 
 
@@ -85,15 +82,15 @@ def _own(name: str) -> list[Case]:
     where, _, attribute = name.rpartition(":")
     make = getattr(_module(where, name), attribute, None)
     if not callable(make):
-        raise UserError(f"{name!r} must name a function without arguments; {where!r} has no function {attribute!r}")
+        raise Failure(f"{name!r} must name a function without arguments; {where!r} has no function {attribute!r}")
     try:
         made = make()
     except (Exception, SystemExit) as error:
-        raise UserError(f"{name!r} must return a function and its arguments, but raises {_line(error)}") from error
+        raise Failure(f"{name!r} must return a function and its arguments, but raises {_line(error)}") from error
     several = isinstance(made, list)
     cases = [_case(name if not several else f"{name}[{i}]", one) for i, one in enumerate(made if several else [made])]
     if not cases:
-        raise UserError(f"{name!r} must return a case, (function, (argument, ...)), or a list of them; it is empty")
+        raise Failure(f"{name!r} must return a case, (function, (argument, ...)), or a list of them; it is empty")
     return cases
 
 
@@ -103,7 +100,7 @@ def _case(name: str, made: Any) -> Case:
         found = type(made).__name__
         if isinstance(made, tuple):
             found = f"({', '.join(type(each).__name__ for each in made)})"
-        raise UserError(
+        raise Failure(
             f"{name!r} must return (function, (argument, ...)), or with a dict of options of gradcheck.check behind; "
             f"it returns {found}"
         )
@@ -117,17 +114,17 @@ def _module(where: str, name: str) -> Any:
             return importlib.import_module(where)
         path = Path(where).expanduser()
         if not path.is_file():
-            raise UserError(f"{where!r} must be a Python file; there is none")
+            raise Failure(f"{where!r} must be a Python file; there is none")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None  # the name ends in .py
         sys.path.insert(0, str(path.resolve().parent))
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except UserError:
+    except Failure:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"{name!r} must be importable, but raises {_line(error)}") from error
+        raise Failure(f"{name!r} must be importable, but raises {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:
@@ -140,7 +137,7 @@ def run(cases: list[Case], level: str, seed: int) -> Iterator[tuple[Case, gradch
         try:
             yield case, gradcheck.check(case.f, *case.args, level=level, seed=seed, **case.options)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{case.name}: {' '.join(str(error).split())}") from error
+            raise Failure(f"{case.name}: {' '.join(str(error).split())}") from error
 
 
 def entry(case: Case, report: gradcheck.Report) -> dict[str, Any]:

@@ -14,16 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxnn._terminal import Failure
 from jaxnn.models import MODELS, Classifier
 from jaxnn.training import CheckpointError, load_params, newest_step, read_step
 
 MAX_PIXELS = 25_000_000  # of an image that is looked at; a camera's has half of that
 MAX_FILE = 256 << 20
 BRIGHTEST = {"digits": 16}  # of the pixels that the network saw; 255 else
-
-
-class UserError(Exception):
-    """A file that cannot be used: one line."""
 
 
 class Trained(NamedTuple):
@@ -44,7 +41,7 @@ def read_trained(path: str) -> Trained:
         The network.
 
     Raises:
-        UserError: it is none of these, or not one of this package's networks.
+        Failure: it is none of these, or not one of this package's networks.
     """
     place, name = Path(path).expanduser(), repr(path)
     try:
@@ -53,27 +50,27 @@ def read_trained(path: str) -> Trained:
         model = MODELS[config["model"]]
         classifier = Classifier(model, float(normalisation["mean"]), float(normalisation["std"]))
         expected = _shapes(model, tuple(config["input_shape"]), len(config["classes"]))
-    except UserError:
+    except Failure:
         raise
     except OSError as error:
-        raise UserError(f"{name} cannot be read ({error.strerror or error}): give a params.npz or a step") from error
+        raise Failure(f"{name} cannot be read ({error.strerror or error}): give a params.npz or a step") from error
     except CheckpointError as error:
-        raise UserError(str(error)) from error
+        raise Failure(str(error)) from error
     except Exception as error:  # whatever a file that is no such file leads to
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{name} is no params.npz or step of `jaxnn train` ({reason})") from error
+        raise Failure(f"{name} is no params.npz or step of `jaxnn train` ({reason})") from error
     if (found := _described(params)) != expected:
         wrong = next(iter(sorted(found.items() ^ expected.items())))[0]
-        raise UserError(f"{name} does not fit its own network {config['model']!r}, at {wrong}: train it again")
+        raise Failure(f"{name} does not fit its own network {config['model']!r}, at {wrong}: train it again")
     return Trained(classifier, params, config)
 
 
 def _from_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not stat.S_ISREG(path.stat().st_mode):  # a pipe would make us wait for ever
-        raise UserError(f"{str(path)!r} is not a regular file: give a params.npz or a step")
+        raise Failure(f"{str(path)!r} is not a regular file: give a params.npz or a step")
     with zipfile.ZipFile(path) as archive:
         if (size := sum(member.file_size for member in archive.infolist())) > MAX_FILE:
-            raise UserError(f"{str(path)!r} claims {size} bytes, more than any network of `jaxnn train` has")
+            raise Failure(f"{str(path)!r} claims {size} bytes, more than any network of `jaxnn train` has")
     return load_params(path)
 
 
@@ -83,7 +80,7 @@ def _from_step(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         found, damaged = newest_step(place)
         if found is None:
-            raise UserError(f"{str(place)!r} holds no step of a training{''.join(f'; {line}' for line in damaged)}")
+            raise Failure(f"{str(place)!r} holds no step of a training{''.join(f'; {line}' for line in damaged)}")
         saved = found
     params: dict[str, Any] = {}
     for name, array in saved.arrays.items():
@@ -121,42 +118,42 @@ def read_image(path: str, *, invert: bool = False) -> NDArray[np.float32]:
         The pixels, shape (H, W), from 0 for black to 1 for white; what is transparent is white.
 
     Raises:
-        UserError: it is no such file, or has no pixels, or more than `MAX_PIXELS`.
+        Failure: it is no such file, or has no pixels, or more than `MAX_PIXELS`.
     """
     place, name = Path(path).expanduser(), repr(path)
     try:
         status = place.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{name} is not a regular file: give an image")
+            raise Failure(f"{name} is not a regular file: give an image")
         if status.st_size > MAX_FILE:
-            raise UserError(f"{name} has {status.st_size} bytes, and an image must have at most {MAX_FILE}")
+            raise Failure(f"{name} has {status.st_size} bytes, and an image must have at most {MAX_FILE}")
         with place.open("rb") as file:
             is_npy = file.read(6) == b"\x93NUMPY"
         grey = _npy(place, name) if is_npy else _picture(place, name)
-    except UserError:
+    except Failure:
         raise
     except OSError as error:
-        raise UserError(f"{name} cannot be read as an image ({error.strerror or error})") from error
+        raise Failure(f"{name} cannot be read as an image ({error.strerror or error})") from error
     except Exception as error:
-        raise UserError(f"{name} is no image that can be read ({type(error).__name__}: {error})") from error
+        raise Failure(f"{name} is no image that can be read ({type(error).__name__}: {error})") from error
     return 1 - grey if invert else grey
 
 
 def _check_pixels(name: str, height: int, width: int) -> None:
     if not 1 <= height * width <= MAX_PIXELS:
-        raise UserError(f"{name} has {width} x {height} pixels, and must have from 1 to {MAX_PIXELS}")
+        raise Failure(f"{name} has {width} x {height} pixels, and must have from 1 to {MAX_PIXELS}")
 
 
 def _npy(path: Path, name: str) -> NDArray[np.float32]:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise UserError(f"{name} (shape {array.shape}) must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+        raise Failure(f"{name} (shape {array.shape}) must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     _check_pixels(name, *array.shape[:2])
     if array.dtype.kind not in "buif":
-        raise UserError(f"{name} (dtype {array.dtype}) must hold numbers")
+        raise Failure(f"{name} (dtype {array.dtype}) must hold numbers")
     highest, low, high = 255 if array.dtype.kind in "ui" else 1, array.min(), array.max()
     if not (low >= 0 and high <= highest):  # NaN is not, either
-        raise UserError(f"{name} ({array.dtype}) must hold values from 0 to {highest}, and not from {low} to {high}")
+        raise Failure(f"{name} ({array.dtype}) must hold values from 0 to {highest}, and not from {low} to {high}")
     pixels: NDArray[np.float32] = array.astype(np.float32) / np.float32(highest)
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         return pixels.reshape(pixels.shape[:2])

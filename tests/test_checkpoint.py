@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from jaxnn import cli, training
+from jaxnn import train as train_command
 from jaxnn.training import checkpoint
 
 COMMAND = [sys.executable, "-c", "import sys; from jaxnn.cli import main; sys.exit(main())", "train", "--quiet"]
@@ -202,8 +203,8 @@ def test_a_stopped_training_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
     """Stopped in the middle of an epoch, twice."""
     for after in (3, 5):
         chunks = itertools.count()
-        monkeypatch.setattr(cli._Stop, "__call__", lambda stop, c=chunks, a=after: next(c) >= a)
-        monkeypatch.setattr(cli._Stop, "signal", signal.SIGTERM)
+        monkeypatch.setattr(train_command._Stop, "__call__", lambda stop, c=chunks, a=after: next(c) >= a)
+        monkeypatch.setattr(train_command._Stop, "signal", signal.SIGTERM)
         train(tmp_path, "--resume", expect=143)
     monkeypatch.undo()
     saved, _ = training.newest_step(tmp_path / "steps")
@@ -270,8 +271,8 @@ def test_on_other_devices_it_goes_on_within_rounding(tmp_path, capsys, monkeypat
     options = ("--dropout", "0", "--devices")
     train(tmp_path, *options, "1", name="alone")
     expected = arrays(tmp_path / "out" / "params.npz")
-    monkeypatch.setattr(cli._Stop, "__call__", lambda stop: True)
-    monkeypatch.setattr(cli._Stop, "signal", signal.SIGINT)
+    monkeypatch.setattr(train_command._Stop, "__call__", lambda stop: True)
+    monkeypatch.setattr(train_command._Stop, "signal", signal.SIGINT)
     train(tmp_path, *options, "1", expect=130)
     monkeypatch.undo()
     capsys.readouterr()

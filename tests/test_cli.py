@@ -16,6 +16,7 @@ import pytest
 
 import jaxnn.training
 from jaxnn import cli
+from jaxnn import train as train_command
 from jaxnn.data import mnist
 
 OUTPUTS = {"metrics.jsonl", "params.npz", "curves.png", "confusion.png", "filters.png"}
@@ -39,7 +40,7 @@ def refused(capsys, *options):
 def test_names_are_the_librarys():
     assert cli.OPTIMIZERS == jaxnn.training.OPTIMIZERS
     assert cli.SCHEDULES == jaxnn.training.SCHEDULES
-    assert {model for _, model in cli.DEFAULTS} == set(jaxnn.models.MODELS)
+    assert {model for _, model in train_command.DEFAULTS} == set(jaxnn.models.MODELS)
 
 
 @pytest.mark.parametrize("model", jaxnn.models.MODELS)
@@ -156,7 +157,7 @@ def test_an_unwritable_folder_is_found_before_the_training(tmp_path, capsys, mon
 
 
 def test_a_surprise_is_one_line_and_a_traceback_only_with_debug(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "load", lambda *_: 1 // 0)
+    monkeypatch.setattr(train_command, "load", lambda *_, **__: 1 // 0)
     code, line = refused(capsys, "--output", tmp_path)
     assert code == 1 and "ZeroDivisionError" in line and "--debug" in line
     with pytest.raises(ZeroDivisionError):

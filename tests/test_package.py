@@ -26,14 +26,15 @@ ROOMS = [
     "plots",
     "compare",
     "predict",
+    "train",
     "cli",
 ]
-LEVELS = {"private": 0, "layers": 1, "losses": 1, "gradcheck": 2, "graph": 3, "models": 2, "training": 2, "data": 2, "plots": 2, "compare": 3, "predict": 3, "cli": 4}  # fmt: skip
+LEVELS = {"private": 0, "layers": 1, "losses": 1, "gradcheck": 2, "graph": 3, "models": 2, "training": 2, "data": 2, "plots": 2, "compare": 3, "predict": 3, "train": 3, "cli": 4}  # fmt: skip
 HEAVY = {
     "optax": {"training"},
     "sklearn": {"data"},
     "matplotlib": {"plots"},
-    "rich": {"cli"},
+    "rich": {"train"},
     "PIL": {"predict", "data"},
     "tensorflow_datasets": {"data"},
     "latex2mathml": {"graph"},
