@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, auto_axes
 
@@ -32,7 +33,8 @@ def on_any_mesh(out: Callable[[dict[str, Any]], tuple[Any, ...]]) -> Callable[[C
         def component(*args: P.args, **kwargs: P.kwargs) -> R:
             leaves, tree = jax.tree.flatten((args, kwargs))
             arrays = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
-            meshes = [mesh for i in arrays if (mesh := jax.typeof(leaves[i]).sharding.mesh).explicit_axes]
+            own = [jax.typeof(leaves[i]).sharding.mesh for i in arrays]
+            meshes = [mesh for mesh in (jax.sharding.get_abstract_mesh(), *own) if mesh.explicit_axes]
             if not meshes:
                 return function(*args, **kwargs)
 
@@ -55,7 +57,7 @@ def on_any_mesh(out: Callable[[dict[str, Any]], tuple[Any, ...]]) -> Callable[[C
 def cut(x: Any) -> tuple[Any, ...]:
     """Return over which mesh axes each axis of x is cut."""
     if not isinstance(x, jax.Array):
-        return (None,) * getattr(x, "ndim", 0)
+        return (None,) * np.ndim(x)
     spec = jax.typeof(x).sharding.spec
     return (*spec, *(None,) * (x.ndim - len(spec)))
 
@@ -64,10 +66,9 @@ def cut_as_rows(name: str) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
     """Return how a loss is cut: not, if it is reduced, else as the argument of that name without its class axis."""
 
     def out(arguments: dict[str, Any]) -> tuple[Any, ...]:
-        axes = cut(arguments[name])
-        if "axis" in arguments and axes:
-            axis = arguments["axis"] % len(axes)
-            axes = axes[:axis] + axes[axis + 1 :]
+        axes, axis = cut(arguments[name]), arguments.get("axis")
+        if isinstance(axis, int) and -len(axes) <= axis < len(axes):  # else the component refuses it
+            axes = axes[: axis % len(axes)] + axes[axis % len(axes) + 1 :]
         return axes if arguments["reduction"] == "none" else ()
 
     return out
@@ -78,8 +79,18 @@ def over(axis_name: AxisName | None, collective: Any, values: T) -> T:
     return values if axis_name is None else collective(values, axis_name)
 
 
+def varying(axis_name: AxisName | None, x: jax.Array) -> jax.Array:
+    """Mark an array as another one on each of the devices that share the classes."""
+    names = () if axis_name is None else axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    axes = tuple(name for name in names if name not in jax.typeof(x).manual_axis_type.varying)
+    return lax.pcast(x, axes, to="varying") if axes else x
+
+
 def count(axis_name: AxisName | None) -> int:
     """Return over how many devices the classes are cut."""
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if axis_name is not None and (not all(isinstance(n, str) for n in names) or not 0 < len(set(names)) == len(names)):
+        raise TypeError(f"`axis_name` ({axis_name!r}) must be the name of a mesh axis, or a tuple of different ones")
     try:
         return 1 if axis_name is None else int(lax.axis_size(axis_name))
     except NameError:

@@ -22,7 +22,8 @@ from typing import NamedTuple
 HEARTBEAT = 20  # seconds after which JAX calls a silent process dead
 SILENCE = 45.0  # seconds without a chunk of steps, each of half a second, after which a run is called stuck
 STARTING = 600.0  # seconds before the first: to connect, to read the data, to compile
-CONNECTED, STEPPED = b"c", b"s"  # what a child says: it has met the others; a chunk of steps has ended
+# What a child says: it has met the others; a chunk of steps, or what follows an epoch, has ended; the training has.
+CONNECTED, STEPPED, TRAINED = b"c", b"s", b"t"
 LOST = "another process of the run is dead or out of reach"
 _PIPES = "JAXNN_SUPERVISOR"
 # After a failure it does not wait for the others, as JAX would at the interpreter's end.
@@ -42,6 +43,7 @@ class End(NamedTuple):
     code: int  # to exit with
     unexplained: str  # a line where the child could not say why, or ""
     connected: bool  # to the other processes
+    process: int  # the child's number
 
 
 def run(arguments: list[str]) -> End:
@@ -51,50 +53,57 @@ def run(arguments: list[str]) -> End:
     with tempfile.TemporaryDirectory() as folder:
         child = subprocess.Popen(
             [sys.executable, "-c", _CHILD, *arguments],
-            env={**os.environ, _PIPES: f"{from_parent} {to_parent} {Path(folder, 'runtime.log')}"},
+            env={**os.environ, "TMPDIR": folder, _PIPES: f"{from_parent} {to_parent} {Path(folder, 'runtime.log')}"},
             pass_fds=(from_parent, to_parent),
+            start_new_session=True,  # a terminal's Ctrl-C comes from the parent alone: a second one would end at once
         )
         os.close(from_parent)
         os.close(to_parent)
-        with _passing_on(child):
-            said, silent = _watch(child, from_child, to_child)
+        with _noting() as signals:
+            said, silent = _watch(child, from_child, to_child, signals)
     os.close(from_child)
     os.close(to_child)
     connected = CONNECTED in said
     if silent:
         why = f"no step ended within {silent:.0f} seconds: a process of the run is dead or stuck"
-        return End(1, f"{why} (or a step takes longer: take a smaller --batch-size)", connected)
+        return End(1, f"{why} (or a step takes longer: take a smaller --batch-size)", connected, child.pid)
+    if child.returncode < 0 and signals and not connected:
+        name = "Ctrl-C" if signals[0] == signal.SIGINT else "SIGTERM"
+        return End(128 + signals[0], f"stopped by {name} before the training", True, child.pid)
     if child.returncode < 0:
-        return End(1, LOST, connected)
-    return End(child.returncode, "", connected)
+        return End(1, LOST, connected, child.pid)
+    return End(child.returncode, "", connected, child.pid)
 
 
 @contextlib.contextmanager
-def _passing_on(child: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass SIGTERM on to the child. A Ctrl-C reaches it without help, as a terminal interrupts the whole group."""
-    former = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM)),
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-    }
+def _noting() -> Iterator[list[int]]:
+    """Note Ctrl-C and SIGTERM, for the child."""
+    signals: list[int] = []
+    former = {n: signal.signal(n, lambda n, _: signals.append(n)) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield signals
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
 
 
-def _watch(child: "subprocess.Popen[bytes]", from_child: int, to_child: int) -> tuple[bytes, float]:
+def _watch(child: "subprocess.Popen[bytes]", from_child: int, to_child: int, signals: list[int]) -> tuple[bytes, float]:
     """Wait for the child's end, or bring it about when it is silent; return what it said, and how long it did not."""
-    said, limit, heard = b"", STARTING, time.monotonic()
+    said, limit, heard, passed_on = b"", STARTING, time.monotonic(), 0
     while child.poll() is None:
         with contextlib.suppress(BrokenPipeError):
             os.write(to_child, b".")
-        if select.select([from_child], [], [], 1.0)[0]:
+        for number in signals[passed_on:]:
+            # Until it has met the others it sits in C++, where no handler of Python's is heard.
+            child.send_signal(number if CONNECTED in said else signal.SIGKILL)
+        passed_on = len(signals)
+        if select.select([from_child], [], [], 0.5)[0]:
             word = os.read(from_child, 4096)
             if not word:  # it has closed its end: it is ending
                 child.wait()
             said, heard = bytes(set(said + word)), time.monotonic()
-            limit = SILENCE if STEPPED in said else STARTING
+            # Before the first chunk it compiles; after the last it draws, and waits for who draws.
+            limit = SILENCE if STEPPED in said and TRAINED not in said else STARTING
         elif time.monotonic() - heard > limit:
             child.kill()
             child.wait()

@@ -105,7 +105,7 @@ class _Results:
             raise Failure(f"{str(folder / occupied[0])!r} is a folder and in the way; choose another --output")
         with self.writing():
             folder.mkdir(parents=True, exist_ok=True)
-            self.staged = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+            self.staged = Path(tempfile.mkdtemp(prefix=f".unfinished-{os.getpid()}-", dir=folder))
 
     def __enter__(self) -> "_Results":
         return self
@@ -115,6 +115,14 @@ class _Results:
         if self.new:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()  # only if it is empty
+
+    @staticmethod
+    def clear(folder: Path, process: int) -> None:
+        """Remove what a process that was killed had gathered."""
+        for left in folder.glob(f".unfinished-{process}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only if it is empty
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -144,11 +152,14 @@ def run(arguments: argparse.Namespace) -> int:
         end = _supervisor.run(options.given)
         if end.unexplained:
             complain(f"jaxnn: error: {end.unexplained if end.connected else _unmet(options)}")
+            _Results.clear(_output_folder(options), end.process)
         return end.code
     if supervised is not None:
         _connect(options)
         supervised.says(_supervisor.CONNECTED)
     with _Stop().listening() as stop, _results(options) as results:
+        if options.distributed:
+            _require_the_same_everywhere(_deciding(options))
         _require_extras()
         dataset = load(options.dataset, options.data_dir, download=options.download)
         count = len(dataset.train.labels)
@@ -157,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
         mesh = _mesh(options)
         try:
             if options.distributed:
-                _require_the_same_everywhere(options, dataset)
+                _require_the_same_everywhere({"the data's SHA-256": _digest(dataset)})
             return _run(options, dataset, mesh, results, stop, supervised)
         except RuntimeError as error:
             if options.distributed and not options.debug and any(word in str(error) for word in _LOST):
@@ -174,7 +185,7 @@ def _check_cluster(options: argparse.Namespace) -> None:
     if missing or not options.distributed:
         raise Failure(f"{', '.join(missing) or '--distributed'} must be given, too, to name the processes of a run", 2)
     host, _, port = options.coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    if not host or host != host.strip() or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 2**16:
         raise Failure(f"--coordinator ({options.coordinator!r}) must be HOST:PORT, as 127.0.0.1:12345", 2)
     if options.process_id >= options.processes:
         raise Failure(f"--process-id ({options.process_id}) must be below --processes ({options.processes})", 2)
@@ -197,20 +208,31 @@ def _connect(options: argparse.Namespace) -> None:
     try:
         jax.distributed.initialize(
             **given, initialization_timeout=CONNECT_SECONDS, heartbeat_timeout_seconds=_supervisor.HEARTBEAT,
-            shutdown_timeout_seconds=CONNECT_SECONDS,
+            # At the end all wait for the process that draws.
+            shutdown_timeout_seconds=int(_supervisor.STARTING),
         )  # fmt: skip
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
+        if options.debug or options.coordinator is not None:
+            raise
+        raise Failure(
+            "--distributed found no Slurm, Open MPI, Kubernetes or TPU pod: give --coordinator, --processes and "
+            "--process-id"
+        ) from error
+    except RuntimeError as error:
         if options.debug:
             raise
-        raise Failure(_unmet(options)) from error
+        reason = " ".join(str(error).split())[:150]
+        raise Failure(
+            f"the run cannot be joined at --coordinator {options.coordinator} ({reason}): see that the address is "
+            f"process 0's own, and the port free"
+        ) from error
 
 
 def _unmet(options: argparse.Namespace) -> str:
-    if options.coordinator is None:
-        return "no Slurm, Open MPI, Kubernetes or TPU pod was found: give --coordinator, --processes and --process-id"
+    where = "" if options.coordinator is None else f" at --coordinator {options.coordinator}"
     return (
-        f"the {options.processes} processes of the run did not meet at --coordinator {options.coordinator} within "
-        f"{CONNECT_SECONDS} seconds; start them all, --process-id 0 on that host, and see that the port is free"
+        f"the processes of the run did not meet{where} within {CONNECT_SECONDS} seconds; start them all, "
+        f"--process-id 0 where the coordinator is"
     )
 
 
@@ -239,21 +261,26 @@ def _mesh(options: argparse.Namespace) -> "Mesh | None":
     return jax.make_mesh((count,), ("data",), devices=devices[:count], axis_types=(AxisType.Auto,))
 
 
-def _require_the_same_everywhere(options: argparse.Namespace, dataset: "Dataset") -> None:
-    """Compare what decides over the result with process 0's, before the first step."""
+def _deciding(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what decides over the result, what was asked for before what follows from it."""
     import jax
+
+    own = ("given", "run", "output", "quiet", "debug", "data_dir", "coordinator", "process_id")
+    mine = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in own}
+    first = {name: mine[name] for name in ("--processes", "--dataset", "--model", "--optimizer")}
+    return first | mine | {"jax's version": jax.__version__}
+
+
+def _require_the_same_everywhere(mine: dict[str, Any]) -> None:
+    """Compare with process 0's."""
     import numpy as np
     from jax.experimental import multihost_utils
 
-    own = ("given", "run", "output", "quiet", "debug", "data_dir", "coordinator", "processes", "process_id")
-    mine = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in own}
-    mine |= {"the data's SHA-256": _digest(dataset), "jax's version": jax.__version__}
     text = json.dumps(mine).encode()
     everyones = np.asarray(multihost_utils.process_allgather(np.frombuffer(text.ljust(4096), np.uint8)))
-    first = json.loads(everyones.reshape(-1, 4096)[0].tobytes())
-    for process, row in enumerate(everyones.reshape(-1, 4096)):
-        theirs = json.loads(row.tobytes())
-        for name in first.keys() | theirs.keys():
+    first, *others = (json.loads(row.tobytes()) for row in everyones.reshape(-1, 4096))
+    for process, theirs in enumerate(others, 1):
+        for name in first | theirs:
             if first.get(name) != theirs.get(name):
                 raise Failure(
                     f"{name} is {first.get(name)} in process 0 and {theirs.get(name)} in process {process}: it must be "
@@ -340,6 +367,8 @@ def _run(
                     _write_metrics(results, rows)
                     log.epoch(result)
                     on_progress.epoch_done(rows[-1])
+                    if supervised is not None:
+                        supervised.says(_supervisor.STEPPED)
                 else:
                     log.save(state, training.Position(result.epoch, result.steps, result.metrics))
         except training.Diverged as error:
@@ -351,6 +380,8 @@ def _run(
     seconds = log.seconds()
     with results.writing():
         training.save_params(results.staged / "params.npz", state.params, _config(options, shape, dataset, classifier))
+    if supervised is not None:
+        supervised.says(_supervisor.TRAINED)
     if len(rows) < options.epochs:
         return _stopped(results, stop, int(state.step))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxnn import _supervisor
-from jaxnn.training import load_params
+from jaxnn.training import load_params, newest_step
 
 COMMAND = [sys.executable, "-c", "import sys; from jaxnn.cli import main; sys.exit(main())", "train"]
 LOST = "jaxnn: error: another process of the run is dead or out of reach\n"
@@ -115,24 +115,44 @@ def test_a_process_that_dies_or_stops_ends_the_others(how, who, tmp_path):
         assert ends[who] == (-signal.SIGKILL, "")
     else:
         assert ends[who][0] == 1 and len(ends[who][1].splitlines()) == 1
-    assert not list(run.output.glob("[!.]*"))
+    assert not run.output.exists() or (how == "kill" and who == 0)
 
 
-def test_arguments_that_differ_are_refused_before_the_first_step(tmp_path):
-    run = Run(tmp_path, 2, of_process=(["--seed", "1"], ["--seed", "2"]))
-    refused = (1, "jaxnn: error: --seed is 1 in process 0 and 2 in process 1: it must be the same in all\n")
+@pytest.mark.parametrize(
+    "name, values", [("--seed", "12"), ("--model", ("softmax", "mlp")), ("--batch-size", ("32", "9999"))]
+)
+def test_arguments_that_differ_are_refused_before_the_first_step(name, values, tmp_path):
+    run = Run(tmp_path, 2, of_process=[[name, value] for value in values])
+    words = f"{name} is {values[0]} in process 0 and {values[1]} in process 1: it must be the same in all"
+    refused = (1, f"jaxnn: error: {words}\n")
     assert run.ends() == [refused] * 2
     assert not run.output.exists()
 
 
-def test_a_signal_to_one_process_ends_all(tmp_path):
-    run = Run(tmp_path, 2, "--model", "softmax", "--epochs", "100000")
+@pytest.mark.parametrize("number, name, expected", [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
+def test_a_signal_to_one_process_ends_all(number, name, expected, tmp_path):
+    run = Run(tmp_path, 2, "--model", "softmax", "--epochs", "100000", "--checkpoint-dir", str(tmp_path / "steps"))
     run.until_trained()
-    run.processes[1].send_signal(signal.SIGTERM)
+    run.processes[1].send_signal(number)
     (code, error), other = run.ends()
-    assert (code, other) == (143, (143, ""))
-    assert error.startswith("jaxnn: stopped by SIGTERM after") and error.endswith("keeps what was learned\n")
+    assert (code, other) == (expected, (expected, ""))
+    assert error.startswith(f"jaxnn: stopped by {name} after") and error.endswith("keeps what was learned\n")
     assert params(run.output)
+    assert newest_step(tmp_path / "steps")[0].about["machine"]["processes"] == 2
+
+
+@pytest.mark.parametrize("number, name, expected", [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
+@pytest.mark.parametrize("seconds", [0.7, 4.0])
+def test_a_signal_before_the_processes_have_met(number, name, expected, seconds):
+    process = subprocess.Popen(
+        [*COMMAND, "--distributed", "--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process-id", "0"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    with process:
+        time.sleep(3 if seconds == 0.7 else 5)
+        process.send_signal(number)
+        assert process.wait(10) == expected
+        assert process.stderr.read() == f"jaxnn: error: stopped by {name} before the training\n"
 
 
 def test_a_coordinator_that_nobody_answers_at():
@@ -144,8 +164,8 @@ def test_a_coordinator_that_nobody_answers_at():
     )  # fmt: skip
     assert ended.returncode == 1 and time.monotonic() - start < 60
     assert ended.stderr == (
-        f"jaxnn: error: the 2 processes of the run did not meet at --coordinator {address} within 30 seconds; start "
-        f"them all, --process-id 0 on that host, and see that the port is free\n"
+        f"jaxnn: error: the processes of the run did not meet at --coordinator {address} within 30 seconds; start "
+        f"them all, --process-id 0 where the coordinator is\n"
     )
 
 
@@ -167,7 +187,7 @@ def test_wrong_usage(options, words, capsys):
 def test_no_cluster_is_found():
     ended = subprocess.run([*COMMAND, "--distributed"], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    assert ended.stderr.startswith("jaxnn: error: no Slurm, Open MPI, Kubernetes or TPU pod was found: give")
+    assert ended.stderr.startswith("jaxnn: error: --distributed found no Slurm, Open MPI, Kubernetes or TPU pod: give")
 
 
 HANGS = """

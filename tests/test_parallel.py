@@ -137,6 +137,35 @@ def test_bfloat16_is_computed_in_and_float32_is_kept():
         assert np.linalg.norm(a - b) < 0.5 * np.linalg.norm(b - c)  # Adam divides by |g|
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int64"])
+@pytest.mark.parametrize("devices", [None, 2])
+def test_labels_of_any_integer_dtype(devices, dtype):
+    classifier, step, state = start(devices, model="softmax")
+    mesh, labels = make_mesh(devices), LABELS.astype(dtype)
+    *_, last = training.fit(step, state, IMAGES, labels, epochs=1, batch_size=16, mesh=mesh)
+    sums = training.evaluate(classifier.metrics, last.state.params, IMAGES, labels, batch_size=16, mesh=mesh)
+    assert (last.metrics["count"], int(sums["count"])) == (50, 50)
+
+
+@pytest.mark.parametrize("devices, accumulate", [(4, 1), (None, 4)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_loss_of_low_precision_counts_its_rows_all_the_same(dtype, devices, accumulate):
+    """70,001 is no number of bfloat16, and more than float16 has."""
+    rows = 70_000 + np.array([1, 0, 0, 0])
+
+    def loss(params, batch, key):
+        return jnp.mean(params["w"] * batch[0].astype(jnp.float32)).astype(dtype), {"count": jnp.sum(batch[1])}
+
+    step = training.make_step(loss, optax.sgd(1.0), axis_name="data" if devices else None, accumulate=accumulate)
+    state = training.init_state({"w": jnp.zeros(())}, optax.sgd(1.0), jax.random.key(0))
+    if devices:
+        step = jax.shard_map(step, mesh=make_mesh(devices), in_specs=(P(), P("data")), out_specs=P())
+    values = np.array([1, 2, 3, 4], np.float32)
+    state, metrics = step(state, (jnp.asarray(values), jnp.asarray(rows, jnp.int32)))
+    assert int(metrics["count"]) == 280_001
+    assert -float(state.params["w"]) == pytest.approx((values * rows).sum() / rows.sum(), rel=1e-6)
+
+
 @pytest.mark.parametrize("axis, devices", [("data", None), (None, 2), ("rows", 2)])
 def test_a_step_for_another_mesh_is_refused(axis, devices):
     classifier, _, state = start(None)
@@ -156,3 +185,5 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused():
         step(state, (jnp.asarray(IMAGES[:3]), jnp.asarray(LABELS[:3])))
     with pytest.raises(ValueError, match=r"`accumulate` \(0\) must be at least 1"):
         start(None, 0)
+    with pytest.raises(TypeError, match=r"`axis_name` \(\('data',\)\) must be the name of a mesh axis, or None"):
+        training.make_step(lambda *_: None, optax.sgd(0.1), axis_name=("data",))

@@ -277,7 +277,7 @@ Linear = Callable[[_Block, Array], Array]  # makes the a of a block of classes, 
 
 def _by_rows(options: _Options, inputs: _Inputs, forms_gradient: bool = False) -> tuple[Array, Any]:
     """Return the sum of the rows' losses, and its gradient, block of rows by block of rows."""
-    whole, varied = _whole(options, inputs), _varied(inputs)
+    whole, varied = _whole(options, inputs), _varied(options, inputs)
     zeros = functools.partial(jnp.zeros, dtype=whole.alpha.dtype)
 
     def add_rows(carry: Any, start: Array, fresh: Array | None) -> Any:
@@ -305,7 +305,7 @@ def _by_rows(options: _Options, inputs: _Inputs, forms_gradient: bool = False) -
 
 def _by_classes(options: _Options, inputs: _Inputs) -> tuple[Array, Array, Array]:
     """Return each row's loss, Z and Z − z_t, block of classes by block of classes."""
-    whole, varied = _whole(options, inputs), _varied(inputs)
+    whole, varied = _whole(options, inputs), _varied(options, inputs)
     statistics = _statistics(options, whole, lambda part, _: _linear(options, part), varied)
     l, log_total, gap = _losses(options, whole, statistics)
     return varied(l), varied(log_total), varied(gap)
@@ -475,16 +475,16 @@ def _dbeta(block: _Block, z: Array, log_total: Array, dl: Array) -> Array:
 
 def _share(options: _Options, inputs: _Inputs, l: Array) -> Array:
     """Return the device's share of the loss."""
-    return _varied(inputs)(l / _devices.count(options.axis_name))
+    return _varied(options, inputs)(l / _devices.count(options.axis_name))
 
 
 def _types(inputs: _Inputs) -> list[Any]:
     return [None if a is None else type_of(a) for a in inputs[:-1]]
 
 
-def _varied(inputs: _Inputs) -> Callable[[Array], Array]:
-    """Return what marks an array as varying over all mesh axes that some argument varies over."""
-    return lambda a: vary_with(a, *map(type_of, jax.tree.leaves(inputs)))
+def _varied(options: _Options, inputs: _Inputs) -> Callable[[Array], Array]:
+    """Return what marks an array as varying over the axes that some argument varies over, and that of the classes."""
+    return lambda a: _devices.varying(options.axis_name, vary_with(a, *map(type_of, jax.tree.leaves(inputs))))
 
 
 def _block_sizes(

@@ -47,7 +47,7 @@ class Batches(NamedTuple):
         """Return the images and labels of one batch; rows that fill it up have the label `IGNORED`."""
         rows, n = self.rows[index], self.labels.shape[0]
         row = jnp.minimum(rows, n - 1)
-        return self.images[row], jnp.where(rows < n, self.labels[row], jnp.asarray(IGNORED, self.labels.dtype))
+        return self.images[row], jnp.where(rows < n, self.labels[row].astype(jnp.int32), jnp.int32(IGNORED))
 
 
 def make_batches(

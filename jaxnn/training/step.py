@@ -24,6 +24,7 @@ from jax import lax
 from jaxtyping import Array, Int, PyTree
 
 from jaxnn import _checks
+from jaxnn._rules import wide
 
 Loss = Callable[[PyTree[Array], Any, Array], tuple[Array, dict[str, Array]]]
 
@@ -81,12 +82,14 @@ class Step:
             # copy sums the gradient over the devices, and the sum below would count it once a device.
             params = self._own(params)
         sums = self._own(self._sums(params, batch, key))
-        if self.axis_name is not None:  # all in one dtype, so that it is one collective
+        if self.axis_name is not None:  # all in one dtype, so that it is one collective: counts up to 2²⁴ are exact
             fused = jax.tree.map(lambda a: a.astype(sums.value.dtype) if a.dtype.kind in "iub" else a, sums)
             fused = lax.psum(fused, self.axis_name)  # type: ignore[no-untyped-call]
             sums = jax.tree.map(lambda a, like: a.astype(like.dtype), fused, sums)
         gradient = jax.tree.map(
-            lambda g: jnp.where(sums.rows > 0, g / sums.rows.astype(g.dtype), jnp.zeros_like(g)), sums.gradient
+            lambda g, p: jnp.where(sums.rows > 0, g / sums.rows.astype(g.dtype), jnp.zeros_like(g)).astype(p.dtype),
+            sums.gradient,
+            state.params,
         )
         return gradient, {**sums.metrics, "loss": sums.value / sums.rows}
 
@@ -141,6 +144,8 @@ class _Sums(NamedTuple):
 def _part(loss: Loss, params: PyTree[Array], batch: Any, key: Array) -> _Sums:
     """Return a part's c_i ∇L_i, c_i L_i and c_i; a part without rows adds nothing, though its mean is NaN."""
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+    metrics = jax.tree.map(jnp.asarray, metrics)
+    gradient, value = jax.tree.map(lambda a: a.astype(wide(a.dtype)), (gradient, value))
     count = jnp.asarray(metrics.get("count", 1), value.dtype)
     gradient, value = jax.tree.map(
         lambda a: jnp.where(count > 0, a * count.astype(a.dtype), jnp.zeros_like(a)), (gradient, value)
@@ -168,6 +173,7 @@ def make_step(
         The step. Its metrics are the loss's, and "loss".
 
     Raises:
+        TypeError: `axis_name` is no name.
         ValueError: `accumulate` is not at least 1; by the step, a batch that it does not divide.
 
     Example:
@@ -184,4 +190,6 @@ def make_step(
         >>> print(f"{float(state.params[0, 0]):.3f}")
         3.000
     """
+    if not isinstance(axis_name, str | None):
+        raise TypeError(f"`axis_name` ({axis_name!r}) must be the name of a mesh axis, or None")
     return Step(loss, optimizer, axis_name, _checks.integer("accumulate", accumulate, 1))
