@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxnn
-from jaxnn.cli import DEFAULTS
+from jaxnn.train import DEFAULTS
 from jaxnn.data import Dataset, load
 from jaxnn.models import MODELS, Classifier
 from jaxnn.training import fit, init_state, make_optimizer, make_step

@@ -145,6 +145,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train as the options say; return the exit code."""
     options = _with_defaults(arguments)
     _check_cluster(options)
+    if options.checkpoint_dir == "":
+        raise Failure("--checkpoint-dir ('') must name a folder", 2)
     if options.checkpoint_dir is None and (options.resume or options.checkpoint_every is not None):
         raise Failure("--checkpoint-dir must be given, too, to save steps or go on from one", 2)
     supervised = _supervisor.child()

@@ -133,6 +133,13 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
         "block.beta_sum is not None")},
     "losses/linear_cross_entropy.py _losses: jnp.where(block.counted, jnp.where(block.bad, jnp.nan, l), zero) -> "
     "jnp.where(block.counted, jnp.where(block.bad, jnp.nan, l), -zero)": "−0",
+    "losses/linear_cross_entropy.py _losses: jnp.where(block.counted & ~block.bad, gap, zero) -> "
+    "jnp.where(block.counted & ~block.bad, gap, -zero)": "−0",
+    "losses/linear_cross_entropy.py _losses: block.counted & ~block.bad -> block.counted":
+        "what a row of no class weighs is a constant",
+    **{f"losses/linear_cross_entropy.py _merged: s.smoothed is None or t.smoothed is None -> {other}":
+       "both are None, or neither" for other in (
+        "s.smoothed is None and t.smoothed is None", "s.smoothed is None")},
     "_rules.py cotangent: lax.psum(ct, affected) if affected else ct -> lax.psum(ct, affected)": "a sum over no axes",
     "_rules.py vary_with: lax.pcast(x, tuple(axes), to='varying') if axes else x -> "
     "lax.pcast(x, tuple(axes), to='varying')": "over no axes it changes nothing",
@@ -205,7 +212,12 @@ BEYOND_CHECK = {
     r"_sum_over: max|total == 0":
         "no classes, or no weights at all: `check` is given some",
     r"_expected: epsilon == 0": "the general form, which is the same there",
-    r"_bwd: cotangent\(.*\) -> |cotangent: |vary_with: |_weight_gradient_by_patches: jnp\.moveaxis":
+    r"_devices\.py |lax\.psum.* -> .*lax\.pmax|axis_name is|_expected: .*is_label\(|from_first: |_share: |"
+    r"_of_all_devices: ":
+        "more than one device has classes: `check` cuts rows alone",
+    r"over_blocks: step\(carry, jnp\.int32\(0\), None\) if blocks": "no rows, or no classes",
+    r"over_blocks: .*(jnp\.arange\(block|bfloat16|int8)": "a small whole number, the same in every dtype",
+    r"(_bwd|add_at): cotangent\(.*\) -> |cotangent: |vary_with: |_weight_gradient_by_patches: jnp\.moveaxis":
         "of the right type already, but over a mesh",
     r"_nll_fwd: |_to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows":
         "rows whose label is no class: NaN by contract, whatever was computed",

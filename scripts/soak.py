@@ -146,10 +146,8 @@ def idx(folder: Path, count: int, chosen: random.Random) -> tuple[str, bool]:
             lines += str(error).count("\n") == 0 and str(path) in str(error)
         slowest = max(slowest, time.monotonic() - start)
     more = (_peak() - baseline) / 1e6
-    text = (
-        f"{refused} of {count} damaged files refused, {lines} in one line with the name; {more:.0f} MB more at the peak "
-        f"than a whole one takes, {slowest:.2f} s at most"
-    )
+    told = f"{refused} of {count} damaged files refused, {lines} in one line with the name"
+    text = f"{told}; {more:.0f} MB more at the peak than a whole one takes, {slowest:.2f} s at most"
     return text, refused == lines == count and more < 300
 
 

@@ -317,6 +317,11 @@ def test_a_second_signal_ends_at_once(tmp_path):
         assert process.wait(30) in (130, 143) and time.monotonic() - start < 5
 
 
+def test_a_folder_without_a_name_is_refused(capsys):
+    assert cli.main(["train", "--checkpoint-dir", ""]) == 2
+    assert capsys.readouterr().err == "jaxnn: error: --checkpoint-dir ('') must name a folder\n"
+
+
 @pytest.mark.parametrize("options", [("--resume",), ("--checkpoint-every", "3")])
 def test_options_that_need_the_folder(options, capsys):
     assert cli.main(["train", *options]) == 2
