@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,7 +150,11 @@ def test_a_signal_before_the_processes_have_met(number, name, expected, seconds)
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     with process:
-        time.sleep(3 if seconds == 0.7 else 5)
+        children = f"/proc/{process.pid}/task/{process.pid}/children"
+        deadline = time.monotonic() + 60
+        while not Path(children).read_text() and time.monotonic() < deadline:  # the parent is listening from then on
+            time.sleep(0.05)
+        time.sleep(seconds)
         process.send_signal(number)
         assert process.wait(10) == expected
         assert process.stderr.read() == f"jaxnn: error: stopped by {name} before the training\n"
