@@ -45,8 +45,8 @@ def on_any_mesh(out: Callable[[dict[str, Any]], tuple[Any, ...]]) -> Callable[[C
 
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            cut = NamedSharding(meshes[0], PartitionSpec(*out(bound.arguments)))  # type: ignore[no-untyped-call]
-            automatic = auto_axes(call, axes=meshes[0].explicit_axes, out_sharding=cut)
+            sharding = NamedSharding(meshes[0], PartitionSpec(*out(bound.arguments)))  # type: ignore[no-untyped-call]
+            automatic = auto_axes(call, axes=meshes[0].explicit_axes, out_sharding=sharding)
             return automatic(*(leaves[i] for i in arrays))  # type: ignore[no-any-return]
 
         return component

@@ -159,7 +159,7 @@ MODELS = {"softmax": softmax, "mlp": mlp, "cnn": cnn, "convnet": convnet}
 class Classifier(NamedTuple):
     """A model, how its images are normalised, (pixel − mean) / std, and the dtype it computes in.
 
-    The parameters it is given, and their gradient, stay float32: an update is lost in a bfloat16 weight that is 256
+    The parameters it is given, and their gradient, stay float32: an update is lost in a bfloat16 weight that is 512
     times as large. So does the loss.
     """
 

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -15,8 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxnn import _supervisor
+from jaxnn import _cluster, _supervisor
 from jaxnn._files import write_whole
+from jaxnn._resume import Log
 from jaxnn._terminal import Failure, complain, say
 from jaxnn.data import load
 from jaxnn.models import MODELS, Classifier
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jaxnn.data import Dataset
-    from jaxnn.training import EpochResult, Position, Progress, Saved, TrainState
+    from jaxnn.training import EpochResult, Progress, TrainState
 
-CONNECT_SECONDS = 30
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # in JAX's messages about a peer that is gone
 
 
@@ -144,7 +143,7 @@ class _Results:
 def run(arguments: argparse.Namespace) -> int:
     """Train as the options say; return the exit code."""
     options = _with_defaults(arguments)
-    _check_cluster(options)
+    _cluster.check(options)
     if options.checkpoint_dir == "":
         raise Failure("--checkpoint-dir ('') must name a folder", 2)
     if options.checkpoint_dir is None and (options.resume or options.checkpoint_every is not None):
@@ -153,24 +152,21 @@ def run(arguments: argparse.Namespace) -> int:
     if options.distributed and supervised is None:
         end = _supervisor.run(options.given)
         if end.unexplained:
-            complain(f"jaxnn: error: {end.unexplained if end.connected else _unmet(options)}")
+            complain(f"jaxnn: error: {end.unexplained if end.connected else _cluster.unmet(options)}")
             _Results.clear(_output_folder(options), end.process)
         return end.code
     if supervised is not None:
-        _connect(options)
+        _cluster.connect(options)
         supervised.says(_supervisor.CONNECTED)
     with _Stop().listening() as stop, _results(options) as results:
-        if options.distributed:
-            _require_the_same_everywhere(_deciding(options))
+        _cluster.require_the_same_everywhere(_cluster.deciding(options))
         _require_extras()
         dataset = load(options.dataset, options.data_dir, download=options.download)
         count = len(dataset.train.labels)
         if options.batch_size > count:
             raise Failure(f"--batch-size ({options.batch_size}) must be at most the {count} training images", 2)
-        mesh = _mesh(options)
+        mesh = _cluster.mesh(options)
         try:
-            if options.distributed:
-                _require_the_same_everywhere({"the data's SHA-256": _digest(dataset)})
             return _run(options, dataset, mesh, results, stop, supervised)
         except RuntimeError as error:
             if options.distributed and not options.debug and any(word in str(error) for word in _LOST):
@@ -178,135 +174,16 @@ def run(arguments: argparse.Namespace) -> int:
             raise
 
 
-def _check_cluster(options: argparse.Namespace) -> None:
-    """Require all three options of a cluster, or none."""
-    given = {name: getattr(options, name) for name in ("coordinator", "processes", "process_id")}
-    missing = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is None]
-    if len(missing) == 3:
-        return
-    if missing or not options.distributed:
-        raise Failure(f"{', '.join(missing) or '--distributed'} must be given, too, to name the processes of a run", 2)
-    host, _, port = options.coordinator.rpartition(":")
-    if not host or host != host.strip() or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 2**16:
-        raise Failure(f"--coordinator ({options.coordinator!r}) must be HOST:PORT, as 127.0.0.1:12345", 2)
-    if options.process_id >= options.processes:
-        raise Failure(f"--process-id ({options.process_id}) must be below --processes ({options.processes})", 2)
-
-
-def _connect(options: argparse.Namespace) -> None:
-    """Join the run's other processes."""
-    import jax
-
-    given: dict[str, Any] = {}
-    if options.coordinator is not None:
-        given = {
-            "coordinator_address": options.coordinator,
-            # JAX listens on all interfaces otherwise, and asks nobody who he is.
-            "coordinator_bind_address": options.coordinator,
-            "num_processes": options.processes,
-            "process_id": options.process_id,
-            "cluster_detection_method": "deactivate",
-        }
-    try:
-        jax.distributed.initialize(
-            **given, initialization_timeout=CONNECT_SECONDS, heartbeat_timeout_seconds=_supervisor.HEARTBEAT,
-            # At the end all wait for the process that draws.
-            shutdown_timeout_seconds=int(_supervisor.STARTING),
-        )  # fmt: skip
-    except ValueError as error:
-        if options.debug or options.coordinator is not None:
-            raise
-        raise Failure(
-            "--distributed found no Slurm, Open MPI, Kubernetes or TPU pod: give --coordinator, --processes and "
-            "--process-id"
-        ) from error
-    except RuntimeError as error:
-        if options.debug:
-            raise
-        reason = " ".join(str(error).split())[:150]
-        raise Failure(
-            f"the run cannot be joined at --coordinator {options.coordinator} ({reason}): see that the address is "
-            f"process 0's own, and the port free"
-        ) from error
-
-
-def _unmet(options: argparse.Namespace) -> str:
-    where = "" if options.coordinator is None else f" at --coordinator {options.coordinator}"
-    return (
-        f"the processes of the run did not meet{where} within {CONNECT_SECONDS} seconds; start them all, "
-        f"--process-id 0 where the coordinator is"
-    )
-
-
-def _mesh(options: argparse.Namespace) -> "Mesh | None":
-    """Return the devices to train on, None for one."""
-    import jax
-    from jax.sharding import AxisType
-
-    devices = jax.devices()
-    wanted = getattr(options, "devices", "all" if options.distributed else 1)
-    count = len(devices) if wanted == "all" else int(wanted)
-    kind = devices[0].platform
-    if count > len(devices):
-        virtual = f"; JAX_NUM_CPU_DEVICES={count} makes virtual ones" if kind == "cpu" else ""
-        raise Failure(f"--devices ({count}) must be at most {len(devices)}, as many as there are ({kind}){virtual}", 2)
-    if options.distributed and count < len(devices):
-        raise Failure(f"--devices ({count}) must be all {len(devices)} of a distributed run; leave it out", 2)
-    if options.batch_size < count * options.accumulate:
-        raise Failure(
-            f"--batch-size ({options.batch_size}) must be at least {count * options.accumulate}, a row for each of "
-            f"{count} devices and {options.accumulate} micro-batches",
-            2,
-        )
-    if count == 1:
-        return None
-    return jax.make_mesh((count,), ("data",), devices=devices[:count], axis_types=(AxisType.Auto,))
-
-
-def _deciding(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what decides over the result, what was asked for before what follows from it."""
-    import jax
-
-    own = ("given", "run", "output", "quiet", "debug", "data_dir", "coordinator", "process_id")
-    mine = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in own}
-    first = {name: mine[name] for name in ("--processes", "--dataset", "--model", "--optimizer")}
-    return first | mine | {"jax's version": jax.__version__}
-
-
-def _require_the_same_everywhere(mine: dict[str, Any]) -> None:
-    """Compare with process 0's."""
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    text = json.dumps(mine).encode()
-    everyones = np.asarray(multihost_utils.process_allgather(np.frombuffer(text.ljust(4096), np.uint8)))
-    first, *others = (json.loads(row.tobytes()) for row in everyones.reshape(-1, 4096))
-    for process, theirs in enumerate(others, 1):
-        for name in first | theirs:
-            if first.get(name) != theirs.get(name):
-                raise Failure(
-                    f"{name} is {first.get(name)} in process 0 and {theirs.get(name)} in process {process}: it must be "
-                    f"the same in all"
-                )
-
-
 @contextlib.contextmanager
 def _results(options: argparse.Namespace) -> Iterator["_Results"]:
     """Open the output folder; in the other processes of a distributed run one that is thrown away."""
-    if _leads():
+    if _cluster.leads():
         with _Results(_output_folder(options)) as results:
             yield results
     else:
         options.quiet = True
         with tempfile.TemporaryDirectory() as folder, _Results(Path(folder)) as results:
             yield results
-
-
-def _leads() -> bool:
-    """Tell whether this process speaks and writes for the run."""
-    import jax
-
-    return bool(jax.process_index() == 0)
 
 
 def _run(
@@ -331,7 +208,7 @@ def _run(
     )
     tell(
         f"{options.model} on {dataset.name}: {count} training, {len(dataset.validation.labels)} validation and "
-        f"{len(dataset.test.labels)} test images, on {_hardware(mesh)}"
+        f"{len(dataset.test.labels)} test images, on {_cluster.hardware(mesh)}"
     )
     init_key, run_key = jax.random.split(jax.random.key(options.seed))
     params = classifier.model.init(init_key, shape, len(dataset.classes))
@@ -345,7 +222,9 @@ def _run(
     )  # fmt: skip
     state = training.init_state(params, optimizer, run_key)
 
-    log = _Log(options, dataset, mesh, _config(options, shape, dataset, classifier))
+    config = _config(options, shape, dataset, classifier)
+    log = Log(options, dataset, mesh, config)
+    _cluster.require_the_same_everywhere({"the data's SHA-256": log.run["data"]})
     state, position = log.resumed(state, tell)
     rows = log.rows
     with log.writing(), _progress_bar(options, tell) as on_progress:
@@ -381,7 +260,7 @@ def _run(
             log.wait()
     seconds = log.seconds()
     with results.writing():
-        training.save_params(results.staged / "params.npz", state.params, _config(options, shape, dataset, classifier))
+        training.save_params(results.staged / "params.npz", state.params, config)
     if supervised is not None:
         supervised.says(_supervisor.TRAINED)
     if len(rows) < options.epochs:
@@ -389,7 +268,7 @@ def _run(
 
     test = _evaluate(classifier, state, dataset.test, mesh)
     rows.append({"test_loss": test["loss"], "test_accuracy": test["accuracy"], "seconds": round(seconds, 3)})
-    if not _leads():
+    if not _cluster.leads():
         return 0
     _write_metrics(results, rows)
     with results.writing():
@@ -397,155 +276,6 @@ def _run(
     results.finish()
     tell(_summary(options, rows, results.folder))
     return 0
-
-
-class _Log:
-    """The steps of a run on disk: which one it goes on from, and which it leaves; none without --checkpoint-dir."""
-
-    DECIDES = (
-        "dataset", "model", "seed", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "l2",
-        "dropout", "dtype",
-    )  # fmt: skip
-
-    def __init__(
-        self, options: argparse.Namespace, dataset: "Dataset", mesh: "Mesh | None", config: dict[str, Any]
-    ) -> None:
-        import jax
-
-        from jaxnn import training
-
-        self.options, self.config = options, config
-        self.folder = None if options.checkpoint_dir is None else Path(options.checkpoint_dir).expanduser()
-        self.run = {name: getattr(options, name) for name in self.DECIDES} | {"data": _digest(dataset)}
-        self.machine = {
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
-            "devices": 1 if mesh is None else mesh.size,
-            "processes": jax.process_count(),
-            "accumulate": options.accumulate,
-        }
-        self.rows: list[dict[str, Any]] = []
-        self.before, self.since = 0.0, time.perf_counter()
-        self.steps: training.Checkpoints | None = None
-        if self.folder is not None and _leads():
-            with self.writing():
-                self.steps = training.Checkpoints(self.folder)
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Name the folder and the cure when a step cannot be written."""
-        try:
-            yield
-        except OSError as error:
-            raise Failure(
-                f"cannot write to --checkpoint-dir {str(self.folder)!r} ({error.strerror}), the steps before are kept; "
-                f"make room or choose another folder"
-            ) from error
-
-    def resumed(self, state: "TrainState", tell: Callable[[str], None]) -> "tuple[TrainState, Position]":
-        """Return the state and the position to go on from: the newest step's, or the beginning."""
-        from jaxnn import training
-
-        if self.folder is None:
-            return state, training.Position()
-        saved, damaged = training.newest_step(self.folder)
-        if (saved or damaged) and not self.options.resume:
-            name = damaged[0] if saved is None else f"step {saved.step}"
-            raise Failure(
-                f"--checkpoint-dir {str(self.folder)!r} holds a training already ({name}); go on with it by --resume, "
-                f"or choose another folder"
-            )
-        self._agreed(saved)
-        if saved is None:
-            if damaged:
-                raise Failure(f"no step can be resumed: {'; '.join(damaged)}; remove them, or choose another folder")
-            return state, training.Position()
-        if difference := _difference(saved.about["run"], self.run):
-            raise Failure(f"--resume needs the run of {str(self.folder)!r}, and another is asked for: {difference}")
-        for line in damaged:
-            complain(f"jaxnn: {line}; going on from step {saved.step}")
-        if difference := _difference(saved.about["machine"], self.machine):
-            complain(f"jaxnn: going on within rounding, not bit for bit as without a stop: {difference}")
-        state = saved.restored(state)
-        self.rows, self.before = saved.about["rows"], saved.about["seconds"]
-        position = training.Position(*saved.about["position"])
-        tell(f"going on from step {saved.step}, in epoch {position.epoch}")
-        return state, position
-
-    def seconds(self) -> float:
-        """Return how long the training has taken, in all its parts."""
-        return self.before + time.perf_counter() - self.since
-
-    def chunk(self, progress: "Progress") -> None:
-        """Save, where a chunk ends at one of the steps to save at."""
-        from jaxnn import training
-
-        every, done = self.options.checkpoint_every, (progress.epoch - 1) * progress.steps + progress.step
-        if every is not None and done % every == 0 and progress.step < progress.steps:
-            self.save(progress.state, training.Position(progress.epoch, progress.step, progress.metrics))
-
-    def epoch(self, result: "EpochResult") -> None:
-        """Save the end of an epoch, which its validation may prove to be the best."""
-        from jaxnn import training
-
-        last = self.rows[-1]
-        score = [last["validation_accuracy"], -last["validation_loss"]]
-        self.save(result.state, training.Position(result.epoch + 1), score)
-
-    def _agreed(self, saved: "Saved | None") -> None:
-        """Require that all processes of a run go on from the same step."""
-        import jax
-        import numpy as np
-        from jax.experimental import multihost_utils
-
-        if jax.process_count() == 1:
-            return
-        mine = np.frombuffer(bytes.fromhex(saved.sha256) if saved else bytes(32), np.uint8)
-        everyones = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 32)
-        if different := [i for i, one in enumerate(everyones) if (one != everyones[0]).any()]:
-            raise Failure(
-                f"--checkpoint-dir {str(self.folder)!r} must be a folder that all processes share: process "
-                f"{different[0]} finds another step in it than process 0"
-            )
-
-    def save(self, state: "TrainState", position: "Position", score: list[float] | None = None) -> None:
-        """Begin to write a step."""
-        if self.steps is not None:
-            about = {
-                "run": self.run, "machine": self.machine, "position": position, "rows": self.rows,
-                "seconds": self.seconds(), "config": self.config,
-            }  # fmt: skip
-            self.steps.save(int(state.step), state, about, score)
-
-    def wait(self) -> None:
-        """Wait until all that was begun is on the disk."""
-        if self.steps is not None:
-            self.steps.wait()
-
-
-def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Return the first thing that differs, in words, or nothing."""
-    for name in ours:
-        if theirs.get(name) != ours[name]:
-            return f"{name} was {theirs.get(name)} and is {ours[name]}"
-    return ""
-
-
-def _digest(dataset: "Dataset") -> str:
-    """Return the SHA-256 of a data set's contents."""
-    content = hashlib.sha256()
-    for split in (dataset.train, dataset.validation, dataset.test):
-        content.update(split.images.tobytes() + split.labels.tobytes())
-    return content.hexdigest()
-
-
-def _hardware(mesh: "Mesh | None") -> str:
-    import jax
-
-    kind = jax.devices()[0].device_kind
-    if mesh is None:
-        return str(kind)
-    return f"{mesh.size} x {kind}" + (f" in {n} processes" if (n := jax.process_count()) > 1 else "")
 
 
 def _stopped(results: _Results, stop: _Stop, steps: int) -> int:
@@ -556,7 +286,7 @@ def _stopped(results: _Results, stop: _Stop, steps: int) -> int:
 
     if jax.process_count() > 1:  # the signal may have reached another process alone
         stop.signal = int(np.max(multihost_utils.process_allgather(np.int32(stop.signal or 0))))
-        if not _leads():
+        if not _cluster.leads():
             return 128 + stop.signal
     prefix = "stopped-" if (results.folder / "params.npz").exists() else ""
     results.finish(prefix)

@@ -81,9 +81,10 @@ def kill(folder: Path, count: int, chosen: random.Random) -> tuple[str, bool]:
     for run in range(-(-count // 10)):
         place = folder / f"killed {run}"
         ends = interrupted(place, signal.SIGKILL, min(10, count - 10 * run), chosen, seconds)
-        assert all(error == "" for _, error in ends), ends
-        same += len(ends) * (result(place) == expected)
-    return f"{same} of {count} kills are followed by the parameters of the run that nothing touched", same == count
+        silent = all(error == "" for _, error in ends)
+        same += len(ends) * (silent and result(place) == expected)
+    text = f"{same} of {count} kills are followed by no complaint and the parameters of the run that nothing touched"
+    return text, same == count
 
 
 def stop(folder: Path, count: int, chosen: random.Random) -> tuple[str, bool]:

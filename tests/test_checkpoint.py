@@ -145,11 +145,12 @@ def test_folders_that_exchange_their_names_are_noticed(steps):
 
 class Payload:
     def __reduce__(self):
-        return os.mkdir, ("/tmp/never-executed-by-jaxnn",)
+        return os.mkdir, ("executed",)
 
 
-def test_a_pickle_is_not_executed(steps, tmp_path):
+def test_a_pickle_is_not_executed(steps, tmp_path, monkeypatch):
     """With a manifest that says that all is well."""
+    monkeypatch.chdir(tmp_path)
     step = steps / "step-0000000010"
     np.savez(step / "state.npz", about=np.array([Payload()], object), w=np.array([Payload()], object))
     data = (step / "state.npz").read_bytes()
@@ -157,7 +158,7 @@ def test_a_pickle_is_not_executed(steps, tmp_path):
     (step / "manifest").write_bytes(checkpoint._manifest(told))
     saved, (line,) = training.newest_step(steps)
     assert saved.step == 5 and "is no step of a training" in line
-    assert not os.path.exists("/tmp/never-executed-by-jaxnn")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

@@ -119,15 +119,28 @@ def test_a_process_that_dies_or_stops_ends_the_others(how, who, tmp_path):
     assert not run.output.exists() or (how == "kill" and who == 0)
 
 
-@pytest.mark.parametrize(
-    "name, values", [("--seed", "12"), ("--model", ("softmax", "mlp")), ("--batch-size", ("32", "9999"))]
-)
-def test_arguments_that_differ_are_refused_before_the_first_step(name, values, tmp_path):
-    run = Run(tmp_path, 2, of_process=[[name, value] for value in values])
+@pytest.mark.parametrize("given, name, values", [
+    ("--seed 1|--seed 2", "--seed", "12"),
+    ("--model softmax|--model mlp", "--model", ("softmax", "mlp")),
+    ("--batch-size 32|--batch-size 9999", "--batch-size", ("32", "9999")),
+    ("--checkpoint-dir steps|", "--checkpoint-dir", ("given", "left out")),
+])  # fmt: skip
+def test_arguments_that_differ_are_refused_before_the_first_step(given, name, values, tmp_path):
+    run = Run(tmp_path, 2, of_process=[options.split() for options in given.split("|")])
     words = f"{name} is {values[0]} in process 0 and {values[1]} in process 1: it must be the same in all"
     refused = (1, f"jaxnn: error: {words}\n")
     assert run.ends() == [refused] * 2
     assert not run.output.exists()
+
+
+def test_steps_must_be_in_a_folder_that_all_share(tmp_path):
+    options = ("--model", "softmax", "--epochs", "1")
+    folders = [["--checkpoint-dir", str(tmp_path / f"steps{i}")] for i in range(2)]
+    subprocess.run([*COMMAND, *options, *folders[0], "--output", str(tmp_path / "one")], check=True, timeout=60)
+    run = Run(tmp_path, 2, *options, "--resume", of_process=folders)
+    words = f"is {newest_step(tmp_path / 'steps0')[0].sha256} in process 0 and None in process 1: it must be the same"
+    for code, error in run.ends():
+        assert code == 1 and words in error and "--checkpoint-dir, which all must share" in error
 
 
 @pytest.mark.parametrize("number, name, expected", [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])

@@ -120,7 +120,7 @@ def saved(array, **options):
 
 class Payload:
     def __reduce__(self):
-        return os.mkdir, ("/tmp/never-executed-by-jaxnn-predict",)
+        return os.mkdir, ("executed",)
 
 
 BAD_IMAGES = {
@@ -144,13 +144,14 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize("kind", BAD_IMAGES)
-def test_what_is_no_image_is_one_line(trained, kind, tmp_path, capsys):
+def test_what_is_no_image_is_one_line(trained, kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     content, words = BAD_IMAGES[kind]
     (tmp_path / "bad\nname.png").write_bytes(content)
     write(tmp_path / "good.png", digit(1), "png")
     code, out, err = run(capsys, trained / "params.npz", tmp_path / "good.png", tmp_path / "bad\nname.png")
     assert (code, out) == (1, "") and err.count("\n") == 1 and words in err, err
-    assert not os.path.exists("/tmp/never-executed-by-jaxnn-predict")
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("what", ["missing", "folder", "pipe"])
@@ -196,12 +197,13 @@ def bad_params(path, kind, good):
 @pytest.mark.parametrize(
     "kind", ["text", "truncated", "flipped", "pickle", "bomb", "other arrays", "another model", "shape"]
 )
-def test_what_is_no_network_is_one_line(trained, kind, tmp_path, capsys):
+def test_what_is_no_network_is_one_line(trained, kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     bad_params(tmp_path / "bad.npz", kind, trained / "params.npz")
     write(tmp_path / "good.png", digit(1), "png")
     code, out, err = run(capsys, tmp_path / "bad.npz", tmp_path / "good.png")
     assert (code, out) == (1, "") and err.count("\n") == 1 and "bad.npz" in err
-    assert not os.path.exists("/tmp/never-executed-by-jaxnn-predict")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_an_exported_network_runs_without_the_package(trained, tmp_path):

@@ -10,7 +10,6 @@ is whole. A step whose bytes are not those of its manifest, one of them or all, 
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -18,6 +17,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxnn._files import write_whole
+from jaxnn._files import sync_folder, write_synced, write_whole
 
 MAX_BYTES = 1 << 34  # of a step: what a manifest may claim before it is believed
 
@@ -63,16 +63,22 @@ def load_params(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Returns:
         The nested dicts of NumPy arrays, and the configuration.
     """
-    params: dict[str, Any] = {}
     with np.load(path, allow_pickle=False) as archive:
-        for name in archive.files:
-            if name != "config":
-                *parents, last = name.split("/")[1:]
-                node = params
-                for parent in parents:
-                    node = node.setdefault(parent, {})
-                node[last] = archive[name]
-        return params, json.loads(str(archive["config"]))
+        return nested_params(archive), json.loads(str(archive["config"]))
+
+
+def nested_params(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested dicts of the arrays whose names are "params/…"; others are passed over."""
+    params: dict[str, Any] = {}
+    for name in arrays:
+        root, _, rest = name.partition("/")
+        if root == "params":
+            *parents, last = rest.split("/")
+            node = params
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = arrays[name]
+    return params
 
 
 class CheckpointError(Exception):
@@ -174,16 +180,16 @@ class Checkpoints:
             told = {"bytes": len(data), "score": score, "sha256": hashlib.sha256(data).hexdigest(), "step": step}
             new = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder))
             try:
-                _write_synced(new / "state.npz", data)
-                _write_synced(new / "manifest", _manifest(told))
-                _sync_folder(new)
+                write_synced(new / "state.npz", data)
+                write_synced(new / "manifest", _manifest(told))
+                sync_folder(new)
                 if place.exists():  # of no use: it would have been continued from
                     _remove(place)
                 os.rename(new, place)
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
             self._forget_old()
         except OSError as error:
             self._error = error
@@ -273,24 +279,6 @@ def _manifest(told: Any) -> bytes:
 
 def _name(at: Any) -> str:
     return jax.tree_util.keystr(at, simple=True, separator="/")
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:  # some file systems cannot sync a folder, and need not
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
 
 
 def _remove(place: Path) -> None:

@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
-from jaxnn.training.step import TrainState
+from jaxnn.training.step import Step, TrainState
 
 Data = Array | np.ndarray[Any, Any]
 IGNORED = -1  # the label of the rows that fill up a batch
@@ -111,7 +111,7 @@ def _rows(mesh: Mesh) -> PartitionSpec:
 
 @functools.partial(jax.jit, static_argnames=("step", "mesh"), donate_argnames=("state",))
 def run_steps(
-    step: Any, state: TrainState, batches: Batches, first: Array, last: Array, *, mesh: Mesh | None = None
+    step: Step, state: TrainState, batches: Batches, first: Array, last: Array, *, mesh: Mesh | None = None
 ) -> tuple[TrainState, Array, dict[str, Array], Bool[Array, ""]]:
     """Take the steps `first`, …, `last` − 1 of an epoch, and stop before the first that is not finite.
 
@@ -134,7 +134,7 @@ def run_steps(
     return chunk(state, batches, jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32))  # type: ignore[no-any-return]
 
 
-def _chunk(step: Any, state: TrainState, batches: Batches, first: Array, last: Array) -> Any:
+def _chunk(step: Step, state: TrainState, batches: Batches, first: Array, last: Array) -> Any:
     def body(carry: Any) -> Any:
         state, index, sums, _ = carry
         new, metrics = step(state, batches.batch(index))
@@ -153,14 +153,13 @@ def _all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
     return functools.reduce(jnp.logical_and, leaves, jnp.array(True))
 
 
-def not_finite(step: Any, state: TrainState, batches: Batches, index: Array, *, mesh: Mesh | None) -> str:
+def not_finite(step: Step, state: TrainState, batches: Batches, index: Array, *, mesh: Mesh | None) -> str:
     """Return what a step makes that is not finite: the loss, or else a leaf of the gradient or of the new state."""
 
     def one(state: TrainState, batches: Batches, index: Array) -> Any:
         batch = batches.batch(index)
         new, metrics = step(state, batch)
-        gradient = step.gradient(state, batch)[0] if hasattr(step, "gradient") else ()
-        made = metrics["loss"], gradient, new.params, new.opt_state
+        made = metrics["loss"], step.gradient(state, batch)[0], new.params, new.opt_state
         return jax.tree.map(lambda a: _all_finite([a]), made)
 
     run: Any = one

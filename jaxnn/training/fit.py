@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxnn.training.epoch import Data, check_data, make_batches, not_finite, on_all_devices, run_steps
-from jaxnn.training.step import TrainState
+from jaxnn.training.step import Step, TrainState
 
 CHUNK_SECONDS = 0.5
 
@@ -61,7 +61,7 @@ class Diverged(Exception):
 
 
 def fit(
-    step: Any,
+    step: Step,
     state: TrainState,
     images: Data,
     labels: Data,
@@ -100,14 +100,13 @@ def fit(
         Diverged: a loss or a parameter is not finite.
     """
     check_data(images, labels, batch_size)
-    accumulate = getattr(step, "accumulate", 1)
-    _check_mesh(step, mesh, accumulate, batch_size)
+    _check_mesh(step, mesh, batch_size)
     shuffle, n = jax.random.fold_in(state.key, 2**31), labels.shape[0]
     state, images, labels = on_all_devices(mesh, (state, *map(jnp.asarray, (images, labels))))
     steps, per_chunk = -(-n // batch_size), 1
     for epoch in range(start.epoch, epochs + 1):
         order = jax.random.permutation(jax.random.fold_in(shuffle, epoch), n)
-        batches = make_batches(images, labels, np.asarray(order), batch_size, mesh=mesh, accumulate=accumulate)
+        batches = make_batches(images, labels, np.asarray(order), batch_size, mesh=mesh, accumulate=step.accumulate)
         done, sums = (start.step, dict(start.metrics)) if epoch == start.epoch else (0, {})
         stopped = False
         while done < steps and not stopped:
@@ -133,15 +132,15 @@ def fit(
             return
 
 
-def _check_mesh(step: Any, mesh: Mesh | None, accumulate: int, batch_size: int) -> None:
-    axis, devices = getattr(step, "axis_name", None), 1 if mesh is None else mesh.size
+def _check_mesh(step: Step, mesh: Mesh | None, batch_size: int) -> None:
+    axis, devices = step.axis_name, 1 if mesh is None else mesh.size
     if (None if mesh is None else mesh.axis_names) != (None if axis is None else (axis,)):
         axes = "none" if mesh is None else mesh.axis_names
         raise ValueError(f"`step` (axis_name {axis!r}) must be made for the axis of `mesh` ({axes})")
-    if batch_size < devices * accumulate:
+    if batch_size < (parts := devices * step.accumulate):
         raise ValueError(
-            f"`batch_size` ({batch_size}) must be at least {devices * accumulate}, a row for each of {devices} devices "
-            f"and {accumulate} micro-batches"
+            f"`batch_size` ({batch_size}) must be at least {parts}, a row for each of {devices} devices and "
+            f"{step.accumulate} micro-batches"
         )
 
 
