@@ -2,8 +2,8 @@
 
 When a peer is dead, JAX's runtime aborts the process from a thread of its own, with a page of C++ and exit code 134;
 when a peer hangs, nothing ends at all; and a stopped process can do nothing about itself. So the run is a child
-process. The parent hears of every chunk of steps, ends a child that has gone silent, and turns its end into an exit
-code and one line. The child hears from its parent, and ends when that is gone.
+process. The parent asks it every half a second whether it is there, hears of every chunk of steps, ends a child
+that has gone silent, and turns its end into an exit code and one line. The child ends when its parent is gone.
 """
 
 import contextlib
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 HEARTBEAT = 20  # seconds after which JAX calls a silent process dead
-SILENCE = 45.0  # seconds without a chunk of steps, each of half a second, after which a run is called stuck
+SILENCE = 45.0  # seconds without an answer, or a chunk of steps of half a second, after which a run is called stuck
 STARTING = 600.0  # seconds before the first: to connect, to read the data, to compile
-# What a child says: it has met the others; a chunk of steps, or what follows an epoch, has ended; the training has.
-CONNECTED, STEPPED, TRAINED = b"c", b"s", b"t"
+# What a child says: it is there; it has met the others; a chunk of steps, or what follows an epoch, has ended; the
+# training has.
+HERE, CONNECTED, STEPPED, TRAINED = b"h", b"c", b"s", b"t"
 LOST = "another process of the run is dead or out of reach"
 _PIPES = "JAXNN_SUPERVISOR"
 # After a failure it does not wait for the others, as JAX would at the interpreter's end.
@@ -60,13 +61,12 @@ def run(arguments: list[str]) -> End:
         os.close(from_parent)
         os.close(to_parent)
         with _noting() as signals:
-            said, silent = _watch(child, from_child, to_child, signals)
+            said, stuck = _watch(child, from_child, to_child, signals)
     os.close(from_child)
     os.close(to_child)
     connected = CONNECTED in said
-    if silent:
-        why = f"no step ended within {silent:.0f} seconds: a process of the run is dead or stuck"
-        return End(1, f"{why} (or a step takes longer: take a smaller --batch-size)", connected, child.pid)
+    if stuck:
+        return End(1, stuck, connected, child.pid)
     if child.returncode < 0 and signals and not connected:
         name = "Ctrl-C" if signals[0] == signal.SIGINT else "SIGTERM"
         return End(128 + signals[0], f"stopped by {name} before the training", True, child.pid)
@@ -87,28 +87,43 @@ def _noting() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _watch(child: "subprocess.Popen[bytes]", from_child: int, to_child: int, signals: list[int]) -> tuple[bytes, float]:
-    """Wait for the child's end, or bring it about when it is silent; return what it said, and how long it did not."""
-    said, limit, heard, passed_on = b"", STARTING, time.monotonic(), 0
+def _watch(child: "subprocess.Popen[bytes]", from_child: int, to_child: int, signals: list[int]) -> tuple[bytes, str]:
+    """Wait for the child's end, or bring it about when it is stuck; return what it said, and how it is stuck."""
+    said, passed_on, asked = b"", 0, 0.0
+    answered = moved = time.monotonic()
     while child.poll() is None:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(to_child, b".")
+        if (now := time.monotonic()) - asked >= 0.5:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(to_child, b".")
+            asked = now
         for number in signals[passed_on:]:
             # Until it has met the others it sits in C++, where no handler of Python's is heard.
             child.send_signal(number if CONNECTED in said else signal.SIGKILL)
         passed_on = len(signals)
         if select.select([from_child], [], [], 0.5)[0]:
-            word = os.read(from_child, 4096)
-            if not word:  # it has closed its end: it is ending
+            words = os.read(from_child, 4096)
+            if not words:  # it has closed its end: it is ending
                 child.wait()
-            said, heard = bytes(set(said + word)), time.monotonic()
-            # Before the first chunk it compiles; after the last it draws, and waits for who draws.
-            limit = SILENCE if STEPPED in said and TRAINED not in said else STARTING
-        elif time.monotonic() - heard > limit:
+            said, answered = bytes(set(said + words)), time.monotonic()
+            moved = answered if words.strip(HERE) else moved
+        now = time.monotonic()
+        if stuck := _stuck(said, now - answered, now - moved):
             child.kill()
             child.wait()
-            return said, limit
-    return said, 0.0
+            return said, stuck
+    return said, ""
+
+
+def _stuck(said: bytes, silent: float, unmoved: float) -> str:
+    """Return how a child is stuck that gave no answer, and took no step, for so many seconds; "" if it is not."""
+    if HERE in said and TRAINED not in said and silent > SILENCE:
+        return f"it did not answer within {SILENCE:.0f} seconds: it is stopped or stuck"
+    # Before the first chunk it compiles; after the last it draws, and waits for who draws.
+    limit = SILENCE if STEPPED in said and TRAINED not in said else STARTING
+    if unmoved > limit:
+        why = f"no step ended within {limit:.0f} seconds: a process of the run is dead or stuck"
+        return f"{why} (or a step takes longer: take a smaller --batch-size)"
+    return ""
 
 
 class Child:
@@ -123,11 +138,10 @@ class Child:
             os.dup2(log, stream)
         threading.Thread(target=self._listen, args=(from_parent,), daemon=True).start()
 
-    @staticmethod
-    def _listen(from_parent: int) -> None:
-        """End when the parent is gone, or stopped and of no use: it says how the run ended when it goes on."""
+    def _listen(self, from_parent: int) -> None:
+        """Answer the parent; end when it is gone, or stopped and of no use: it tells of the end when it goes on."""
         while select.select([from_parent], [], [], HEARTBEAT)[0] and os.read(from_parent, 4096):
-            pass
+            self.says(HERE)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def says(self, word: bytes) -> None:

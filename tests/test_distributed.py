@@ -210,22 +210,36 @@ def test_no_cluster_is_found():
 
 HANGS = """
 from jaxnn import _supervisor
-import sys, time
+import os, signal, sys, time
 child = _supervisor.child()
 print("noise of C++", file=sys.__stderr__)
 for word in sys.argv[1]:
     child.says(word.encode())
+time.sleep(1)
+if sys.argv[2:]:
+    os.kill(os.getpid(), signal.SIGSTOP)
 time.sleep(600)
 """
+NO_STEP, NO_ANSWER = "no step ended within", "it did not answer within"
 
 
-@pytest.mark.parametrize("words, seconds", [("", 3), ("c", 3), ("cs", 1)])
-def test_a_process_that_hangs_is_ended(words, seconds, monkeypatch, capfd):
-    """Before its first chunk of steps it has longer: it may be compiling."""
+@pytest.mark.parametrize(
+    "words, how, why, seconds",
+    [
+        ("", "hangs", NO_STEP, 6),
+        ("c", "hangs", NO_STEP, 6),
+        ("cs", "hangs", NO_STEP, 2),
+        ("", "stops", NO_ANSWER, 2),
+        ("c", "stops", NO_ANSWER, 2),
+        ("cst", "stops", NO_STEP, 6),
+    ],
+)
+def test_a_process_that_hangs_or_stops_is_ended(words, how, why, seconds, monkeypatch, capfd):
+    """Before its first chunk of steps it has longer: it may be compiling. After the last it draws."""
     monkeypatch.setattr(_supervisor, "_CHILD", HANGS)
-    monkeypatch.setattr(_supervisor, "STARTING", 3.0)
-    monkeypatch.setattr(_supervisor, "SILENCE", 1.0)
-    end = _supervisor.run([words])
+    monkeypatch.setattr(_supervisor, "STARTING", 6.0)
+    monkeypatch.setattr(_supervisor, "SILENCE", 2.0)
+    end = _supervisor.run([words, *(["stops"] if how == "stops" else [])])
     assert (end.code, end.connected) == (1, "c" in words)
-    assert end.unexplained.startswith(f"no step ended within {seconds} seconds: a process of the run is dead or stuck")
+    assert end.unexplained.startswith(f"{why} {seconds} seconds")
     assert capfd.readouterr().err == ""
