@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from jaxnn._terminal import Failure
 from jaxnn.models import MODELS, Classifier
 from jaxnn.training import CheckpointError, load_params, newest_step, read_step
-from jaxnn.training.checkpoint import nested_params
 
 MAX_PIXELS = 25_000_000  # of an image that is looked at; a camera's has half of that
 MAX_FILE = 256 << 20
@@ -83,7 +82,7 @@ def _from_step(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if found is None:
             raise Failure(f"{str(place)!r} holds no step of a training{''.join(f'; {line}' for line in damaged)}")
         saved = found
-    return nested_params(saved.arrays), saved.about["config"]
+    return saved.params, saved.about["config"]
 
 
 def _described(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:

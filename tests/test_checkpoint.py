@@ -85,6 +85,7 @@ def test_what_was_saved_comes_back(steps):
     ({"w": jnp.zeros((2, 4))}, r"w \(shape \(2, 3\), float32\) of the step must have shape \(2, 4\)"),
     ({"w": jnp.zeros((2, 3), jnp.float16)}, "dtype float16"),
     ({"v": jnp.zeros((2, 3))}, "v is not in the step"),
+    ({"w": jnp.zeros((2, 3)), "key": jax.random.key(0, impl="rbg")}, "key:rbg is not in the step"),
     ({}, "count is in the step alone"),
 ])  # fmt: skip
 def test_a_state_of_another_model_is_refused(steps, like, words):

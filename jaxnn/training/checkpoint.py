@@ -64,10 +64,10 @@ def load_params(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         The nested dicts of NumPy arrays, and the configuration.
     """
     with np.load(path, allow_pickle=False) as archive:
-        return nested_params(archive), json.loads(str(archive["config"]))
+        return _nested(archive), json.loads(str(archive["config"]))
 
 
-def nested_params(arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Return the nested dicts of the arrays whose names are "params/…"; others are passed over."""
     params: dict[str, Any] = {}
     for name in arrays:
@@ -93,6 +93,11 @@ class Saved(NamedTuple):
     about: dict[str, Any]
     sha256: str  # of its arrays and what is about them
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters, in nested dicts as `load_params` returns them."""
+        return _nested(self.arrays)
+
     def restored(self, like: PyTree[Array]) -> Any:
         """Return the arrays in the place of those of `like`.
 
@@ -100,21 +105,24 @@ class Saved(NamedTuple):
             CheckpointError: an array has another name, shape or dtype.
         """
         places, tree = jax.tree_util.tree_flatten_with_path(like)
-        names = [_name(at) for at, _ in places]
+        names = [_name(at, leaf) for at, leaf in places]
         if extra := sorted(self.arrays.keys() ^ set(names)):
             where = "is not in the step" if extra[0] in names else "is in the step alone"
-            raise CheckpointError(f"the training's {extra[0]} {where}: continue with the same model and optimizer")
+            raise CheckpointError(
+                f"the training's {extra[0]} {where}: continue with the same model, optimizer and kind of key"
+            )
         leaves = []
         for name, (_, leaf) in zip(names, places, strict=True):
-            data, key = self.arrays[name], jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            expected = jax.random.key_data(leaf) if key else leaf
+            data, expected = self.arrays[name], jax.random.key_data(leaf) if _is_key(leaf) else leaf
             if (data.shape, data.dtype) != (expected.shape, expected.dtype):
                 raise CheckpointError(
                     f"{name} (shape {data.shape}, {data.dtype}) of the step must have shape {expected.shape} and "
                     f"dtype {expected.dtype}: continue with the same model and optimizer"
                 )
             restored = jax.numpy.asarray(data)
-            leaves.append(jax.random.wrap_key_data(restored, impl=jax.random.key_impl(leaf)) if key else restored)
+            leaves.append(
+                jax.random.wrap_key_data(restored, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else restored
+            )
         return jax.tree.unflatten(tree, leaves)
 
 
@@ -153,8 +161,7 @@ class Checkpoints:
         self.wait()
         arrays = {}
         for at, leaf in jax.tree_util.tree_leaves_with_path(state):
-            is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            arrays[_name(at)] = np.array(jax.random.key_data(leaf) if is_key else leaf)
+            arrays[_name(at, leaf)] = np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         text = json.dumps(about, allow_nan=False)
         self._thread = threading.Thread(target=self._write, args=(step, arrays, text, score))
         self._thread.start()
@@ -277,8 +284,14 @@ def _manifest(told: Any) -> bytes:
     return text + b"\n" + hashlib.sha256(text).hexdigest().encode()
 
 
-def _name(at: Any) -> str:
-    return jax.tree_util.keystr(at, simple=True, separator="/")
+def _name(at: Any, leaf: Array) -> str:
+    """Return a leaf's path, "params/W0", and of a key what makes numbers of it, too: "key:threefry2x32"."""
+    name = jax.tree_util.keystr(at, simple=True, separator="/")
+    return f"{name}:{jax.random.key_impl(leaf)}" if _is_key(leaf) else name
+
+
+def _is_key(leaf: Array) -> bool:
+    return bool(jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def _remove(place: Path) -> None:
