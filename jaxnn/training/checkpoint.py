@@ -119,10 +119,8 @@ class Saved(NamedTuple):
                     f"{name} (shape {data.shape}, {data.dtype}) of the step must have shape {expected.shape} and "
                     f"dtype {expected.dtype}: continue with the same model and optimizer"
                 )
-            restored = jax.numpy.asarray(data)
-            leaves.append(
-                jax.random.wrap_key_data(restored, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else restored
-            )
+            value = jax.numpy.asarray(data)
+            leaves.append(jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else value)
         return jax.tree.unflatten(tree, leaves)
 
 
