@@ -3,7 +3,13 @@
 import errno
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -19,14 +25,15 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return which permissions a new file is not to have."""
     mask = os.umask(0o22)
     os.umask(mask)
     return mask
@@ -50,3 +57,28 @@ def sync_folder(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def lock(folder: Path) -> Callable[[], None] | None:
+    """Take a folder for this process, until it ends; return what lets go of it, None if another process has it.
+
+    Raises:
+        OSError: the file system, or this platform, knows no locks.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError:
+        os.close(handle)
+        raise
+    return lambda: os.close(handle)
+
+
+def cure(error: OSError) -> str:
+    """Return what to do about a folder that cannot be written to."""
+    return f"{'make room or ' if error.errno in (errno.ENOSPC, errno.EDQUOT) else ''}choose another folder"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxnn import _cluster
+from jaxnn._files import cure
 from jaxnn._terminal import Failure, complain
 
 if TYPE_CHECKING:
@@ -56,10 +57,9 @@ class Log:
         try:
             yield
         except OSError as error:
-            raise Failure(
-                f"cannot write to --checkpoint-dir {str(self.folder)!r} ({error.strerror}), the steps before are kept; "
-                f"make room or choose another folder"
-            ) from error
+            reason = f"cannot write to --checkpoint-dir {str(self.folder)!r} ({error.strerror})"
+            kept = ", the steps before are kept" if any(Path(self.folder or "").glob("step-*")) else ""
+            raise Failure(f"{reason}{kept}; {cure(error)}") from error
 
     def resumed(self, state: "TrainState", tell: Callable[[str], None]) -> "tuple[TrainState, Position]":
         """Return the state and the position to go on from: the newest step's, or the beginning."""
@@ -80,12 +80,20 @@ class Log:
             if damaged:
                 raise Failure(f"no step can be resumed: {'; '.join(damaged)}; remove them, or choose another folder")
             return state, training.Position()
-        if difference := _difference(saved.about["run"], self.run):
-            raise Failure(f"--resume needs the run of {str(self.folder)!r}, and another is asked for: {difference}")
+        if (difference := _difference(saved.about["run"], self.run)) is not None:
+            name, theirs, ours = difference
+            name = "the data's SHA-256" if name == "data" else f"--{name.replace('_', '-')}"
+            raise Failure(
+                f"--resume needs the run of {str(self.folder)!r}, and another is asked for: {name} was {theirs} and is "
+                f"{ours}; give what it was, or another --checkpoint-dir"
+            )
         for line in damaged:
             complain(f"jaxnn: {line}; going on from step {saved.step}")
-        if difference := _difference(saved.about["machine"], self.machine):
-            complain(f"jaxnn: going on within rounding, not bit for bit as without a stop: {difference}")
+        if (difference := _difference(saved.about["machine"], self.machine)) is not None:
+            name, theirs, ours = difference
+            complain(
+                f"jaxnn: going on within rounding, not bit for bit as without a stop: {name} was {theirs} and is {ours}"
+            )
         state = saved.restored(state)
         self.rows, self.before = saved.about["rows"], saved.about["seconds"]
         position = training.Position(*saved.about["position"])
@@ -126,13 +134,18 @@ class Log:
         if self.steps is not None:
             self.steps.wait()
 
+    def close(self) -> None:
+        """Leave the folder to others."""
+        if self.steps is not None:
+            self.steps.close()
 
-def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Return the first thing that differs, in words, or nothing."""
-    for name in ours:
-        if theirs.get(name) != ours[name]:
-            return f"{name} was {theirs.get(name)} and is {ours[name]}"
-    return ""
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first thing that differs, with what it was and what it is."""
+    for name in ours | theirs:
+        if theirs.get(name) != ours.get(name):
+            return name, theirs.get(name), ours.get(name)
+    return None
 
 
 def _digest(dataset: "Dataset") -> str:

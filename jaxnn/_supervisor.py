@@ -15,9 +15,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from jaxnn._terminal import name_of, noting
 
 HEARTBEAT = 20  # seconds after which JAX calls a silent process dead
 SILENCE = 45.0  # seconds without an answer, or a chunk of steps of half a second, after which a run is called stuck
@@ -60,7 +61,8 @@ def run(arguments: list[str]) -> End:
         )
         os.close(from_parent)
         os.close(to_parent)
-        with _noting() as signals:
+        signals: list[int] = []
+        with noting(lambda number, _: signals.append(number)):
             said, stuck = _watch(child, from_child, to_child, signals)
     os.close(from_child)
     os.close(to_child)
@@ -68,23 +70,10 @@ def run(arguments: list[str]) -> End:
     if stuck:
         return End(1, stuck, connected, child.pid)
     if child.returncode < 0 and signals and not connected:
-        name = "Ctrl-C" if signals[0] == signal.SIGINT else "SIGTERM"
-        return End(128 + signals[0], f"stopped by {name} before the training", True, child.pid)
+        return End(128 + signals[0], f"stopped by {name_of(signals[0])} before the training", True, child.pid)
     if child.returncode < 0:
         return End(1, LOST, connected, child.pid)
     return End(child.returncode, "", connected, child.pid)
-
-
-@contextlib.contextmanager
-def _noting() -> Iterator[list[int]]:
-    """Note Ctrl-C and SIGTERM, for the child."""
-    signals: list[int] = []
-    former = {n: signal.signal(n, lambda n, _: signals.append(n)) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield signals
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _watch(child: "subprocess.Popen[bytes]", from_child: int, to_child: int, signals: list[int]) -> tuple[bytes, str]:

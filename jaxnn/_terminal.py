@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 
 class Failure(Exception):
@@ -26,3 +29,26 @@ def say(line: str) -> None:
         print(line, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def noting(note: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Have `note` called where Ctrl-C, SIGTERM or the end of the terminal would end the process.
+
+    What is ignored stays ignored, as under nohup.
+    """
+    stopping = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    former = {number: signal.getsignal(number) for number in stopping}
+    held = {number: handler for number, handler in former.items() if handler is not signal.SIG_IGN}
+    for number in held:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+
+
+def name_of(number: int) -> str:
+    """Return a signal's name for people."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

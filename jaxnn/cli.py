@@ -1,6 +1,7 @@
 """The command `jaxnn`.
 
-Exit codes: 0 done; 1 a failure, in one line; 2 wrong usage, in one line; 130 or 143 stopped by Ctrl-C or SIGTERM.
+Exit codes: 0 done; 1 a failure, in one line; 2 wrong usage, in one line; 129, 130 or 143 stopped by the terminal's
+end, Ctrl-C or SIGTERM.
 Heavy imports wait until they are needed, so that `--help` and wrong usage answer at once.
 """
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, Failure | DataError) and type(error).__name__ not in ("Diverged", "CheckpointError"):
+        if not isinstance(error, Failure | DataError) and type(error).__name__ != "CheckpointError":
             message = f"{type(error).__name__}: {message} (--debug shows the traceback)"
         complain(f"jaxnn: error: {message}")
         return error.code if isinstance(error, Failure) else 1
@@ -174,7 +175,7 @@ def _add_predict(commands: Any) -> None:
     predict.set_defaults(run=_predict)
     add = predict.add_argument
     add("parameters", metavar="PARAMS_OR_CHECKPOINT", help="params.npz, a step, or the folder of --checkpoint-dir")
-    add("images", nargs="+", metavar="IMAGE", help="PNG, JPEG or .npy")
+    add("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, GIF, BMP, WebP or .npy")
     add("--invert", action="store_true", help="the images are dark on light, as ink on paper")
     add("--json", action="store_true", help="print JSON")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -184,7 +185,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from jaxnn import predict
 
     trained = predict.read_trained(arguments.parameters)
-    images = [predict.read_image(path, invert=arguments.invert) for path in arguments.images]
+    images = (predict.read_image(path, invert=arguments.invert) for path in arguments.images)
     show = predict.to_json if arguments.json else predict.table
     say(show(arguments.images, trained, predict.predict(trained, images)))
     return 0

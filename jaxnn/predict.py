@@ -5,12 +5,16 @@ executed, and none may take more memory than it should need.
 """
 
 import json
+import math
+import operator
 import stat
 import warnings
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +24,7 @@ from jaxnn.training import CheckpointError, load_params, newest_step, read_step
 
 MAX_PIXELS = 25_000_000  # of an image that is looked at; a camera's has half of that
 MAX_FILE = 256 << 20
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # of Pillow's readers those that start no other program
 BRIGHTEST = {"digits": 16}  # of the pixels that the network saw; 255 else
 
 
@@ -46,10 +51,15 @@ def read_trained(path: str) -> Trained:
     place, name = Path(path).expanduser(), repr(path)
     try:
         params, config = _from_step(place) if place.is_dir() else _from_file(place)
-        normalisation = config["normalisation"]
+        mean, std = (float(config["normalisation"][part]) for part in ("mean", "std"))
+        height, width, _ = (operator.index(n) for n in config["input_shape"])
+        if not (math.isfinite(mean) and 0 < std < math.inf and 0 < min(height, width) <= height * width <= MAX_PIXELS):
+            raise ValueError(f"its configuration has mean {mean}, std {std}, images of {width} x {height}")
+        if not all(isinstance(text, str) for text in (config["dataset"], *config["classes"])):
+            raise TypeError("its configuration has names that are no text")
         model = MODELS[config["model"]]
-        classifier = Classifier(model, float(normalisation["mean"]), float(normalisation["std"]))
-        expected = _shapes(model, tuple(config["input_shape"]), len(config["classes"]))
+        classifier = Classifier(model, mean, std)
+        expected, found = _shapes(model, (height, width, 1), len(config["classes"])), _described(params)
     except Failure:
         raise
     except OSError as error:
@@ -59,9 +69,12 @@ def read_trained(path: str) -> Trained:
     except Exception as error:  # whatever a file that is no such file leads to
         reason = f"{type(error).__name__}: {error}"
         raise Failure(f"{name} is no params.npz or step of `jaxnn train` ({reason})") from error
-    if (found := _described(params)) != expected:
+    if found != expected:
         wrong = next(iter(sorted(found.items() ^ expected.items())))[0]
         raise Failure(f"{name} does not fit its own network {config['model']!r}, at {wrong}: train it again")
+    for at, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not np.isfinite(leaf).all():
+            raise Failure(f"{name} has a number that is not finite, at {jax.tree_util.keystr(at)}: train it again")
     return Trained(classifier, params, config)
 
 
@@ -86,15 +99,11 @@ def _from_step(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _described(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    import jax
-
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(at): (tuple(leaf.shape), str(leaf.dtype)) for at, leaf in leaves}
 
 
 def _shapes(model: Any, shape: tuple[int, ...], classes: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    import jax
-
     return _described(jax.eval_shape(lambda: model.init(jax.random.key(0), shape, classes)))
 
 
@@ -102,7 +111,7 @@ def read_image(path: str, *, invert: bool = False) -> NDArray[np.float32]:
     """Read an image, in grey.
 
     Args:
-        path: a PNG, a JPEG or what else Pillow reads, or a .npy of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4):
+        path: an image of one of `FORMATS`, or a .npy of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4):
             whole numbers from 0 to 255, or floats from 0 to 1.
         invert: exchange dark and light: the networks know light strokes on dark ground.
 
@@ -155,21 +164,26 @@ def _npy(path: Path, name: str) -> NDArray[np.float32]:
 
 
 def _picture(path: Path, name: str) -> NDArray[np.float32]:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a bomb: its size is looked at here
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             _check_pixels(name, image.height, image.width)
-            if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel
-                deep: NDArray[np.float32] = np.clip(np.asarray(image, np.float32) / np.float32(65535), 0, 1)
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits a pixel
+                deep: NDArray[np.float32] = np.clip(np.asarray(upright, np.float32) / np.float32(65535), 0, 1)
                 return deep
-            over_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            over_white = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
             return np.asarray(over_white.convert("L"), np.float32) / np.float32(255)
 
 
-def predict(trained: Trained, images: list[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """Return the probabilities of the classes, shape (N, classes), of grey images of any size."""
+def predict(trained: Trained, images: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """Return the probabilities of the classes, shape (N, classes), of grey images of any size.
+
+    Raises:
+        Failure: the network's answer is not finite.
+    """
     import jax.numpy as jnp
     from PIL import Image
 
@@ -181,12 +195,15 @@ def predict(trained: Trained, images: list[NDArray[np.float32]]) -> NDArray[np.f
         np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)) for image in images
     ]
     batch = jnp.asarray(np.stack(resized)[..., None] * brightest, jnp.float32)
-    return np.asarray(softmax(trained.classifier.logits(trained.params, batch)), np.float64)
+    probabilities = np.asarray(softmax(trained.classifier.logits(trained.params, batch)), np.float64)
+    if not np.isfinite(probabilities).all():
+        raise Failure("the network's answer is not finite, its parameters are of no use: train it again")
+    return probabilities
 
 
 def table(paths: list[str], trained: Trained, probabilities: NDArray[np.float64]) -> str:
     """Return a line an image: the class, and each class's probability."""
-    classes = trained.config["classes"]
+    classes = [name if name.isprintable() else repr(name) for name in trained.config["classes"]]
     width = max(map(len, paths))
     lines = []
     for path, p in zip(paths, probabilities, strict=True):
@@ -206,4 +223,4 @@ def to_json(paths: list[str], trained: Trained, probabilities: NDArray[np.float6
         }
         for path, p in zip(paths, probabilities, strict=True)
     ]
-    return json.dumps(entries, indent=1)
+    return json.dumps(entries, indent=1, allow_nan=False)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxnn import _cluster, _supervisor
-from jaxnn._files import write_whole
+from jaxnn._files import cure, lock, write_whole
 from jaxnn._resume import Log
-from jaxnn._terminal import Failure, complain, say
+from jaxnn._terminal import Failure, complain, name_of, noting, say
 from jaxnn.data import load
 from jaxnn.models import MODELS, Classifier
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from jaxnn.data import Dataset
     from jaxnn.training import EpochResult, Progress, TrainState
 
+STOPPED = "stopped-"
+_UNFINISHED = ".unfinished-"  # the beginnings of files' names
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # in JAX's messages about a peer that is gone
 
 
@@ -61,32 +63,30 @@ class _Stop:
     """
 
     signal: int | None = None
+    at_once = False
 
     def __call__(self) -> bool:
         return self.signal is not None
 
-    @property
-    def name(self) -> str:
-        """The signal's name for people."""
-        return "Ctrl-C" if self.signal == signal.SIGINT else "SIGTERM"
-
-    def _note(self, number: int, _: Any) -> None:
-        if self.signal is not None:  # the second one
+    def note(self, number: int, _: Any) -> None:
+        """Take note; a second signal ends the process as it is."""
+        if self.signal is not None:
             os._exit(128 + number)
         self.signal = number
+        if self.at_once:
+            raise KeyboardInterrupt
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator["_Stop"]:
-        """Hold the signals back that would end the process, and leave ignored ones ignored."""
-        former = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        held = {s: handler for s, handler in former.items() if handler is not signal.SIG_IGN}
-        for s in held:
-            signal.signal(s, self._note)
+    def ending_at_once(self) -> Iterator[None]:
+        """End by a Failure, where nothing is compiled and nothing was learned."""
+        self.at_once = True
         try:
-            yield self
+            yield
+        except KeyboardInterrupt:
+            number = self.signal or signal.SIGINT
+            raise Failure(f"stopped by {name_of(number)} before the training", 128 + number) from None
         finally:
-            for s, handler in held.items():
-                signal.signal(s, handler)
+            self.at_once = False
 
 
 class _Results:
@@ -99,29 +99,25 @@ class _Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.new = folder, not folder.exists()
-        occupied = [name for name in self.NAMES if (folder / name).is_dir()]
+        names = [f"{start}{name}" for start in ("", STOPPED) for name in self.NAMES]
+        occupied = [name for name in names if (folder / name).is_dir()]
         if occupied:
             raise Failure(f"{str(folder / occupied[0])!r} is a folder and in the way; choose another --output")
         with self.writing():
             folder.mkdir(parents=True, exist_ok=True)
-            self.staged = Path(tempfile.mkdtemp(prefix=f".unfinished-{os.getpid()}-", dir=folder))
+            _clear(folder)
+            self.staged = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
+            self._let_go = _held(self.staged)  # others do not clear it away
 
     def __enter__(self) -> "_Results":
         return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.staged, ignore_errors=True)
+        self._let_go()
         if self.new:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()  # only if it is empty
-
-    @staticmethod
-    def clear(folder: Path, process: int) -> None:
-        """Remove what a process that was killed had gathered."""
-        for left in folder.glob(f".unfinished-{process}-*"):
-            shutil.rmtree(left, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only if it is empty
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -130,7 +126,7 @@ class _Results:
             yield
         except OSError as error:
             reason = f"cannot write to the output folder {str(self.folder)!r} ({error.strerror})"
-            raise Failure(f"{reason}; make room or choose another folder with --output") from error
+            raise Failure(f"{reason}; {cure(error)} with --output") from error
 
     def finish(self, prefix: str = "") -> None:
         """Move the gathered files into the folder."""
@@ -138,6 +134,23 @@ class _Results:
             for name in self.NAMES:
                 if (self.staged / name).exists():
                     os.replace(self.staged / name, self.folder / f"{prefix}{name}")
+
+
+def _held(folder: Path) -> Callable[[], None]:
+    """Lock a folder, where that can be done; return what lets go of it."""
+    try:
+        return lock(folder) or (lambda: None)
+    except OSError:
+        return lambda: None
+
+
+def _clear(folder: Path) -> None:
+    """Remove what runs that were killed had gathered in an output folder."""
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            if (let_go := lock(left)) is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                let_go()
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -153,15 +166,20 @@ def run(arguments: argparse.Namespace) -> int:
         end = _supervisor.run(options.given)
         if end.unexplained:
             complain(f"jaxnn: error: {end.unexplained if end.connected else _cluster.unmet(options)}")
-            _Results.clear(_output_folder(options), end.process)
+            folder = _output_folder(options)
+            _clear(folder)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only if it is empty
         return end.code
     if supervised is not None:
         _cluster.connect(options)
         supervised.says(_supervisor.CONNECTED)
-    with _Stop().listening() as stop, _results(options) as results:
+    stop = _Stop()
+    with noting(stop.note), _results(options) as results:
         _cluster.require_the_same_everywhere(_cluster.deciding(options))
         _require_extras()
-        dataset = load(options.dataset, options.data_dir, download=options.download)
+        with stop.ending_at_once():
+            dataset = load(options.dataset, options.data_dir, download=options.download)
         count = len(dataset.train.labels)
         if options.batch_size > count:
             raise Failure(f"--batch-size ({options.batch_size}) must be at most the {count} training images", 2)
@@ -223,42 +241,44 @@ def _run(
     state = training.init_state(params, optimizer, run_key)
 
     config = _config(options, shape, dataset, classifier)
-    log = Log(options, dataset, mesh, config)
-    _cluster.require_the_same_everywhere({"the data's SHA-256": log.run["data"]})
-    state, position = log.resumed(state, tell)
-    rows = log.rows
-    with log.writing(), _progress_bar(options, tell) as on_progress:
+    with contextlib.closing(Log(options, dataset, mesh, config)) as log:
+        _cluster.require_the_same_everywhere({"the data's SHA-256": log.run["data"]})
+        state, position = log.resumed(state, tell)
+        rows = log.rows
+        with log.writing(), _progress_bar(options, tell) as on_progress:
 
-        def heard(progress: "Progress") -> None:
-            on_progress(progress)
-            log.chunk(progress)
-            if supervised is not None:
-                supervised.says(_supervisor.STEPPED)
+            def heard(progress: "Progress") -> None:
+                on_progress(progress)
+                log.chunk(progress)
+                if supervised is not None:
+                    supervised.says(_supervisor.STEPPED)
 
-        epochs = training.fit(
-            step, state, dataset.train.images, dataset.train.labels,
-            epochs=options.epochs, batch_size=options.batch_size, mesh=mesh, start=position,
-            pause_every=options.checkpoint_every, on_progress=heard, stop=stop,
-        )  # fmt: skip
-        try:
-            for result in epochs:
-                state = result.state
-                if result.finished:
-                    rows.append(_epoch_row(result, classifier, dataset, mesh, log.seconds()))
-                    _write_metrics(results, rows)
-                    log.epoch(result)
-                    on_progress.epoch_done(rows[-1])
-                    if supervised is not None:
-                        supervised.says(_supervisor.STEPPED)
-                else:
-                    log.save(state, training.Position(result.epoch, result.steps, result.metrics))
-        except training.Diverged as error:
-            last = error.progress
-            log.save(last.state, training.Position(last.epoch, last.step, last.metrics))
-            raise
-        finally:
-            log.wait()
-    seconds = log.seconds()
+            epochs = training.fit(
+                step, state, dataset.train.images, dataset.train.labels,
+                epochs=options.epochs, batch_size=options.batch_size, mesh=mesh, start=position,
+                pause_every=options.checkpoint_every, on_progress=heard, stop=stop,
+            )  # fmt: skip
+            try:
+                for result in epochs:
+                    state = result.state
+                    if result.finished:
+                        rows.append(_epoch_row(result, classifier, dataset, mesh, log.seconds()))
+                        _write_metrics(results, rows)
+                        log.epoch(result)
+                        on_progress.epoch_done(rows[-1])
+                        if supervised is not None:
+                            supervised.says(_supervisor.STEPPED)
+                    else:
+                        log.save(state, training.Position(result.epoch, result.steps, result.metrics))
+            except training.Diverged as error:
+                last = error.progress
+                log.save(last.state, training.Position(last.epoch, last.step, last.metrics))
+                where = f", and another --checkpoint-dir: {str(log.folder)!r} keeps the steps before"
+                cure = f"try a lower --learning-rate or another --optimizer{where if log.folder else ''}"
+                raise Failure(f"{error.where}: {cure}") from error
+            finally:
+                log.wait()
+        seconds = log.seconds()
     with results.writing():
         training.save_params(results.staged / "params.npz", state.params, config)
     if supervised is not None:
@@ -288,11 +308,13 @@ def _stopped(results: _Results, stop: _Stop, steps: int) -> int:
         stop.signal = int(np.max(multihost_utils.process_allgather(np.int32(stop.signal or 0))))
         if not _cluster.leads():
             return 128 + stop.signal
-    prefix = "stopped-" if (results.folder / "params.npz").exists() else ""
+    prefix = STOPPED if (results.folder / "params.npz").exists() else ""
     results.finish(prefix)
     kept = results.folder / f"{prefix}params.npz"
-    complain(f"jaxnn: stopped by {stop.name} after {steps} steps; {kept} keeps what was learned")
-    return 128 + (stop.signal or 0)
+    number = stop.signal or signal.SIGINT
+    counted = f"{steps} step{'s' if steps != 1 else ''}"
+    complain(f"jaxnn: stopped by {name_of(number)} after {counted}; {kept} keeps what was learned")
+    return 128 + number
 
 
 def _with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:

@@ -170,9 +170,61 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000000002", "step-0000000005", "step-0000000006"]
 
 
+def test_damaged_steps_take_no_place_of_whole_ones(tmp_path):
+    """After a resumption from an old step: the damaged ones are newer, and one of them was the best."""
+    steps = training.Checkpoints(tmp_path, keep=3)
+    for step, score in ((10, 0.5), (100, 0.9), (200, None)):
+        steps.save(step, state(), {}, None if score is None else [score])
+    steps.wait()
+    steps.close()
+    for step in (100, 200):
+        truncated(tmp_path / f"step-{step:010d}" / "state.npz")
+    (tmp_path / "step-0000000300").symlink_to("step-0000000010")  # under another name it is none
+    steps = training.Checkpoints(tmp_path, keep=2)
+    for step in (11, 12, 13):
+        steps.save(step, state(step), {})
+    steps.wait()
+    assert [int(p.name[5:]) for p in sorted(tmp_path.iterdir())] == [10, 12, 13, 100, 200, 300]
+    assert training.newest_step(tmp_path)[0].step == 13
+
+
+def test_one_training_a_folder(tmp_path, capsys):
+    steps = training.Checkpoints(tmp_path / "steps")
+    steps.save(1, state(), {})
+    (tmp_path / "steps" / ".step-being-written").mkdir()
+    for options in ((), ("--resume",)):
+        train(tmp_path, *options, expect=1)
+        assert "steps' is in use by another training: let it end, or" in capsys.readouterr().err
+    assert (tmp_path / "steps" / ".step-being-written").exists()
+    steps.wait()
+    steps.close()
+    training.Checkpoints(tmp_path / "steps").close()
+
+
+def test_a_step_is_no_folder_of_steps(steps, capsys):
+    train(steps, "--resume", name="step-0000000005", expect=1)
+    assert "step-0000000005' is a step: give the folder that it is in" in capsys.readouterr().err
+
+
+def test_steps_and_results_in_one_folder(tmp_path):
+    train(tmp_path, name="out")
+    assert (tmp_path / "out" / "params.npz").exists() and training.newest_step(tmp_path / "out")[0].step == 123
+
+
+def test_others_may_read_a_step(tmp_path):
+    former = os.umask(0o027)
+    try:
+        steps = training.Checkpoints(tmp_path)
+        steps.save(1, state(), {})
+        steps.wait()
+    finally:
+        os.umask(former)
+    assert (tmp_path / "step-0000000001").stat().st_mode & 0o777 == 0o750
+
+
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
-    (tmp_path / ".unfinished-abc").mkdir()
-    (tmp_path / ".unfinished-abc" / "state.npz").write_text("half")
+    (tmp_path / ".step-abc").mkdir()
+    (tmp_path / ".step-abc" / "state.npz").write_text("half")
     steps = training.Checkpoints(tmp_path)
     assert not list(tmp_path.iterdir())
     for value in (1.0, 2.0):  # the same step again, after a resumption from an earlier one
@@ -247,7 +299,8 @@ def test_kill_9_at_random_moments_changes_nothing(whole, tmp_path):
 
 @pytest.mark.parametrize("option, value, words", [
     ("--seed", "1", "seed was 0 and is 1"), ("--model", "softmax", "model was mlp and is softmax"),
-    ("--learning-rate", "0.5", "learning_rate was 0.003 and is 0.5"), ("--epochs", "4", "epochs was 3 and is 4"),
+    ("--learning-rate", "0.5", "--learning-rate was 0.003 and is 0.5; give what it was, or another --checkpoint-dir"),
+    ("--epochs", "4", "--epochs was 3 and is 4"),
 ])  # fmt: skip
 def test_another_run_is_refused(option, value, words, whole, tmp_path, capsys):
     shutil.copytree(whole[1], tmp_path / "steps")
@@ -287,7 +340,8 @@ def test_on_other_devices_it_goes_on_within_rounding(tmp_path, capsys, monkeypat
 def test_a_divergence_keeps_the_last_good_step_and_names_the_leaf(tmp_path, capsys):
     train(tmp_path, "--optimizer", "sgd", "--learning-rate", "1e20", expect=1)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is not finite in epoch 1, step" in line
+    assert "is not finite in epoch 1, step" in line and "try a lower --learning-rate" in line
+    assert line.endswith(f"and another --checkpoint-dir: {str(tmp_path / 'steps')!r} keeps the steps before")
     saved, _ = training.newest_step(tmp_path / "steps")
     assert f"step {saved.step + 1}:" in line
     assert all(np.isfinite(a).all() for a in saved.arrays.values())

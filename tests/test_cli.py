@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxnn.training
-from jaxnn import cli
+from jaxnn import _files, cli
 from jaxnn import train as train_command
 from jaxnn.data import mnist
 
@@ -135,7 +135,7 @@ def contents(folder):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (("--optimizer", "sgd", "--learning-rate", 1e30), r"not finite in epoch \d+, step \d+: try a lower learning rate"),
+        (("--optimizer", "sgd", "--learning-rate", 1e30), r"not finite in epoch \d+, step \d+: try a lower --learning-rate"),
         # One step, after which the parameters are finite and useless: only the evaluation sees it.
         (("--model", "softmax", "--optimizer", "sgd", "--learning-rate", 1e38, "--batch-size", 1294, "--epochs", 1, "--schedule", "constant"), "not finite"),
         (("--dropout", 1.0, "--l2", 1e38), "not finite"),
@@ -224,7 +224,9 @@ def command(*options):
     ]
 
 
-@pytest.mark.parametrize("number, code, earlier", [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True)])
+@pytest.mark.parametrize("number, code, earlier", [
+    (signal.SIGINT, 130, False), (signal.SIGTERM, 143, True), (signal.SIGHUP, 129, False),
+])  # fmt: skip
 def test_a_signal_ends_in_one_line_and_keeps_what_was_learned(number, code, earlier, tmp_path):
     if earlier:
         earlier_result(tmp_path)
@@ -234,7 +236,6 @@ def test_a_signal_ends_in_one_line_and_keeps_what_was_learned(number, code, earl
     deadline = time.monotonic() + 120
     while not [*tmp_path.glob(".unfinished-*/metrics.jsonl")] and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(number)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
@@ -263,5 +264,17 @@ def test_a_folder_in_the_way_and_an_empty_folder_left_behind(tmp_path, capsys):
     (tmp_path / "o" / "params.npz").mkdir(parents=True)
     code, line = refused(capsys, "--output", tmp_path / "o")
     assert code == 1 and "is a folder and in the way" in line
+    (tmp_path / "s" / "stopped-params.npz").mkdir(parents=True)
+    assert "stopped-params.npz' is a folder and in the way" in refused(capsys, "--output", tmp_path / "s")[1]
     refused(capsys, "--output", tmp_path / "new", "--batch-size", 5000)
     assert not (tmp_path / "new").exists()
+
+
+def test_what_a_killed_run_had_gathered_is_cleared_away_and_a_living_ones_is_not(tmp_path, capsys):
+    (tmp_path / ".unfinished-dead").mkdir()
+    (tmp_path / ".unfinished-dead" / "metrics.jsonl").write_text("{}")
+    (tmp_path / ".unfinished-living").mkdir()
+    let_go = _files.lock(tmp_path / ".unfinished-living")
+    refused(capsys, "--output", tmp_path, "--batch-size", 5000)
+    let_go()
+    assert [path.name for path in tmp_path.iterdir()] == [".unfinished-living"]

@@ -92,6 +92,22 @@ def test_ink_on_paper_is_inverted(trained, tmp_path, capsys):
     assert code == 0 and out.split()[1] == "7" and "7 " in out and out.count("%") == 10
 
 
+def test_a_photograph_is_turned_as_it_was_held(trained, tmp_path, capsys):
+    image = Image.fromarray(np.round(255 * digit(3)).astype(np.uint8)).resize((240, 240))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    image.rotate(90).save(tmp_path / "a.jpg", quality=100, exif=exif)
+    code, out, _ = run(capsys, trained / "params.npz", tmp_path / "a.jpg")
+    assert code == 0 and out.split()[1] == "3"
+
+
+def test_names_of_classes_are_no_commands_to_the_terminal(trained):
+    network = predict.read_trained(str(trained / "params.npz"))
+    network.config["classes"][0] = "\x1b[31m0\n"
+    answer = np.eye(10)[:1]
+    assert "'\\x1b[31m0\\n'" in predict.table(["a"], network, answer)
+
+
 @pytest.mark.parametrize("place", ["steps", "steps/step-0000000410"])
 def test_a_step_is_as_good_as_params(trained, place, tmp_path, capsys):
     write(tmp_path / "a.png", digit(5), "png")
@@ -118,6 +134,12 @@ def saved(array, **options):
     return buffer.getvalue()
 
 
+def tiff():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
 class Payload:
     def __reduce__(self):
         return os.mkdir, ("executed",)
@@ -132,6 +154,8 @@ BAD_IMAGES = {
     "text": (b"not an image\n" * 9, "cannot be read as an image"),
     "html": (b"<!DOCTYPE html><html></html>", "cannot be read as an image"),
     "empty": (b"", "cannot be read as an image"),
+    "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "cannot be read as an image"),
+    "tiff": (tiff(), "cannot be read as an image"),
     "pickle": (saved(np.array([Payload()], object), allow_pickle=True), "is no image that can be read (ValueError"),
     "truncated npy": (saved(np.zeros((99, 99)))[:500], "is no image that can be read"),
     "lying npy": (saved(np.zeros((8, 8))).replace(b"(8, 8), }", b"(9999999, 9999999), }")[:200], "'"),
@@ -167,6 +191,19 @@ def test_what_is_no_file_is_one_line(trained, what, tmp_path, capsys):
         assert (code, out) == (1, "") and err.count("\n") == 1 and what in err
 
 
+CHANGES = {  # of the configuration
+    "another model": {"model": "cnn"},
+    "two axes": {"input_shape": [8, 8]},
+    "no height": {"input_shape": [-8, -8, 1]},
+    "many pixels": {"input_shape": [10**9, 10**9, 1]},
+    "three channels": {"input_shape": [4, 4, 4]},
+    "a list for a name": {"dataset": [1]},
+    "numbers for classes": {"classes": list(range(10))},
+    "no deviation": {"normalisation": {"mean": 0, "std": 0}},
+    "infinite mean": {"normalisation": {"mean": 1e999, "std": 1}},
+}
+
+
 def bad_params(path, kind, good):
     if kind == "text":
         path.write_text("no archive")
@@ -186,16 +223,18 @@ def bad_params(path, kind, good):
     else:
         with np.load(good) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        if kind == "another model":
-            config = json.loads(str(arrays["config"])) | {"model": "cnn"}
+        if kind in CHANGES:
+            config = json.loads(str(arrays["config"])) | CHANGES[kind]
             arrays["config"] = np.array(json.dumps(config))
+        elif kind == "nan":
+            arrays["params/linear1/w"][0] = np.nan
         else:
             arrays["params/linear1/w"] = arrays["params/linear1/w"][1:]
         np.savez(path, **arrays)
 
 
 @pytest.mark.parametrize(
-    "kind", ["text", "truncated", "flipped", "pickle", "bomb", "other arrays", "another model", "shape"]
+    "kind", ["text", "truncated", "flipped", "pickle", "bomb", "other arrays", "shape", "nan", *CHANGES]
 )
 def test_what_is_no_network_is_one_line(trained, kind, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

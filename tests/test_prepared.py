@@ -1,7 +1,11 @@
 """Copies that tensorflow-datasets prepares: made and read without TensorFlow, and proven to be what they are called."""
 
+import contextlib
+import io
 import json
+import os
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -11,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxnn import cli, data
-from jaxnn.data import prepared
+from jaxnn.data import dataset, prepared
 from jaxnn.data.mnist import read_folder
 
 pytest.importorskip("tensorflow_datasets")
@@ -23,7 +27,9 @@ needs_mnist = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the publi
 def copies(tmp_path_factory):
     """A folder with a copy of MNIST, made of the published files by tensorflow-datasets."""
     folder = tmp_path_factory.mktemp("copies")
-    prepared.prepare("mnist", folder, manual_dir=PUBLISHED)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        prepared.prepare("mnist", folder, manual_dir=PUBLISHED)
+    assert said.getvalue() == ""
     return folder
 
 
@@ -66,6 +72,46 @@ def test_a_damaged_copy_is_refused_in_one_line(copies, harm, tmp_path):
     with pytest.raises(data.DataError) as error:
         data.load("mnist", tmp_path / "c")
     assert str(tmp_path / "c" / "mnist") in str(error.value) and "\n" not in str(error.value)
+
+
+@needs_mnist
+@pytest.mark.parametrize("lie", ["count", "pipe", "unfinished"])
+def test_a_copy_that_would_take_memory_or_time_is_refused(lie, copies, tmp_path):
+    shutil.copytree(copies, tmp_path / "c")
+    (version,) = (tmp_path / "c" / "mnist").iterdir()
+    if lie == "count":
+        info = json.loads((version / "dataset_info.json").read_text())
+        for split in info["splits"]:
+            split["shardLengths"] = ["99999999999"]
+        (version / "dataset_info.json").write_text(json.dumps(info))
+    elif lie == "pipe":
+        records = next(version.glob("*test*array_record*"))
+        records.unlink()
+        os.mkfifo(records)
+    else:
+        version.rename(version.with_name("incomplete.ABC_3.0.1"))
+    words = {
+        "count": "99999999999 images, not 60000",
+        "pipe": "is not a regular file",
+        "unfinished": "mnist misses all",
+    }
+    with pytest.raises(data.DataError, match=words[lie]):
+        data.load("mnist", tmp_path / "c")
+
+
+def test_a_signal_ends_a_download(tmp_path, monkeypatch, capsys):
+    def download(*_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+        except Exception as error:  # as tensorflow-datasets has them
+            raise AssertionError from error
+
+    monkeypatch.setattr(dataset, "prepare", download)
+    options = ["--download", "--data-dir", str(tmp_path), "--output", str(tmp_path / "o")]
+    assert cli.main(["train", "--dataset", "mnist", *options]) == 143
+    assert capsys.readouterr().err == "jaxnn: error: stopped by SIGTERM before the training\n"
+    assert not (tmp_path / "o").exists()
 
 
 @needs_mnist

@@ -147,6 +147,17 @@ def test_fit_says_where_it_diverged():
         list(training.fit(step, state, jnp.asarray(IMAGES), jnp.asarray(LABELS), epochs=2, batch_size=8))
 
 
+def test_fit_pauses_where_it_is_asked_to():
+    """At every multiple, counted over all epochs, however long the chunks would be."""
+    classifier, optimizer, state = start()
+    step, paused = training.make_step(classifier.loss(), optimizer), []
+    list(training.fit(
+        step, state, IMAGES, LABELS, epochs=4, batch_size=2, pause_every=7,
+        on_progress=lambda p: paused.append((p.epoch - 1) * p.steps + p.step),
+    ))  # fmt: skip
+    assert set(range(7, 100, 7)) <= set(paused)
+
+
 def test_fit_trains_reports_and_stops_when_asked():
     classifier, optimizer, state = start("cnn", optax.adam(0.003))
     step = training.make_step(classifier.loss(), optimizer)

@@ -12,6 +12,8 @@ import contextlib
 import io
 import logging
 import os
+import re
+import stat
 import sys
 import threading
 import urllib.parse
@@ -28,6 +30,7 @@ from jaxnn.data.mnist import FILES, SOURCES, check
 
 REACH_SECONDS = 5.0
 _SPLITS = {"train": "train", "t10k": "test"}  # our name, and theirs
+_COUNTS = {"train": 60_000, "t10k": 10_000}
 
 
 def folder_of(data_dir: str | os.PathLike[str] | None) -> Path:
@@ -37,7 +40,8 @@ def folder_of(data_dir: str | os.PathLike[str] | None) -> Path:
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> bool:
     """Tell whether there is a copy of a data set, whole or not."""
-    return any((folder_of(data_dir) / name).glob("*/dataset_info.json"))
+    found = (folder_of(data_dir) / name).glob("*/dataset_info.json")
+    return any(re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name) for path in found)
 
 
 def read_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, NDArray[np.uint8]]:
@@ -58,8 +62,13 @@ def read_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> dict[st
         from tensorflow_datasets.core import hashing
 
         try:
+            for path in (folder / name).glob("*/*"):
+                if not stat.S_ISREG(path.stat().st_mode):  # a pipe would make us wait for ever
+                    raise ValueError(f"{path.name} is not a regular file")
             for ours, theirs in _SPLITS.items():
                 source = tfds.data_source(name, split=theirs, data_dir=folder, download=False)
+                if len(source) != _COUNTS[ours]:
+                    raise ValueError(f"{theirs} has {len(source)} images, not {_COUNTS[ours]}")
                 records = source.__getitems__(range(len(source)))
                 hasher = hashing.Hasher(theirs)
                 published = np.argsort(np.array(sorted(range(len(records)), key=hasher.hash_key)))
@@ -94,7 +103,8 @@ def prepare(
             _require_reachable(name)
         try:
             builder = _builder(tfds, name)(data_dir=folder_of(data_dir), file_format="array_record")
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+            with contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
         except Exception as error:
             raise DataError(
                 f"{name} cannot be prepared by tensorflow-datasets ({_line(error)}); {_by_hand(name)}"

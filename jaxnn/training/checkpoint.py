@@ -17,7 +17,8 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +26,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxnn._files import sync_folder, write_synced, write_whole
+from jaxnn._files import lock, sync_folder, umask, write_synced, write_whole
 
+FORMAT = 1  # of a step: another is not read
 MAX_BYTES = 1 << 34  # of a step: what a manifest may claim before it is believed
 
 
@@ -133,16 +135,21 @@ class Checkpoints:
 
     Raises:
         OSError: the folder cannot be written to.
+        CheckpointError: another training writes to it, or it is a step itself.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 3) -> None:
         self.folder, self.keep = Path(folder), keep
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
+        self._seen: dict[Path, dict[str, Any] | None] = {}  # what the manifests of steps say that are whole
+        if (self.folder / "manifest").exists():
+            raise CheckpointError(f"{str(folder)!r} is a step: give the folder that it is in")
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".unfinished-*"):
+        self.close = weakref.finalize(self, _alone_in(self.folder))
+        for left in self.folder.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(left, ignore_errors=True)
-        Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder)).rmdir()
+        Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder)).rmdir()
 
     def save(self, step: int, state: PyTree[Array], about: dict[str, Any], score: list[float] | None = None) -> None:
         """Begin to write a step, and return: the arrays are copied, the training may go on.
@@ -183,8 +190,9 @@ class Checkpoints:
             np.savez(buffer, **{**arrays, "about": np.array(about)})
             data, place = buffer.getvalue(), self.folder / f"step-{step:010d}"
             told = {"bytes": len(data), "score": score, "sha256": hashlib.sha256(data).hexdigest(), "step": step}
-            new = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder))
+            new = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder))
             try:
+                os.chmod(new, 0o777 & ~umask())
                 write_synced(new / "state.npz", data)
                 write_synced(new / "manifest", _manifest(told))
                 sync_folder(new)
@@ -195,18 +203,39 @@ class Checkpoints:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
             sync_folder(self.folder)
+            self._seen[place] = told
             self._forget_old()
         except OSError as error:
             self._error = error
 
     def _forget_old(self) -> None:
-        """Remove all steps but the newest and the best."""
-        steps = {place: told for place in _places(self.folder) if (told := _told(place))}
+        """Remove all steps but the newest and the best; those that are damaged do not count, and stay."""
+        steps = {place: told for place in _places(self.folder) if (told := self._whole(place))}
         scored = {place: told["score"] for place, told in steps.items() if told["score"] is not None}
         best = {max(scored, key=lambda place: (scored[place], place))} if scored else set()
         for place in list(steps)[self.keep :]:
             if place not in best:
                 _remove(place)
+
+    def _whole(self, place: Path) -> dict[str, Any] | None:
+        """Return what a step's manifest says, None if the step is damaged."""
+        if place not in self._seen:
+            self._seen[place] = None
+            with contextlib.suppress(CheckpointError):
+                read_step(place)
+                self._seen[place] = _told(place)
+        return self._seen[place]
+
+
+def _alone_in(folder: Path) -> Callable[[], None]:
+    """Return what lets another training into a folder of steps."""
+    try:
+        let_go = lock(folder)
+    except OSError:
+        return lambda: None
+    if let_go is None:
+        raise CheckpointError(f"{str(folder)!r} is in use by another training: let it end, or choose another folder")
+    return let_go
 
 
 def _places(folder: Path) -> list[Path]:
@@ -245,7 +274,7 @@ def read_step(place: Path) -> Saved:
         CheckpointError: it is not whole.
     """
     told = _told(place)
-    if told is None or f"step-{told['step']:010d}" != place.name:
+    if told is None:
         raise CheckpointError(f"{str(place)!r} has no valid manifest")
     try:
         with (place / "state.npz").open("rb") as file:
@@ -268,17 +297,18 @@ def _told(place: Path) -> dict[str, Any] | None:
         with (place / "manifest").open("rb") as file:
             text = file.read(4096)
         told = json.loads(text[:-65])
-        whole = _manifest(told) == text and 0 <= told["bytes"] <= MAX_BYTES and told.keys() == _TOLD
-        return told if whole else None
-    except (OSError, ValueError, TypeError, KeyError):
+        known = told.keys() == _TOLD and told["format"] == FORMAT and place.name == f"step-{told['step']:010d}"
+        return told if known and _manifest(told) == text and 0 <= told["bytes"] <= MAX_BYTES else None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
-_TOLD = {"bytes", "score", "sha256", "step"}
+_TOLD = {"bytes", "format", "score", "sha256", "step"}
+_UNFINISHED = ".step-"  # the beginning of the names of steps that are being written, or removed
 
 
 def _manifest(told: Any) -> bytes:
-    text = json.dumps(told, sort_keys=True, indent=1).encode()
+    text = json.dumps({"format": FORMAT, **told}, sort_keys=True, indent=1).encode()
     return text + b"\n" + hashlib.sha256(text).hexdigest().encode()
 
 
@@ -294,7 +324,7 @@ def _is_key(leaf: Array) -> bool:
 
 def _remove(place: Path) -> None:
     """Remove a step: by its name first, so that no half of one is left."""
-    aside = place.with_name(f".unfinished-{place.name}-{os.getpid()}")
+    aside = place.with_name(f"{_UNFINISHED}{place.name}-{os.getpid()}")
     with contextlib.suppress(OSError):
         os.rename(place, aside)
         shutil.rmtree(aside, ignore_errors=True)

@@ -52,10 +52,10 @@ class Diverged(Exception):
 
     def __init__(self, what: str, progress: Progress) -> None:
         """Say where it happened."""
+        self.where = f"{what} is not finite in epoch {progress.epoch}, step {progress.step + 1}"
         super().__init__(
-            f"{what} is not finite in epoch {progress.epoch}, step {progress.step + 1}: try a lower learning rate, "
-            f"another optimizer, or look for NaN in the data, and see that the loss leaves out the rows with the label "
-            f"-1, which fill up a last batch (ignore_index=-1)"
+            f"{self.where}: try a lower learning rate, another optimizer, or look for NaN in the data, and see that "
+            f"the loss leaves out the rows with the label -1, which fill up a last batch (ignore_index=-1)"
         )
         self.progress = progress
 
