@@ -70,6 +70,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
        for path in ("default=whole", "cpu=in_blocks")},
     **{f"layers/log_softmax.py _log_softmax_bwd: jnp.where(where, {d}, zero) -> jnp.where(where, {d}, -zero)": "−0"
        for d in ("dx", "dy")},
+    "_devices.py varying: lax.pcast(x, axes, to='varying') if axes else x -> lax.pcast(x, axes, to='varying')":
+        "over no axes it does nothing",
     "losses/cross_entropy.py _expected: jnp.issubdtype(targets.dtype, jnp.floating) -> "
     "jnp.issubdtype(jnp.bfloat16, jnp.floating)": "the general form, slower",
     "layers/max_pool2d.py _plane_indices: zip(geometry.stride, geometry.outputs, geometry.padding, strict=True) -> "

@@ -1,5 +1,6 @@
 """Every component under every way to use many devices: `scripts/modes.py` for each row of its table."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -72,6 +73,30 @@ def test_a_label_that_is_no_class_of_any_device():
     dx = by_class(gradient, cut, P(None, "model"))(x, labels)
     np.testing.assert_array_equal(np.isnan(dx).all(1), [False, False, True, True, False])
     np.testing.assert_array_equal(dx[4], 0)
+
+
+SAME_CLASSES = {  # of each device: the loss, of an argument that has classes and one that has none
+    "cross_entropy": lambda x, _, t, **o: jaxnn.cross_entropy(x, t, **o),
+    "linear_cross_entropy, fast": lambda w, x, t, **o: jaxnn.linear_cross_entropy(x, w.T, t, **o),
+    "linear_cross_entropy, lean": lambda w, x, t, **o: jaxnn.linear_cross_entropy(x, w.T, t, memory="lean", **o),
+}
+
+
+@pytest.mark.parametrize("axis_name", ["model", ("model",)], ids=["name", "tuple"])
+@pytest.mark.parametrize("f", SAME_CLASSES.values(), ids=SAME_CLASSES)
+def test_classes_that_are_the_same_on_every_device(f, axis_name):
+    """Then no argument varies over the axis that they are cut over, and the loss is of four times as many classes."""
+    draw = np.random.default_rng(0).standard_normal
+    args, labels = (
+        (jnp.asarray(draw((5, 3)), jnp.float32), jnp.asarray(draw((5, 5)), jnp.float32)),
+        jnp.array([0, 3, 7, 10, 11]),
+    )
+    expected = jax.value_and_grad(lambda c, x: f(jnp.concatenate([c] * 4, 1), x, labels), (0, 1))(*args)
+    on_each = lambda c, x: f(c, x, labels, axis_name=axis_name)  # noqa: E731
+    inside = by_class(jax.value_and_grad(on_each, (0, 1)), P(), P())
+    outside = jax.value_and_grad(by_class(on_each, P(), P()), (0, 1))
+    for found in (inside(*args), outside(*args)):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32"])
