@@ -1,6 +1,8 @@
 """The devices and processes of a run: how they find one another, and what they must have in common."""
 
 import argparse
+import collections
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -60,17 +62,23 @@ def connect(options: argparse.Namespace) -> None:
             raise
         reason = " ".join(str(error).split())[:150]
         raise Failure(
-            f"the run cannot be joined at --coordinator {options.coordinator} ({reason}): see that the address is "
-            f"process 0's own, and the port free"
+            f"the run cannot be joined{_where(options)} ({reason}): see that the address is process 0's own, and the "
+            f"port free"
         ) from error
+    of_each = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(of_each.values())) > 1:
+        raise Failure(f"each process must have the same number of devices, and they have {sorted(of_each.values())}")
 
 
 def unmet(options: argparse.Namespace) -> str:
-    where = "" if options.coordinator is None else f" at --coordinator {options.coordinator}"
     return (
-        f"the processes of the run did not meet{where} within {CONNECT_SECONDS} seconds; start them all, "
+        f"the processes of the run did not meet{_where(options)} within {CONNECT_SECONDS} seconds; start them all, "
         f"--process-id 0 where the coordinator is"
     )
+
+
+def _where(options: argparse.Namespace) -> str:
+    return "" if options.coordinator is None else f" at --coordinator {options.coordinator}"
 
 
 def mesh(options: argparse.Namespace) -> "Mesh | None":
@@ -126,10 +134,20 @@ def require_the_same_everywhere(mine: dict[str, Any]) -> None:
     for process, theirs in enumerate(others, 1):
         for name in first | theirs:
             if first.get(name) != theirs.get(name):
+                end_together()
                 raise Failure(
                     f"{name} is {first.get(name)} in process 0 and {theirs.get(name)} in process {process}: it must be "
                     f"the same in all"
                 )
+
+
+def end_together() -> None:
+    """Wait for the others, before an end that all have come to: process 0's would be a loss to them."""
+    import jax
+
+    if jax.process_count() > 1:
+        with contextlib.suppress(Exception):  # where one of them is lost
+            jax.distributed.shutdown()  # type: ignore[no-untyped-call]
 
 
 def leads() -> bool:

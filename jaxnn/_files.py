@@ -2,7 +2,7 @@
 
 import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,33 +15,20 @@ except ImportError:  # Windows
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """Write to a temporary file beside `path`, flush it to the disk, and rename it."""
     path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        error.filename = str(path)  # the file that was asked for
-        raise
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~umask())
+        write_synced(temporary, data)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # the file that was asked for
         raise
-
-
-def umask() -> int:
-    """Return which permissions a new file is not to have."""
-    mask = os.umask(0o22)
-    os.umask(mask)
-    return mask
 
 
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file, and wait until it is on the disk."""
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -49,6 +36,8 @@ def write_synced(path: Path, data: bytes) -> None:
 
 def sync_folder(path: Path) -> None:
     """Wait until the names in a folder are on the disk."""
+    if os.name == "nt":  # where a folder cannot be opened
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -62,12 +51,14 @@ def sync_folder(path: Path) -> None:
 def lock(folder: Path) -> Callable[[], None] | None:
     """Take a folder for this process, until it ends; return what lets go of it, None if another process has it.
 
+    The lock is on a file in it, as NFS keeps those of folders from other machines.
+
     Raises:
         OSError: the file system, or this platform, knows no locks.
     """
     if fcntl is None:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

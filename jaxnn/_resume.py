@@ -48,11 +48,11 @@ class Log:
         self.before, self.since = 0.0, time.perf_counter()
         self.steps: training.Checkpoints | None = None
         if self.folder is not None and _cluster.leads():
-            with self.writing():
+            with self._writing():
                 self.steps = training.Checkpoints(self.folder)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         """Name the folder and the cure when a step cannot be written."""
         try:
             yield
@@ -87,11 +87,12 @@ class Log:
                 f"--resume needs the run of {str(self.folder)!r}, and another is asked for: {name} was {theirs} and is "
                 f"{ours}; give what it was, or another --checkpoint-dir"
             )
+        tell_of = complain if _cluster.leads() else (lambda _: None)
         for line in damaged:
-            complain(f"jaxnn: {line}; going on from step {saved.step}")
+            tell_of(f"jaxnn: {line}; going on from step {saved.step}")
         if (difference := _difference(saved.about["machine"], self.machine)) is not None:
             name, theirs, ours = difference
-            complain(
+            tell_of(
                 f"jaxnn: going on within rounding, not bit for bit as without a stop: {name} was {theirs} and is {ours}"
             )
         state = saved.restored(state)
@@ -127,12 +128,14 @@ class Log:
                 "run": self.run, "machine": self.machine, "position": position, "rows": self.rows,
                 "seconds": self.seconds(), "config": self.config,
             }  # fmt: skip
-            self.steps.save(int(state.step), state, about, score)
+            with self._writing():
+                self.steps.save(int(state.step), state, about, score)
 
     def wait(self) -> None:
         """Wait until all that was begun is on the disk."""
         if self.steps is not None:
-            self.steps.wait()
+            with self._writing():
+                self.steps.wait()
 
     def close(self) -> None:
         """Leave the folder to others."""

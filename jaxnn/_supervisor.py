@@ -45,7 +45,6 @@ class End(NamedTuple):
     code: int  # to exit with
     unexplained: str  # a line where the child could not say why, or ""
     connected: bool  # to the other processes
-    process: int  # the child's number
 
 
 def run(arguments: list[str]) -> End:
@@ -54,7 +53,7 @@ def run(arguments: list[str]) -> End:
     from_parent, to_child = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
         child = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, *arguments],
+            [sys.executable, "-c", f"import sys\nsys.path[:] = {sys.path!r}{_CHILD}", *arguments],
             env={**os.environ, "TMPDIR": folder, _PIPES: f"{from_parent} {to_parent} {Path(folder, 'runtime.log')}"},
             pass_fds=(from_parent, to_parent),
             start_new_session=True,  # a terminal's Ctrl-C comes from the parent alone: a second one would end at once
@@ -68,12 +67,16 @@ def run(arguments: list[str]) -> End:
     os.close(to_child)
     connected = CONNECTED in said
     if stuck:
-        return End(1, stuck, connected, child.pid)
+        return End(1, stuck, connected)
     if child.returncode < 0 and signals and not connected:
-        return End(128 + signals[0], f"stopped by {name_of(signals[0])} before the training", True, child.pid)
+        return End(128 + signals[0], f"stopped by {name_of(signals[0])} before the training", True)
+    if child.returncode == -signal.SIGABRT:  # by JAX
+        return End(1, LOST, connected)
     if child.returncode < 0:
-        return End(1, LOST, connected, child.pid)
-    return End(child.returncode, "", connected, child.pid)
+        by = signal.Signals(-child.returncode)
+        why = " (out of memory, or this process was stopped for a while?)" if by == signal.SIGKILL else ""
+        return End(1, f"the process was ended by {by.name}{why}", connected)
+    return End(child.returncode, "", connected)
 
 
 def _watch(child: "subprocess.Popen[bytes]", from_child: int, to_child: int, signals: list[int]) -> tuple[bytes, str]:

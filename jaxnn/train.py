@@ -65,14 +65,20 @@ class _Stop:
     signal: int | None = None
     at_once = False
 
+    def __init__(self, apart: float) -> None:
+        """Take signals within so many seconds for one: a child gets a whole process group's from its parent, too."""
+        self.apart, self.since = apart, 0.0
+
     def __call__(self) -> bool:
         return self.signal is not None
 
     def note(self, number: int, _: Any) -> None:
         """Take note; a second signal ends the process as it is."""
         if self.signal is not None:
+            if time.monotonic() - self.since < self.apart:
+                return
             os._exit(128 + number)
-        self.signal = number
+        self.signal, self.since = number, time.monotonic()
         if self.at_once:
             raise KeyboardInterrupt
 
@@ -81,6 +87,8 @@ class _Stop:
         """End by a Failure, where nothing is compiled and nothing was learned."""
         self.at_once = True
         try:
+            if self.signal is not None:
+                raise KeyboardInterrupt
             yield
         except KeyboardInterrupt:
             number = self.signal or signal.SIGINT
@@ -106,8 +114,7 @@ class _Results:
         with self.writing():
             folder.mkdir(parents=True, exist_ok=True)
             _clear(folder)
-            self.staged = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
-            self._let_go = _held(self.staged)  # others do not clear it away
+            self.staged, self._let_go = _take_folder(folder)
 
     def __enter__(self) -> "_Results":
         return self
@@ -134,14 +141,21 @@ class _Results:
             for name in self.NAMES:
                 if (self.staged / name).exists():
                     os.replace(self.staged / name, self.folder / f"{prefix}{name}")
+                elif prefix:  # of an earlier stop: not of the same training
+                    (self.folder / f"{prefix}{name}").unlink(missing_ok=True)
 
 
-def _held(folder: Path) -> Callable[[], None]:
-    """Lock a folder, where that can be done; return what lets go of it."""
-    try:
-        return lock(folder) or (lambda: None)
-    except OSError:
-        return lambda: None
+def _take_folder(within: Path) -> tuple[Path, Callable[[], None]]:
+    """Make a hidden folder that others do not clear away; return it, and what lets go of it."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=within))
+        try:
+            if (let_go := lock(folder)) is not None:
+                return folder, let_go
+        except FileNotFoundError:  # cleared away before it was locked
+            continue
+        except OSError:
+            return folder, lambda: None
 
 
 def _clear(folder: Path) -> None:
@@ -163,33 +177,40 @@ def run(arguments: argparse.Namespace) -> int:
         raise Failure("--checkpoint-dir must be given, too, to save steps or go on from one", 2)
     supervised = _supervisor.child()
     if options.distributed and supervised is None:
-        end = _supervisor.run(options.given)
-        if end.unexplained:
-            complain(f"jaxnn: error: {end.unexplained if end.connected else _cluster.unmet(options)}")
-            folder = _output_folder(options)
-            _clear(folder)
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # only if it is empty
-        return end.code
+        return _supervise(options)
     if supervised is not None:
         _cluster.connect(options)
-        supervised.says(_supervisor.CONNECTED)
-    stop = _Stop()
+    stop = _Stop(0 if supervised is None else 2.0)
     with noting(stop.note), _results(options) as results:
-        _cluster.require_the_same_everywhere(_cluster.deciding(options))
-        _require_extras()
-        with stop.ending_at_once():
-            dataset = load(options.dataset, options.data_dir, download=options.download)
-        count = len(dataset.train.labels)
-        if options.batch_size > count:
-            raise Failure(f"--batch-size ({options.batch_size}) must be at most the {count} training images", 2)
-        mesh = _cluster.mesh(options)
+        if supervised is not None:
+            supervised.says(_supervisor.CONNECTED)
         try:
-            return _run(options, dataset, mesh, results, stop, supervised)
+            _cluster.require_the_same_everywhere(_cluster.deciding(options))
+            _require_extras()
+            with stop.ending_at_once():
+                dataset = load(options.dataset, options.data_dir, download=options.download)
+            count = len(dataset.train.labels)
+            if options.batch_size > count:
+                raise Failure(f"--batch-size ({options.batch_size}) must be at most the {count} training images", 2)
+            return _run(options, dataset, _cluster.mesh(options), results, stop, supervised)
         except RuntimeError as error:
             if options.distributed and not options.debug and any(word in str(error) for word in _LOST):
                 raise Failure(_supervisor.LOST) from error
             raise
+
+
+def _supervise(options: argparse.Namespace) -> int:
+    """Run the command in a child process; return its exit code, and say what it could not."""
+    folder = _output_folder(options)
+    new, end = not folder.exists(), _supervisor.run(options.given)
+    if end.unexplained:
+        unmet = end.unexplained == _supervisor.LOST and not end.connected
+        complain(f"jaxnn: error: {_cluster.unmet(options) if unmet else end.unexplained}")
+        _clear(folder)
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only if it is empty
+    return end.code
 
 
 @contextlib.contextmanager
@@ -244,8 +265,9 @@ def _run(
     with contextlib.closing(Log(options, dataset, mesh, config)) as log:
         _cluster.require_the_same_everywhere({"the data's SHA-256": log.run["data"]})
         state, position = log.resumed(state, tell)
-        rows = log.rows
-        with log.writing(), _progress_bar(options, tell) as on_progress:
+        if rows := log.rows:
+            _write_metrics(results, rows)
+        with _progress_bar(options, tell) as on_progress:
 
             def heard(progress: "Progress") -> None:
                 on_progress(progress)
@@ -307,10 +329,12 @@ def _stopped(results: _Results, stop: _Stop, steps: int) -> int:
     if jax.process_count() > 1:  # the signal may have reached another process alone
         stop.signal = int(np.max(multihost_utils.process_allgather(np.int32(stop.signal or 0))))
         if not _cluster.leads():
+            _cluster.end_together()
             return 128 + stop.signal
     prefix = STOPPED if (results.folder / "params.npz").exists() else ""
     results.finish(prefix)
     kept = results.folder / f"{prefix}params.npz"
+    _cluster.end_together()
     number = stop.signal or signal.SIGINT
     counted = f"{steps} step{'s' if steps != 1 else ''}"
     complain(f"jaxnn: stopped by {name_of(number)} after {counted}; {kept} keeps what was learned")
@@ -378,6 +402,8 @@ class _Bar(_Report):
 
     def __init__(self, bar: Any, epochs: int) -> None:
         self.bar, self.epochs = bar, epochs
+        with contextlib.suppress(OSError):
+            bar.start()
         self.task = bar.add_task("compiling", total=None)
         self.start: float | None = None
         self.images = 0.0
@@ -408,8 +434,12 @@ def _progress_bar(options: argparse.Namespace, tell: Callable[[str], None]) -> I
     from rich.progress import Progress as Bar
 
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn()
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    bar = Bar(*columns, console=Console(stderr=True))
+    try:
         yield _Bar(bar, options.epochs)
+    finally:
+        with contextlib.suppress(OSError):  # a terminal that went away is no reason to lose a training
+            bar.stop()
 
 
 def _evaluate(classifier: Classifier, state: "TrainState", split: Any, mesh: "Mesh | None") -> dict[str, Any]:

@@ -249,6 +249,28 @@ def test_a_signal_ends_in_one_line_and_keeps_what_was_learned(number, code, earl
     assert contents(tmp_path).items() >= (EARLIER if earlier else {}).items(), "an earlier result stays"
 
 
+TERMINAL_GOES = """
+import os, pty, sys, time
+from pathlib import Path
+process, terminal = pty.fork()
+if not process:
+    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+while not list(Path(sys.argv[1]).glob(".unfinished-*/metrics.jsonl")):
+    os.read(terminal, 4096)
+os.close(terminal)
+print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+"""
+
+
+def test_what_was_learned_outlives_the_terminal(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", TERMINAL_GOES, str(tmp_path), *command("--epochs", 100000, "--model", "softmax", "--output", tmp_path)[1:]],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (ended.stdout, ended.stderr) == ("129\n", "")
+    assert set(contents(tmp_path)) == {"params.npz", "metrics.jsonl"}
+
+
 def test_help_and_a_closed_pipe(tmp_path):
     run = subprocess.run([*command()[:-1], "--help"], capture_output=True, text=True)
     assert run.returncode == 0 and "train" in run.stdout
@@ -278,3 +300,12 @@ def test_what_a_killed_run_had_gathered_is_cleared_away_and_a_living_ones_is_not
     refused(capsys, "--output", tmp_path, "--batch-size", 5000)
     let_go()
     assert [path.name for path in tmp_path.iterdir()] == [".unfinished-living"]
+
+
+def test_a_stop_leaves_no_file_of_an_earlier_one(tmp_path):
+    results = train_command._Results(tmp_path)
+    (tmp_path / "stopped-metrics.jsonl").write_text("of another training")
+    (results.staged / "params.npz").write_text("new")
+    with results:
+        results.finish("stopped-")
+    assert [path.name for path in tmp_path.iterdir()] == ["stopped-params.npz"]

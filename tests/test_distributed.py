@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxnn import _supervisor
+from jaxnn import _supervisor, train
 from jaxnn.training import load_params, newest_step
 
 COMMAND = [sys.executable, "-c", "import sys; from jaxnn.cli import main; sys.exit(main())", "train"]
@@ -223,6 +223,25 @@ time.sleep(600)
 NO_STEP, NO_ANSWER = "no step ended within", "it did not answer within"
 
 
+def test_a_child_has_the_parents_path_and_tells_what_ended_it(monkeypatch, tmp_path, capfd):
+    (tmp_path / "queue.py").write_text("raise SystemExit('from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_supervisor, "_CHILD", "\nimport os, queue, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    end = _supervisor.run([])
+    assert (end.code, end.unexplained) == (1, "the process was ended by SIGSEGV") and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("apart, ends", [(0, True), (60, False)])
+def test_a_signal_that_comes_twice(apart, ends, monkeypatch):
+    """A supervised process has it from its process group and from its parent: that is one."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    stop = train._Stop(apart)
+    stop.note(signal.SIGTERM, None)
+    stop.note(signal.SIGTERM, None)
+    assert (ended == [143]) == ends and stop()
+
+
 @pytest.mark.parametrize(
     "words, how, why, seconds",
     [
@@ -237,7 +256,7 @@ NO_STEP, NO_ANSWER = "no step ended within", "it did not answer within"
 def test_a_process_that_hangs_or_stops_is_ended(words, how, why, seconds, monkeypatch, capfd):
     """Before its first chunk of steps it has longer: it may be compiling. After the last it draws."""
     monkeypatch.setattr(_supervisor, "_CHILD", HANGS)
-    monkeypatch.setattr(_supervisor, "STARTING", 6.0)
+    monkeypatch.setattr(_supervisor, "STARTING", 6.0 if why == NO_STEP else 60.0)
     monkeypatch.setattr(_supervisor, "SILENCE", 2.0)
     end = _supervisor.run([words, *(["stops"] if how == "stops" else [])])
     assert (end.code, end.connected) == (1, "c" in words)

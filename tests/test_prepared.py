@@ -8,13 +8,14 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxnn import cli, data
+from jaxnn import _files, cli, data
 from jaxnn.data import dataset, prepared
 from jaxnn.data.mnist import read_folder
 
@@ -97,6 +98,19 @@ def test_a_copy_that_would_take_memory_or_time_is_refused(lie, copies, tmp_path)
     }
     with pytest.raises(data.DataError, match=words[lie]):
         data.load("mnist", tmp_path / "c")
+
+
+@needs_mnist
+def test_a_copy_that_another_process_makes_is_waited_for(copies, tmp_path):
+    let_go = _files.lock(tmp_path)
+
+    def other():
+        shutil.copytree(copies / "mnist", tmp_path / "mnist")
+        let_go()
+
+    threading.Timer(1.0, other).start()
+    prepared.prepare("mnist", tmp_path, manual_dir=tmp_path / "none")
+    assert prepared.is_prepared("mnist", tmp_path)
 
 
 def test_a_signal_ends_a_download(tmp_path, monkeypatch, capsys):

@@ -16,15 +16,17 @@ import re
 import stat
 import sys
 import threading
+import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxnn._files import lock
 from jaxnn.data.idx import DataError, read_idx
 from jaxnn.data.mnist import FILES, SOURCES, check
 
@@ -40,8 +42,12 @@ def folder_of(data_dir: str | os.PathLike[str] | None) -> Path:
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> bool:
     """Tell whether there is a copy of a data set, whole or not."""
-    found = (folder_of(data_dir) / name).glob("*/dataset_info.json")
-    return any(re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name) for path in found)
+    return any((version / "dataset_info.json").exists() for version in _versions(name, data_dir))
+
+
+def _versions(name: str, data_dir: str | os.PathLike[str] | None) -> list[Path]:
+    """Return the folders of a data set's copies; one that is being made has another name."""
+    return [path for path in (folder_of(data_dir) / name).glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
 
 
 def read_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, NDArray[np.uint8]]:
@@ -62,7 +68,7 @@ def read_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> dict[st
         from tensorflow_datasets.core import hashing
 
         try:
-            for path in (folder / name).glob("*/*"):
+            for path in [path for version in _versions(name, data_dir) for path in version.iterdir()]:
                 if not stat.S_ISREG(path.stat().st_mode):  # a pipe would make us wait for ever
                     raise ValueError(f"{path.name} is not a regular file")
             for ours, theirs in _SPLITS.items():
@@ -98,7 +104,9 @@ def prepare(
     """
     if is_prepared(name, data_dir):
         return
-    with _tfds() as tfds:
+    with _tfds() as tfds, _alone_in(folder_of(data_dir)):
+        if is_prepared(name, data_dir):  # by another process, meanwhile
+            return
         if manual_dir is None:
             _require_reachable(name)
         try:
@@ -109,6 +117,21 @@ def prepare(
             raise DataError(
                 f"{name} cannot be prepared by tensorflow-datasets ({_line(error)}); {_by_hand(name)}"
             ) from error
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process prepares a data set in a folder."""
+    let_go: Callable[[], None] | None = None
+    with contextlib.suppress(OSError):  # the builder says what is wrong with the folder
+        folder.mkdir(parents=True, exist_ok=True)
+        while (let_go := lock(folder)) is None:
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        if let_go is not None:
+            let_go()
 
 
 def _builder(tfds: Any, name: str) -> Any:

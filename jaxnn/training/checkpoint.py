@@ -10,14 +10,17 @@ is whole. A step whose bytes are not those of its manifest, one of them or all, 
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 import threading
 import weakref
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +29,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxnn._files import lock, sync_folder, umask, write_synced, write_whole
+from jaxnn._files import lock, sync_folder, write_synced, write_whole
 
 FORMAT = 1  # of a step: another is not read
 MAX_BYTES = 1 << 34  # of a step: what a manifest may claim before it is believed
@@ -141,7 +144,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], keep: int = 3) -> None:
         self.folder, self.keep = Path(folder), keep
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._seen: dict[Path, dict[str, Any] | None] = {}  # what the manifests of steps say that are whole
         if (self.folder / "manifest").exists():
             raise CheckpointError(f"{str(folder)!r} is a step: give the folder that it is in")
@@ -149,7 +152,8 @@ class Checkpoints:
         self.close = weakref.finalize(self, _alone_in(self.folder))
         for left in self.folder.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(left, ignore_errors=True)
-        Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder)).rmdir()
+        (new := self.folder / f"{_UNFINISHED}{secrets.token_hex(4)}").mkdir()
+        new.rmdir()
 
     def save(self, step: int, state: PyTree[Array], about: dict[str, Any], score: list[float] | None = None) -> None:
         """Begin to write a step, and return: the arrays are copied, the training may go on.
@@ -190,9 +194,9 @@ class Checkpoints:
             np.savez(buffer, **{**arrays, "about": np.array(about)})
             data, place = buffer.getvalue(), self.folder / f"step-{step:010d}"
             told = {"bytes": len(data), "score": score, "sha256": hashlib.sha256(data).hexdigest(), "step": step}
-            new = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder))
+            new = self.folder / f"{_UNFINISHED}{secrets.token_hex(4)}"
+            new.mkdir()
             try:
-                os.chmod(new, 0o777 & ~umask())
                 write_synced(new / "state.npz", data)
                 write_synced(new / "manifest", _manifest(told))
                 sync_folder(new)
@@ -205,7 +209,7 @@ class Checkpoints:
             sync_folder(self.folder)
             self._seen[place] = told
             self._forget_old()
-        except OSError as error:
+        except Exception as error:  # of memory, too: `wait` raises it
             self._error = error
 
     def _forget_old(self) -> None:
@@ -243,7 +247,7 @@ def _places(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if p.name[5:].isdecimal()), reverse=True)
 
 
-def newest_step(folder: Path) -> tuple[Saved | None, list[str]]:
+def newest_step(folder: str | os.PathLike[str]) -> tuple[Saved | None, list[str]]:
     """Read the newest step that is whole.
 
     Args:
@@ -253,7 +257,7 @@ def newest_step(folder: Path) -> tuple[Saved | None, list[str]]:
         The step, None if there is none; and what is wrong with those after it, in a line each.
     """
     damaged = list[str]()
-    for place in _places(folder):
+    for place in _places(Path(folder)):
         try:
             return read_step(place), damaged
         except CheckpointError as error:
@@ -261,7 +265,7 @@ def newest_step(folder: Path) -> tuple[Saved | None, list[str]]:
     return None, damaged
 
 
-def read_step(place: Path) -> Saved:
+def read_step(place: str | os.PathLike[str]) -> Saved:
     """Read one step.
 
     Args:
@@ -273,17 +277,20 @@ def read_step(place: Path) -> Saved:
     Raises:
         CheckpointError: it is not whole.
     """
+    place = Path(place)
     told = _told(place)
     if told is None:
         raise CheckpointError(f"{str(place)!r} has no valid manifest")
     try:
-        with (place / "state.npz").open("rb") as file:
-            data = file.read(told["bytes"] + 1)
+        data = _read(place / "state.npz", told["bytes"] + 1)
     except OSError as error:
         raise CheckpointError(f"{str(place / 'state.npz')!r} cannot be read ({error.strerror})") from error
     if len(data) != told["bytes"] or hashlib.sha256(data).hexdigest() != told["sha256"]:
         raise CheckpointError(f"{str(place / 'state.npz')!r} is damaged: its SHA-256 is not the manifest's")
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as members:
+            if sum(member.file_size for member in members.infolist()) > len(data):  # none is compressed
+                raise ValueError("it is compressed")
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         return Saved(told["step"], arrays, json.loads(str(arrays.pop("about"))), told["sha256"])
@@ -294,13 +301,20 @@ def read_step(place: Path) -> Saved:
 def _told(place: Path) -> dict[str, Any] | None:
     """Return what a step's manifest says, None if it is not one that was written here."""
     try:
-        with (place / "manifest").open("rb") as file:
-            text = file.read(4096)
+        text = _read(place / "manifest", 4096)
         told = json.loads(text[:-65])
         known = told.keys() == _TOLD and told["format"] == FORMAT and place.name == f"step-{told['step']:010d}"
         return told if known and _manifest(told) == text and 0 <= told["bytes"] <= MAX_BYTES else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _read(path: Path, most: int) -> bytes:
+    """Return a file's first bytes; a pipe would make us wait for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 _TOLD = {"bytes", "format", "score", "sha256", "step"}
