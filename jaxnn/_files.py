@@ -21,7 +21,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.filename is not None:
             error.filename = str(path)  # the file that was asked for
         raise
 

@@ -5,7 +5,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxnn import _cluster, _supervisor
-from jaxnn._files import cure, lock, write_whole
-from jaxnn._resume import Log
+from jaxnn._files import write_whole
+from jaxnn._results import STOPPED, Results, clear
 from jaxnn._terminal import Failure, complain, name_of, noting, say
 from jaxnn.data import load
 from jaxnn.models import MODELS, Classifier
+from jaxnn.resume import Log
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from jaxnn.data import Dataset
     from jaxnn.training import EpochResult, Progress, TrainState
 
-STOPPED = "stopped-"
-_UNFINISHED = ".unfinished-"  # the beginnings of files' names
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # in JAX's messages about a peer that is gone
 
 
@@ -97,76 +95,6 @@ class _Stop:
             self.at_once = False
 
 
-class _Results:
-    """The files of a run: gathered in a hidden folder, and moved into the output folder together when it ends.
-
-    A run that fails leaves nothing behind and an earlier result as it was.
-    """
-
-    NAMES = ("metrics.jsonl", "params.npz", "curves.png", "confusion.png", "filters.png")
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.new = folder, not folder.exists()
-        names = [f"{start}{name}" for start in ("", STOPPED) for name in self.NAMES]
-        occupied = [name for name in names if (folder / name).is_dir()]
-        if occupied:
-            raise Failure(f"{str(folder / occupied[0])!r} is a folder and in the way; choose another --output")
-        with self.writing():
-            folder.mkdir(parents=True, exist_ok=True)
-            _clear(folder)
-            self.staged, self._let_go = _take_folder(folder)
-
-    def __enter__(self) -> "_Results":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.staged, ignore_errors=True)
-        self._let_go()
-        if self.new:
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()  # only if it is empty
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Name the folder and the cure when something cannot be written."""
-        try:
-            yield
-        except OSError as error:
-            reason = f"cannot write to the output folder {str(self.folder)!r} ({error.strerror})"
-            raise Failure(f"{reason}; {cure(error)} with --output") from error
-
-    def finish(self, prefix: str = "") -> None:
-        """Move the gathered files into the folder."""
-        with self.writing():
-            for name in self.NAMES:
-                if (self.staged / name).exists():
-                    os.replace(self.staged / name, self.folder / f"{prefix}{name}")
-                elif prefix:  # of an earlier stop: not of the same training
-                    (self.folder / f"{prefix}{name}").unlink(missing_ok=True)
-
-
-def _take_folder(within: Path) -> tuple[Path, Callable[[], None]]:
-    """Make a hidden folder that others do not clear away; return it, and what lets go of it."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=within))
-        try:
-            if (let_go := lock(folder)) is not None:
-                return folder, let_go
-        except FileNotFoundError:  # cleared away before it was locked
-            continue
-        except OSError:
-            return folder, lambda: None
-
-
-def _clear(folder: Path) -> None:
-    """Remove what runs that were killed had gathered in an output folder."""
-    for left in folder.glob(f"{_UNFINISHED}*"):
-        with contextlib.suppress(OSError):
-            if (let_go := lock(left)) is not None:
-                shutil.rmtree(left, ignore_errors=True)
-                let_go()
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Train as the options say; return the exit code."""
     options = _with_defaults(arguments)
@@ -206,7 +134,7 @@ def _supervise(options: argparse.Namespace) -> int:
     if end.unexplained:
         unmet = end.unexplained == _supervisor.LOST and not end.connected
         complain(f"jaxnn: error: {_cluster.unmet(options) if unmet else end.unexplained}")
-        _clear(folder)
+        clear(folder)
         if new:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only if it is empty
@@ -214,14 +142,14 @@ def _supervise(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _results(options: argparse.Namespace) -> Iterator["_Results"]:
+def _results(options: argparse.Namespace) -> Iterator[Results]:
     """Open the output folder; in the other processes of a distributed run one that is thrown away."""
     if _cluster.leads():
-        with _Results(_output_folder(options)) as results:
+        with Results(_output_folder(options)) as results:
             yield results
     else:
         options.quiet = True
-        with tempfile.TemporaryDirectory() as folder, _Results(Path(folder)) as results:
+        with tempfile.TemporaryDirectory() as folder, Results(Path(folder)) as results:
             yield results
 
 
@@ -229,7 +157,7 @@ def _run(
     options: argparse.Namespace,
     dataset: "Dataset",
     mesh: "Mesh | None",
-    results: _Results,
+    results: Results,
     stop: _Stop,
     supervised: _supervisor.Child | None,
 ) -> int:
@@ -320,7 +248,7 @@ def _run(
     return 0
 
 
-def _stopped(results: _Results, stop: _Stop, steps: int) -> int:
+def _stopped(results: Results, stop: _Stop, steps: int) -> int:
     """Keep what was learned, beside an earlier result if there is one."""
     import jax
     import numpy as np
@@ -470,7 +398,7 @@ def _epoch_row(
     }
 
 
-def _write_metrics(results: _Results, rows: list[dict[str, Any]]) -> None:
+def _write_metrics(results: Results, rows: list[dict[str, Any]]) -> None:
     with results.writing():
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         write_whole(results.staged / "metrics.jsonl", lines.encode())

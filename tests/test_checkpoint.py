@@ -285,7 +285,8 @@ def test_a_disk_that_fails_in_mid_run_ends_it_and_keeps_the_step_before(call, nu
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
-    """Stopped in the middle of an epoch, twice."""
+    """Stopped in the middle of an epoch, twice; a chunk is a step, as a longer one could end with the epoch."""
+    monkeypatch.setattr(sys.modules["jaxnn.training.fit"], "CHUNK_SECONDS", 0)
     for after in (3, 5):
         chunks = itertools.count()
         monkeypatch.setattr(train_command._Stop, "__call__", lambda stop, c=chunks, a=after: next(c) >= a)

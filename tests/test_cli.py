@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxnn.training
-from jaxnn import _files, cli
+from jaxnn import _files, _results, cli
 from jaxnn import train as train_command
 from jaxnn.data import mnist
 
@@ -217,8 +217,8 @@ def command(*options):
     return [
         sys.executable,
         "-c",
-        # A process in the background is born with SIGINT ignored.
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from jaxnn.cli import main; sys.exit(main())",
+        # A process in the background is born with SIGINT ignored, one under nohup with SIGHUP.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL); from jaxnn.cli import main; sys.exit(main())",
         "train",
         *map(str, options),
     ]
@@ -303,7 +303,7 @@ def test_what_a_killed_run_had_gathered_is_cleared_away_and_a_living_ones_is_not
 
 
 def test_a_stop_leaves_no_file_of_an_earlier_one(tmp_path):
-    results = train_command._Results(tmp_path)
+    results = _results.Results(tmp_path)
     (tmp_path / "stopped-metrics.jsonl").write_text("of another training")
     (results.staged / "params.npz").write_text("new")
     with results:

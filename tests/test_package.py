@@ -26,10 +26,11 @@ ROOMS = [
     "plots",
     "compare",
     "predict",
+    "resume",
     "train",
     "cli",
 ]
-LEVELS = {"private": 0, "layers": 1, "losses": 1, "gradcheck": 2, "graph": 3, "models": 2, "training": 2, "data": 2, "plots": 2, "compare": 3, "predict": 3, "train": 3, "cli": 4}  # fmt: skip
+LEVELS = {"private": 0, "layers": 1, "losses": 1, "gradcheck": 2, "graph": 3, "models": 2, "training": 2, "data": 2, "plots": 2, "compare": 3, "predict": 3, "resume": 3, "train": 4, "cli": 5}  # fmt: skip
 HEAVY = {
     "optax": {"training"},
     "sklearn": {"data"},
