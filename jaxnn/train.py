@@ -8,10 +8,11 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from jaxnn import _cluster, _supervisor
 from jaxnn._files import write_whole
@@ -57,11 +58,11 @@ DEFAULTS = {
 class _Stop:
     """Notes a Ctrl-C or SIGTERM, for the training to end at the next chunk.
 
-    The handlers only take a note: an exception in the middle of a compilation can crash the interpreter.
+    The handlers only take a note: an exception in the middle of a compilation can crash the interpreter, and one in a
+    callback of the garbage collector is lost.
     """
 
     signal: int | None = None
-    at_once = False
 
     def __init__(self, apart: float) -> None:
         """Take signals within so many seconds for one: a child gets a whole process group's from its parent, too."""
@@ -77,22 +78,6 @@ class _Stop:
                 return
             os._exit(128 + number)
         self.signal, self.since = number, time.monotonic()
-        if self.at_once:
-            raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def ending_at_once(self) -> Iterator[None]:
-        """End by a Failure, where nothing is compiled and nothing was learned."""
-        self.at_once = True
-        try:
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            yield
-        except KeyboardInterrupt:
-            number = self.signal or signal.SIGINT
-            raise Failure(f"stopped by {name_of(number)} before the training", 128 + number) from None
-        finally:
-            self.at_once = False
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -115,8 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             _cluster.require_the_same_everywhere(_cluster.deciding(options))
             _require_extras()
-            with stop.ending_at_once():
-                dataset = load(options.dataset, options.data_dir, download=options.download)
+            dataset = _load(options, stop)
             count = len(dataset.train.labels)
             if options.batch_size > count:
                 raise Failure(f"--batch-size ({options.batch_size}) must be at most the {count} training images", 2)
@@ -125,6 +109,29 @@ def run(arguments: argparse.Namespace) -> int:
             if options.distributed and not options.debug and any(word in str(error) for word in _LOST):
                 raise Failure(_supervisor.LOST) from error
             raise
+
+
+def _load(options: argparse.Namespace, stop: _Stop) -> "Dataset":
+    """Load the data; a download, which may take long, is left to itself when a signal comes."""
+    if not options.download:
+        return load(options.dataset, options.data_dir)
+    ends: list[Any] = []
+
+    def download() -> None:
+        try:
+            ends.append(load(options.dataset, options.data_dir, download=True))
+        except BaseException as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=download, daemon=True)
+    thread.start()
+    while not ends:
+        thread.join(0.1)
+        if stop.signal is not None:
+            raise Failure(f"stopped by {name_of(stop.signal)} before the training", 128 + stop.signal)
+    if isinstance(ends[0], BaseException):
+        raise ends[0]
+    return cast("Dataset", ends[0])
 
 
 def _supervise(options: argparse.Namespace) -> int:
