@@ -226,6 +226,7 @@ NO_STEP, NO_ANSWER = "no step ended within", "it did not answer within"
 def test_a_child_has_the_parents_path_and_tells_what_ended_it(monkeypatch, tmp_path, capfd):
     (tmp_path / "queue.py").write_text("raise SystemExit('from the current folder')")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as a console script has it
     monkeypatch.setattr(_supervisor, "_CHILD", "\nimport os, queue, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     end = _supervisor.run([])
     assert (end.code, end.unexplained) == (1, "the process was ended by SIGSEGV") and capfd.readouterr().err == ""
