@@ -533,12 +533,19 @@ def test_labels_over_nine(folder: Path, split: str, label: int) -> None:
 
 
 @pytest.mark.parametrize("part", ["train-images", "train-labels", "t10k-images", "t10k-labels"])
-def test_unpublished_content(folder: Path, part: str) -> None:
+def test_unpublished_content(folder: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     array = small_arrays()[part]
     array.flat[3] ^= 1
     write_folder(folder, {part: array})
     path = folder / mnist.FILES[part]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if part.endswith("labels"):
+        counts = np.bincount(array, minlength=10).tolist()
+        with refused(
+            f"{str(path)!r} is not the published {part} of mnist (it has {counts} labels of the classes, not ["
+        ):
+            load("mnist", folder)
+        monkeypatch.setitem(mnist.LABELS["mnist"], part, counts)
     with refused(f"{str(path)!r} is not the published {part} of mnist (SHA-256 {digest} differs", "download it again"):
         load("mnist", folder)
 
@@ -561,6 +568,15 @@ def test_training_and_test_files_exchanged(folder: Path) -> None:
     write_folder(folder, {"train-images": arrays["t10k-images"], "train-labels": arrays["t10k-labels"]})
     with refused("is mnist's t10k-images, not mnist's train-images: rename it"):
         load("mnist", folder)
+
+
+@pytest.mark.parametrize("part", ["train-labels", "t10k-labels"])
+def test_published_labels_of_each_class(part: str) -> None:
+    published = Path(__file__).parents[2] / "shared" / "data" / "mnist" / f"{mnist.FILES[part]}.gz"
+    if not published.exists():
+        pytest.skip("needs the published files")
+    assert np.bincount(idx.read_idx(published)).tolist() == mnist.LABELS["mnist"][part]
+    assert sum(mnist.LABELS["fashion_mnist"][part]) == sum(mnist.LABELS["mnist"][part])
 
 
 def test_published_digests() -> None:

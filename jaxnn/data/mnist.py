@@ -42,6 +42,15 @@ SHA256 = {  # of the uncompressed files, so that compressing them again changes 
 }
 
 
+LABELS = {  # of each class
+    "mnist": {
+        "train-labels": [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+        "t10k-labels": [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
+    },
+    "fashion_mnist": {"train-labels": [6000] * 10, "t10k-labels": [1000] * 10},
+}
+
+
 def read_folder(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, NDArray[np.uint8]]:
     """Read and verify the four files of a data set.
 
@@ -67,7 +76,7 @@ def check(name: str, paths: dict[str, Path], arrays: dict[str, NDArray[np.uint8]
         images, labels = f"{split}-images", f"{split}-labels"
         _check_pair(paths[images], arrays[images], paths[labels], arrays[labels])
     for part, array in arrays.items():
-        _check_published(name, part, paths[part], _sha256(array))
+        _check_published(name, part, paths[part], array)
 
 
 def has_files(data_dir: str | os.PathLike[str] | None) -> bool:
@@ -135,8 +144,9 @@ def _check_pair(images_path: Path, images: NDArray[np.uint8], labels_path: Path,
         )
 
 
-def _check_published(name: str, part: str, path: Path, digest: str) -> None:
+def _check_published(name: str, part: str, path: Path, array: NDArray[np.uint8]) -> None:
     """Refuse a file whose content is not the published one, saying what it is where that is known."""
+    digest = _sha256(array)
     if digest == SHA256[name][part]:
         return
     for other, digests in SHA256.items():
@@ -145,10 +155,10 @@ def _check_published(name: str, part: str, path: Path, digest: str) -> None:
                 cure = "rename it" if other == name else f"use --dataset {other} or another folder"
                 expected = f"{name}'s" if other_part == part else f"{name}'s {part}"
                 raise DataError(f"{str(path)!r} is {other}'s {other_part}, not {expected}: {cure}")
-    raise DataError(
-        f"{str(path)!r} is not the published {part} of {name}"
-        f" (SHA-256 {digest} differs from {SHA256[name][part]}): download it again"
-    )
+    why = f"SHA-256 {digest} differs from {SHA256[name][part]}"
+    if part in LABELS[name] and (counts := np.bincount(array, minlength=10).tolist()) != LABELS[name][part]:
+        why = f"it has {counts} labels of the classes, not {LABELS[name][part]}"
+    raise DataError(f"{str(path)!r} is not the published {part} of {name} ({why}): download it again")
 
 
 def _sha256(array: NDArray[np.uint8]) -> str:
