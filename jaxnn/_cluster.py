@@ -71,6 +71,7 @@ def connect(options: argparse.Namespace) -> None:
 
 
 def unmet(options: argparse.Namespace) -> str:
+    """Return what to say where the processes did not find one another."""
     return (
         f"the processes of the run did not meet{_where(options)} within {CONNECT_SECONDS} seconds; start them all, "
         f"--process-id 0 where the coordinator is"
