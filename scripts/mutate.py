@@ -1,6 +1,6 @@
 """Mutation testing of the rules: change one token of a rule, and see whether tests and `gradcheck.check` notice.
 
-    python scripts/mutate.py [NAME ...] [--judge tests|check|both] [--list] [--jobs N] [--json FILE] [--only TEXT]
+    python scripts/mutate.py [NAME ...] [--judge tests|check|both] [--list] [--jobs N] [--only TEXT]
 
 NAME is a file (`relu`, `_labels`) or a component (`nll_loss`); all without. A mutant is one small edit of the syntax
 tree of a forward or backward rule or of a helper that a rule reaches: sign, operator, comparison, operand order,
@@ -11,6 +11,10 @@ up to the first failure. `check` runs `gradcheck.check` over their cases against
 accept is listed with the reason, and counted as beyond it.
 
 Each mutant has a process of its own, forked from this one, which has imported JAX and started no backend of it.
+
+All of them take hours, so `mutants.json` keeps, for every function, how many of its mutants each judge noticed, once
+it has judged all of them and no unexplained one survived. A function is judged again when it changes, or its line
+there is removed.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import collections
 import contextlib
 import copy
 import functools
+import hashlib
 import importlib.machinery
 import itertools
 import json
@@ -407,9 +412,14 @@ class Mutant(NamedTuple):
     new: Any = None
 
     @property
+    def of(self) -> str:
+        """The file and the function that it is in."""
+        return self.key.partition(":")[0]
+
+    @property
     def function(self) -> str:
-        """The name of the function that it is in."""
-        return self.key.partition(":")[0].rpartition(" ")[2]
+        """The name of that function."""
+        return self.of.rpartition(" ")[2]
 
     def compiled(self) -> Any:
         """Return the code of the mutated file."""
@@ -494,7 +504,8 @@ def by_tests(mutant: Mutant, code: Any, kills: Kills) -> str:
     selection = Selection(mutant, kills)
     files = [f"tests/test_{name}.py" for name in f"{SHARED} {OWN}".split()]
     files.append(str(PACKAGE / mutant.file))  # its doctests
-    status = pytest.main(["-xq", "-p", "no:cacheprovider", *files], plugins=[selection])
+    spared = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "--tb=no"]  # what takes time and tells nothing
+    status = pytest.main(["-xq", *spared, *files], plugins=[selection])
     return "" if status == pytest.ExitCode.OK else selection.failed or f"pytest: {status!r}"
 
 
@@ -616,27 +627,95 @@ def alone(judge: Callable[[], str], write: int, programs: str) -> None:
     os._exit(0)
 
 
+class Ledger:
+    """What the judges noticed: of each function, how many mutants each of them; one for good in `mutants.json`."""
+
+    FILE = Path(__file__).with_name("mutants.json")
+
+    def __init__(self, mutants: list[Mutant]) -> None:
+        self.mutants: dict[str, list[Mutant]] = collections.defaultdict(list)
+        for mutant in mutants:
+            self.mutants[mutant.of].append(mutant)
+        self.texts = {f"{file} {name}": ast.unparse(function) for file, name, _, function, _ in rules()}
+        kept = json.loads(self.FILE.read_text()) if self.FILE.exists() else {}
+        self.kept = {of: kept[of] for of in self.mutants if kept.get(of, {}).get("mutants") == self._digest(of)}
+        self.noticed: dict[str, dict[str, list[str]]] = {judge: collections.defaultdict(list) for judge in JUDGES}
+        self.survived: dict[str, dict[str, list[str]]] = {judge: collections.defaultdict(list) for judge in JUDGES}
+
+    def _digest(self, of: str) -> str:
+        """Return what changes when a function does, or what is made of it."""
+        keys = (mutant.key for mutant in self.mutants[of])
+        return hashlib.sha256("\n".join([self.texts[of], *keys]).encode()).hexdigest()[:16]
+
+    def judged(self, of: str) -> int:
+        """Return how many of a function's mutants are not known to be equivalent."""
+        return sum(not is_equivalent(mutant) for mutant in self.mutants[of])
+
+    def lacks(self, judge: str, mutant: Mutant) -> bool:
+        """Tell whether a judge has not said yet what it says of a mutant."""
+        return not is_equivalent(mutant) and judge not in self.kept.get(mutant.of, {})
+
+    def add(self, judge: str, mutant: Mutant, failed: str) -> None:
+        """Take a verdict; keep the function's, if it is complete, and nothing unexplained has survived."""
+        of = mutant.of
+        (self.noticed if failed else self.survived)[judge][of].append(mutant.key)
+        explained = not self.unexplained(judge, of)
+        if explained and len(self.noticed[judge][of]) + len(self.survived[judge][of]) == self.judged(of):
+            line = self.kept.setdefault(of, {"mutants": self._digest(of)})
+            line[judge] = len(self.noticed[judge][of])
+            lines = [f"{json.dumps(of)}: {json.dumps(self.kept[of])}" for of in sorted(self.kept)]
+            whole = self.FILE.with_suffix(".new")
+            whole.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+            whole.replace(self.FILE)
+
+    def unexplained(self, judge: str, of: str) -> list[Mutant]:
+        """Return a function's mutants that have survived a judge, and should not have."""
+        survived = [mutant for mutant in self.mutants[of] if mutant.key in self.survived[judge][of]]
+        return [m for m in survived if not is_equivalent(m) and not (judge == "check" and is_beyond_check(m))]
+
+    def counts(self, of: str) -> list[int]:
+        """Return a row of the table."""
+        row, left = [len(self.mutants[of]), len(self.mutants[of]) - self.judged(of)], 0
+        for judge in JUDGES:
+            whole = judge in self.kept.get(of, {})
+            noticed = self.kept[of][judge] if whole else len(self.noticed[judge][of])
+            alive = self.judged(of) - noticed if whole else len(self.survived[judge][of])
+            surviving = len(self.unexplained(judge, of))
+            row += [noticed, *([alive - surviving] if judge == "check" else []), surviving]
+            left += self.judged(of) - noticed - alive
+        return [*row, left]
+
+    def report(self, functions: list[str]) -> int:
+        """Print a table of the files and the survivors; 1 if there are any, or mutants without a verdict."""
+        columns = ("mutants", "equivalent", "tests notice", "tests miss", "check notices", "beyond check",
+                   "check misses", "not judged")  # fmt: skip
+        print(f"{'file':32}", *columns)
+        for file in [*dict.fromkeys(of.split()[0] for of in functions), "all"]:
+            rows = [self.counts(of) for of in functions if file in (of.split()[0], "all")]
+            total = [sum(column) for column in zip(*rows, strict=True)]
+            print(f"{file:32}", *(f"{n:{len(title)}}" for n, title in zip(total, columns, strict=True)))
+        return int(any(total[columns.index(title)] for title in ("tests miss", "check misses", "not judged")))
+
+
 def main() -> int:
-    """Mutate, judge, print the table; 1 if a mutant survives that is not known to be equivalent."""
+    """Mutate, judge, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="files or components, all by default")
     parser.add_argument("--judge", choices=("tests", "check", "both"), default="both")
     parser.add_argument("--list", action="store_true", help="list the mutants and run nothing")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--json", type=Path, help="write every verdict to this file; what it holds is not judged again")
-    parser.add_argument("--only", default="", help="only mutants whose id contains this text; equivalent ones, too")
+    parser.add_argument("--only", default="", help="judge only mutants whose id contains this text, whatever is known")
     options = parser.parse_args()
 
     everything, names = mutants(), set(options.names)
     stale = EQUIVALENT.keys() - {m.key for m in everything}
     if stale := stale | {p for p in BEYOND_CHECK if not any(re.search(p, m.key) for m in everything)}:
         sys.exit("EQUIVALENT and BEYOND_CHECK name no mutant:\n  " + "\n  ".join(sorted(stale)))
-    known = {m.id for m in everything if is_equivalent(m) and not options.only}
-    about = lambda m: {Path(m.file).stem, m.key.split()[1].rstrip(":")}  # noqa: E731
+    about = lambda m: {Path(m.file).stem, m.function}  # noqa: E731
     chosen = [m for m in everything if not names or names & about(m) or m.components <= names]
     chosen = [m for m in chosen if options.only in m.id]
     if options.list or not chosen:
-        print("\n".join(m.id + (" (equivalent)" if m.id in known else "") for m in chosen))
+        print("\n".join(m.id + " (equivalent)" * is_equivalent(m) for m in chosen))
         return 0
 
     os.chdir(ROOT)
@@ -645,47 +724,24 @@ def main() -> int:
     for name in ("jax.numpy", "jaxtyping", "pytest", "torch"):  # in every process; none starts a backend
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    judges = list(JUDGES) if options.judge == "both" else [options.judge]
+    judges, ledger = list(JUDGES) if options.judge == "both" else [options.judge], Ledger(everything)
     # What few components reach is judged fast.
-    run = sorted((m for m in chosen if m.id not in known), key=lambda m: len(m.components))
-    verdicts: dict[str, dict[str, Any]] = {m.id: {} for m in run}
-    if options.json and options.json.exists():  # hours of work: what it holds is not judged again
-        before = json.loads(options.json.read_text())
-        verdicts |= {m.id: before[m.id] for m in run if m.id in before}
+    chosen.sort(key=lambda m: (len(m.components), m.of))
+    tasks = [(j, m) for j in judges for m in chosen if options.only or ledger.lacks(j, m)]
     with tempfile.TemporaryDirectory() as programs:
-        if "tests" in judges:
-            unchanged = Mutant(frozenset().union(*(m.components for m in run)), "_rules.py")
+        if any(judge == "tests" for judge, _ in tasks):
+            unchanged = Mutant(frozenset().union(*(m.components for j, m in tasks if j == "tests")), "_rules.py")
             for *_, failed, _ in judged([("tests", unchanged)], 1, programs):
                 if failed:
                     sys.exit(f"fails without any mutation: {failed}")
-        tasks = [(j, m) for m in run for j in judges if j not in verdicts[m.id]]
         try:
             for judge, mutant, failed, seconds in judged(tasks, options.jobs, programs):
-                verdicts[mutant.id][judge] = {"killed by": failed, "seconds": round(seconds, 1)}
-                if options.json:
-                    options.json.write_text(json.dumps(verdicts, indent=1, ensure_ascii=False))
+                ledger.add(judge, mutant, failed)
+                if options.only or mutant in ledger.unexplained(judge, mutant.of):
+                    print(f"{judge}: {failed or 'survives'}: {mutant.id} ({seconds:.1f} s)", flush=True)
         except KeyboardInterrupt:
             print("interrupted")
-    return report(chosen, known, verdicts, judges)
-
-
-def report(chosen: list[Mutant], known: set[str], verdicts: dict[str, Any], judges: list[str]) -> int:
-    """Print a table of the files and the survivors."""
-    kills = {j: {i for i, by in verdicts.items() if by.get(j, {}).get("killed by")} for j in judges}
-    alive = {j: {i for i, by in verdicts.items() if j in by} - kills[j] for j in judges}
-    beyond = {m.id for m in chosen if is_beyond_check(m)} & alive.get("check", set())
-    columns = {"mutants": {m.id for m in chosen}, "equivalent": known}
-    columns |= {f"killed by {j}": kills[j] for j in judges} | {"beyond check": beyond}
-    alive["check"] = alive.get("check", set()) - beyond
-    columns |= {f"survive {j}": alive[j] for j in judges}
-    columns["not judged"] = {i for i, by in verdicts.items() if len(by) < len(judges)}
-    print(f"{'file':28}", *columns)
-    for file in [*dict.fromkeys(m.file for m in chosen), "all"]:
-        ids = {m.id for m in chosen if file in (m.file, "all")}
-        print(f"{file:28}", *(f"{len(ids & column):{len(title)}}" for title, column in columns.items()))
-    for judge, ids in alive.items():
-        print(*(f"survives {judge}: {m.id}" for m in chosen if m.id in ids), sep="\n")
-    return int(any(not is_equivalent(m) for ids in alive.values() for m in chosen if m.id in ids))
+    return ledger.report(list(dict.fromkeys(m.of for m in sorted(chosen, key=lambda m: m.of))))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,12 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A process in the background is born with SIGINT ignored, one under nohup with SIGHUP, and so would those be that the
+# tests start. What is caught here is at its default in them.
+for number in (getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 # The experiments, the benchmark and the page take minutes, and little in them depends on JAX's version: they are tested
 # on the oldest Python, and with JAXNN_ALL=1 on every one.

@@ -217,8 +217,7 @@ def command(*options):
     return [
         sys.executable,
         "-c",
-        # A process in the background is born with SIGINT ignored, one under nohup with SIGHUP.
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL); from jaxnn.cli import main; sys.exit(main())",
+        "import sys; from jaxnn.cli import main; sys.exit(main())",
         "train",
         *map(str, options),
     ]

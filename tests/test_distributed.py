@@ -1,5 +1,6 @@
 """Runs of several processes over loopback, and what ends them."""
 
+import argparse
 import contextlib
 import os
 import signal
@@ -7,12 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from jaxnn import _supervisor, train
+from jaxnn import _cluster, _supervisor, train
+from jaxnn._terminal import Failure
 from jaxnn.training import load_params, newest_step
 
 COMMAND = [sys.executable, "-c", "import sys; from jaxnn.cli import main; sys.exit(main())", "train"]
@@ -206,6 +210,14 @@ def test_no_cluster_is_found():
     ended = subprocess.run([*COMMAND, "--distributed"], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert ended.stderr.startswith("jaxnn: error: --distributed found no Slurm, Open MPI, Kubernetes or TPU pod: give")
+
+
+def test_processes_with_different_numbers_of_devices_are_refused(monkeypatch):
+    devices = [types.SimpleNamespace(process_index=i) for i in (0, 0, 1)]
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    with pytest.raises(Failure, match=r"must have the same number of devices, and they have \[1, 2\]"):
+        _cluster.connect(argparse.Namespace(coordinator=None, debug=False))
 
 
 HANGS = """

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxnn import cli, predict
+from jaxnn._terminal import Failure
 
 Image = pytest.importorskip("PIL.Image")
 sklearn = pytest.importorskip("sklearn.datasets")
@@ -106,6 +107,13 @@ def test_names_of_classes_are_no_commands_to_the_terminal(trained):
     network.config["classes"][0] = "\x1b[31m0\n"
     answer = np.eye(10)[:1]
     assert "'\\x1b[31m0\\n'" in predict.table(["a"], network, answer)
+
+
+def test_an_answer_that_is_not_finite_is_refused(trained):
+    network = predict.read_trained(str(trained / "params.npz"))
+    huge = network._replace(params=jax.tree.map(lambda w: w * np.float32(1e37), network.params))
+    with pytest.raises(Failure, match="the network's answer is not finite"):
+        predict.predict(huge, [digit(0).astype(np.float32)])
 
 
 @pytest.mark.parametrize("place", ["steps", "steps/step-0000000410"])
