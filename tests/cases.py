@@ -432,3 +432,13 @@ LOSSES = [
 ]  # fmt: skip
 
 CASES = [*LINEAR, *CONV, *ACTIVATIONS, *POOL, *SOFTMAX, *PICKED, *ENTROPY, *VOCABULARY, *LOSSES]
+
+# One or two of each component and way of calling it, for what takes long.
+CHOSEN = {
+    "linear", "linear-vector", "conv2d-NCHW-all", "conv2d-NHWC-plain", "conv2d-NHWC-same", "relu", "sigmoid", "tanh",
+    "max_pool2d-tiles-NHWC", "max_pool2d-overlap", "max_pool2d-padding", "softmax", "softmax-where-axis", "log_softmax",
+    "log_softmax-where-axis", "nll-mean-weight", "nll-none-weight", "nll_loss-sum-weight", "nll_loss", "cross_entropy-plain",
+    "cross_entropy-mean-weight-0.1", "cross_entropy-none-weight-0.1", "cross_entropy-soft-mean-0.1-True",
+    "binary_cross_entropy-mean", "binary_cross_entropy-none", "squared_error-mean", "squared_error-none",
+    "linear_cross_entropy-blocks", "linear_cross_entropy-lean",
+}  # fmt: skip

@@ -2,11 +2,9 @@
 
 import itertools
 import os
-import re
 import signal
 import sys
 import tempfile
-from pathlib import Path
 
 import jax
 import pytest
@@ -21,16 +19,10 @@ for number in (getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
 
-# The experiments, the benchmark and the page take minutes, and little in them depends on JAX's version: they are tested
-# on the oldest Python, and with JAXNN_ALL=1 on every one.
-SHORT = sys.version_info >= (3, 12) and not os.environ.get("JAXNN_ALL")
-if SHORT:
-    experiments = (Path(__file__).parents[1] / "experiments").glob("[!_]*.py")
-    collect_ignore = [f"test_{path.stem}.py" for path in experiments] + [
-        "test_gallery.py",
-        "test_graph_page.py",
-        "test_bench.py",
-    ]
+# Every test runs with JAXNN_ALL=1; without it those that pyproject.toml marks as `more` do not, and of those marked as
+# `once` only one Python's do.
+LEFT_OUT = {"more", "once"} if sys.version_info >= (3, 12) else {"more"}
+LEFT_OUT = set() if os.environ.get("JAXNN_ALL") else LEFT_OUT
 
 finished = itertools.count(1)
 
@@ -41,13 +33,12 @@ if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def pytest_collection_modifyitems(items):
-    """Leave to the oldest Python what repeats in other dtypes, and two of three of the zoo's right rules."""
-    if SHORT:
-        repeated = re.compile(r"test_rule_against_loops_and_torch\[.*-(float16|float64)\]$")
-        right = [item for item in items if item.name.startswith("test_a_right_rule_is_not_failed")]
-        left_out = {id(item) for i, item in enumerate(right) if i % 3}
-        items[:] = [item for item in items if not repeated.search(item.name) and id(item) not in left_out]
+def pytest_collection_modifyitems(config, items):
+    """Leave out what `LEFT_OUT` says, and say how many."""
+    left_out = [item for item in items if not LEFT_OUT.isdisjoint(mark.name for mark in item.iter_markers())]
+    config.hook.pytest_deselected(items=left_out)
+    kept = set(items).difference(left_out)
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture(autouse=True)

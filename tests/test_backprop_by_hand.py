@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from trials import failing
 
+pytestmark = pytest.mark.once
+
 SUMS = ["digit network: ∂ℓ/∂h by the notes' sums", "residual network: ∂ℓ/∂h by the notes' sums"]
 ROWS = ["digit network: ∂ℓ/∂h by rows", "residual network: ∂ℓ/∂h by rows"]
 JACREV, EITHER_END, ARRIVES = "every Jacobian is jax.jacrev's", "the Jacobians' product", "nudge: what arrives"

@@ -10,6 +10,8 @@ from trials import failing
 
 import jaxnn
 
+pytestmark = pytest.mark.once
+
 
 def output(tmp_path, *options):
     return ("--output", str(tmp_path), *options)

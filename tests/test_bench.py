@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.once
+
 TINY = peers.Sizes(2, 16, 10, (8, 8), (8, 8, 32), (2,))
 FEW = ["conv2d NCHW", "max_pool2d_with_indices", "dropout", "binary_cross_entropy"]
 

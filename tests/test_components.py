@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, Case
+from cases import CASES, CHOSEN, Case
 
 import jaxnn
 from jaxnn import gradcheck
 
 C = 8.0
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+DTYPES = ("float32", *(pytest.param(d, marks=pytest.mark.once) for d in ("float64", "bfloat16", "float16")))
 by_id = functools.partial(pytest.mark.parametrize, ids=lambda v: v.id if isinstance(v, Case) else str(v))
 
 
@@ -237,7 +237,7 @@ def checked(case, level):
 FINITE = [case for case in CASES if not case.nan]  # the others follow conventions that autodiff does not
 
 
-@by_id("case", FINITE)
+@by_id("case", [case if case.id in CHOSEN else pytest.param(case, marks=pytest.mark.more) for case in FINITE])
 def test_rule_by_the_quick_check(case):
     assert (report := checked(case, "rule")).ok, report
 

@@ -11,6 +11,8 @@ from trials import failing
 import jaxnn
 from jaxnn.data import load
 
+pytestmark = pytest.mark.once
+
 FEW = ("--epochs", "3")
 OMEGAS, EPOCH, DELTA, INITIALISE = dict(subject.OMEGAS), subject.epoch, subject.delta, subject.initialise
 NLL, CROSS_ENTROPY = jaxnn.nll, jaxnn.cross_entropy

@@ -16,6 +16,8 @@ from jaxnn import models
 from jaxnn.data import Dataset, Split, load
 from jaxnn.models import Classifier, Model
 
+pytestmark = pytest.mark.once
+
 DIGITS = load("digits")
 CNN = Classifier(models.cnn, float(DIGITS.train.images.mean()), float(DIGITS.train.images.std()))
 

@@ -13,6 +13,8 @@ import run_all
 from _experiment import STYLE, digest, run_of
 from PIL import Image
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("gallery", ROOT / "scripts" / "gallery.py")
 gallery = importlib.util.module_from_spec(spec)

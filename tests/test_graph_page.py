@@ -18,7 +18,7 @@ import pytest
 from jaxnn.graph._page import page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"), pytest.mark.once]
 
 HELPERS = """
 const settled = () => new Promise(done => setTimeout(done, 15));

@@ -8,6 +8,8 @@ from trials import failing
 
 import jaxnn
 
+pytestmark = pytest.mark.once
+
 PASSES = 40
 
 

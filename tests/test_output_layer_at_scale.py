@@ -5,6 +5,8 @@ import output_layer_at_scale as subject
 import pytest
 from trials import failing
 
+pytestmark = pytest.mark.once
+
 SMALL = ("--rows", "512", "--features", "16", "--largest", "65536", "--rounds", "1")
 
 

@@ -149,6 +149,7 @@ print(jaxnn.__file__)
 """
 
 
+@pytest.mark.once
 def test_the_wheel_alone_in_an_empty_environment_differentiates_every_layer(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", ROOT.parent],
@@ -159,7 +160,8 @@ def test_the_wheel_alone_in_an_empty_environment_differentiates_every_layer(tmp_
     executable = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     install = [executable, "-m", "pip", "install", "--quiet", f"jax=={jaxnn_jax_version()}", wheel]
     subprocess.run(install, check=True, capture_output=True)
-    where = python(WHEEL_CHECK, executable, cwd=tmp_path).strip()
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    where = python(WHEEL_CHECK, executable, cwd=tmp_path, env=alone).strip()
     assert where.startswith(str(tmp_path)), "the installed one, not the checkout"
     assert (Path(where).parent / "py.typed").exists()
     installed = {p.name for p in Path(where).parent.iterdir()} - {"__pycache__"}

@@ -7,6 +7,8 @@ from trials import failing
 
 import jaxnn
 
+pytestmark = pytest.mark.once
+
 FEW = ("--passes", "40000")
 
 

@@ -19,6 +19,8 @@ from jaxnn import _files, cli, data
 from jaxnn.data import dataset, prepared
 from jaxnn.data.mnist import read_folder
 
+pytestmark = pytest.mark.once
+
 pytest.importorskip("tensorflow_datasets")
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 needs_mnist = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the published files")

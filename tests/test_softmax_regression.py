@@ -11,6 +11,8 @@ from trials import failing
 import jaxnn
 from jaxnn.data import Split, load
 
+pytestmark = pytest.mark.once
+
 REAL_MNIST = Path(__file__).parents[2] / "shared/data/mnist"
 RIGHT = {name: getattr(jaxnn, name) for name in ("softmax", "nll", "cross_entropy", "l2_penalty")}
 MINIMUM = ["descent arrives", "… ‖W − W*‖", "… largest difference"]

@@ -10,6 +10,8 @@ from trials import failing
 import jaxnn
 from jaxnn.data import load
 
+pytestmark = pytest.mark.once
+
 SHORT = ("--seeds", "1", "--rounds", "1")
 DIGITS = load("digits")
 RECIPE = subject.RECIPES["digits"]
