@@ -7,14 +7,13 @@ tree of a forward or backward rule or of a helper that a rule reaches: sign, ope
 dropped term or call, constant, axis, dtype, function. Argument checks, messages, annotations and `.definition`s stay.
 
 Two judges decide by themselves. `tests` runs the component tests of the components that reach the mutated function,
-up to the first failure. `check` runs `gradcheck.check` over their cases against the unchanged definition; what it may
-accept is listed with the reason, and counted as beyond it.
+up to the first failure. `check` runs `gradcheck.check` over their cases against the unchanged definition; mutants that
+it may accept are listed by patterns, each with the reason, and it is not asked about them.
 
 Each mutant has a process of its own, forked from this one, which has imported JAX and started no backend of it.
 
-All of them take hours, so `mutants.json` keeps, for every function, how many of its mutants each judge noticed, once
-it has judged all of them and no unexplained one survived. A function is judged again when it changes, or its line
-there is removed.
+All of them take hours, so `mutants.json` keeps, for every function, how many mutants each judge has noticed, once they
+are all that it must notice. A function is judged again when it changes, or its line there is removed.
 """
 
 import argparse
@@ -396,8 +395,13 @@ def is_equivalent(mutant: "Mutant") -> bool:
 
 
 def is_beyond_check(mutant: "Mutant") -> bool:
-    """Tell whether `check` may accept it."""
-    return any(re.search(pattern, mutant.key) for pattern in BEYOND_CHECK)
+    """Tell whether `check` may accept it, though the tests may not."""
+    return not is_equivalent(mutant) and any(re.search(pattern, mutant.key) for pattern in BEYOND_CHECK)
+
+
+def must_notice(judge: str, mutant: "Mutant") -> bool:
+    """Tell whether a judge has to notice it."""
+    return not is_equivalent(mutant) and not (judge == "check" and is_beyond_check(mutant))
 
 
 class Mutant(NamedTuple):
@@ -628,9 +632,11 @@ def alone(judge: Callable[[], str], write: int, programs: str) -> None:
 
 
 class Ledger:
-    """What the judges noticed: of each function, how many mutants each of them; one for good in `mutants.json`."""
+    """What the judges have noticed, for good in `mutants.json` where it is all of a function's mutants."""
 
     FILE = Path(__file__).with_name("mutants.json")
+    COLUMNS = ("mutants", "equivalent", "beyond check", *(f"{judge} {how}" for judge in JUDGES for how in (
+        "noticed", "missed", "not asked")))  # fmt: skip
 
     def __init__(self, mutants: list[Mutant]) -> None:
         self.mutants: dict[str, list[Mutant]] = collections.defaultdict(list)
@@ -639,62 +645,51 @@ class Ledger:
         self.texts = {f"{file} {name}": ast.unparse(function) for file, name, _, function, _ in rules()}
         kept = json.loads(self.FILE.read_text()) if self.FILE.exists() else {}
         self.kept = {of: kept[of] for of in self.mutants if kept.get(of, {}).get("mutants") == self._digest(of)}
-        self.noticed: dict[str, dict[str, list[str]]] = {judge: collections.defaultdict(list) for judge in JUDGES}
-        self.survived: dict[str, dict[str, list[str]]] = {judge: collections.defaultdict(list) for judge in JUDGES}
+        self.verdicts: dict[tuple[str, str], collections.Counter[bool]] = collections.defaultdict(collections.Counter)
 
     def _digest(self, of: str) -> str:
         """Return what changes when a function does, or what is made of it."""
         keys = (mutant.key for mutant in self.mutants[of])
         return hashlib.sha256("\n".join([self.texts[of], *keys]).encode()).hexdigest()[:16]
 
-    def judged(self, of: str) -> int:
-        """Return how many of a function's mutants are not known to be equivalent."""
-        return sum(not is_equivalent(mutant) for mutant in self.mutants[of])
+    def asked(self, judge: str, of: str) -> int:
+        """Return how many of a function's mutants a judge must notice."""
+        return sum(must_notice(judge, mutant) for mutant in self.mutants[of])
 
     def lacks(self, judge: str, mutant: Mutant) -> bool:
-        """Tell whether a judge has not said yet what it says of a mutant."""
-        return not is_equivalent(mutant) and judge not in self.kept.get(mutant.of, {})
+        """Tell whether a judge has to be asked about a mutant."""
+        return must_notice(judge, mutant) and self.kept.get(mutant.of, {}).get(judge) != self.asked(judge, mutant.of)
 
-    def add(self, judge: str, mutant: Mutant, failed: str) -> None:
-        """Take a verdict; keep the function's, if it is complete, and nothing unexplained has survived."""
-        of = mutant.of
-        (self.noticed if failed else self.survived)[judge][of].append(mutant.key)
-        explained = not self.unexplained(judge, of)
-        if explained and len(self.noticed[judge][of]) + len(self.survived[judge][of]) == self.judged(of):
-            line = self.kept.setdefault(of, {"mutants": self._digest(of)})
-            line[judge] = len(self.noticed[judge][of])
+    def add(self, judge: str, mutant: Mutant, noticed: bool) -> None:
+        """Take a verdict; keep the function's when it is complete."""
+        of, count = mutant.of, self.verdicts[judge, mutant.of]
+        count[noticed] += 1
+        if count[True] == self.asked(judge, of):
+            self.kept.setdefault(of, {"mutants": self._digest(of)})[judge] = count[True]
             lines = [f"{json.dumps(of)}: {json.dumps(self.kept[of])}" for of in sorted(self.kept)]
             whole = self.FILE.with_suffix(".new")
             whole.write_text("{\n" + ",\n".join(lines) + "\n}\n")
             whole.replace(self.FILE)
 
-    def unexplained(self, judge: str, of: str) -> list[Mutant]:
-        """Return a function's mutants that have survived a judge, and should not have."""
-        survived = [mutant for mutant in self.mutants[of] if mutant.key in self.survived[judge][of]]
-        return [m for m in survived if not is_equivalent(m) and not (judge == "check" and is_beyond_check(m))]
-
-    def counts(self, of: str) -> list[int]:
-        """Return a row of the table."""
-        row, left = [len(self.mutants[of]), len(self.mutants[of]) - self.judged(of)], 0
+    def row(self, of: str) -> list[int]:
+        """Return a function's counts, as `COLUMNS` names them."""
+        mutants = self.mutants[of]
+        row = [len(mutants), sum(map(is_equivalent, mutants)), sum(map(is_beyond_check, mutants))]
         for judge in JUDGES:
-            whole = judge in self.kept.get(of, {})
-            noticed = self.kept[of][judge] if whole else len(self.noticed[judge][of])
-            alive = self.judged(of) - noticed if whole else len(self.survived[judge][of])
-            surviving = len(self.unexplained(judge, of))
-            row += [noticed, *([alive - surviving] if judge == "check" else []), surviving]
-            left += self.judged(of) - noticed - alive
-        return [*row, left]
+            asked, count = self.asked(judge, of), self.verdicts[judge, of]
+            noticed = asked if self.kept.get(of, {}).get(judge) == asked else count[True]
+            row += [noticed, count[False], asked - noticed - count[False]]
+        return row
 
     def report(self, functions: list[str]) -> int:
-        """Print a table of the files and the survivors; 1 if there are any, or mutants without a verdict."""
-        columns = ("mutants", "equivalent", "tests notice", "tests miss", "check notices", "beyond check",
-                   "check misses", "not judged")  # fmt: skip
-        print(f"{'file':32}", *columns)
+        """Print a table of the files; 1 if a mutant was missed, or not asked about."""
+        print(f"{'file':32}", *self.COLUMNS, sep="  ")
         for file in [*dict.fromkeys(of.split()[0] for of in functions), "all"]:
-            rows = [self.counts(of) for of in functions if file in (of.split()[0], "all")]
+            rows = [self.row(of) for of in functions if file in (of.split()[0], "all")]
             total = [sum(column) for column in zip(*rows, strict=True)]
-            print(f"{file:32}", *(f"{n:{len(title)}}" for n, title in zip(total, columns, strict=True)))
-        return int(any(total[columns.index(title)] for title in ("tests miss", "check misses", "not judged")))
+            print(f"{file:32}", *(f"{n:{len(title)}}" for n, title in zip(total, self.COLUMNS, strict=True)), sep="  ")
+        wrong = [i for i, title in enumerate(self.COLUMNS) if title.endswith(("missed", "not asked"))]
+        return int(any(total[i] for i in wrong))
 
 
 def main() -> int:
@@ -736,9 +731,10 @@ def main() -> int:
                     sys.exit(f"fails without any mutation: {failed}")
         try:
             for judge, mutant, failed, seconds in judged(tasks, options.jobs, programs):
-                ledger.add(judge, mutant, failed)
-                if options.only or mutant in ledger.unexplained(judge, mutant.of):
-                    print(f"{judge}: {failed or 'survives'}: {mutant.id} ({seconds:.1f} s)", flush=True)
+                if not options.only:
+                    ledger.add(judge, mutant, bool(failed))
+                if options.only or not failed:
+                    print(f"{judge}: {failed or 'missed'}: {mutant.id} ({seconds:.1f} s)", flush=True)
         except KeyboardInterrupt:
             print("interrupted")
     return ledger.report(list(dict.fromkeys(m.of for m in sorted(chosen, key=lambda m: m.of))))
