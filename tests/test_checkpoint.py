@@ -310,6 +310,7 @@ def test_a_finished_training_is_resumed_at_its_end(whole, tmp_path):
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.more
 def test_kill_9_at_random_moments_changes_nothing(whole, tmp_path):
     """`scripts/soak.py` does it fifty times."""
     chosen = random.Random(1)

@@ -223,6 +223,7 @@ def command(*options):
     ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("number, code, earlier", [
     (signal.SIGINT, 130, False), (signal.SIGTERM, 143, True), (signal.SIGHUP, 129, False),
 ])  # fmt: skip

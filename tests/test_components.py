@@ -242,6 +242,7 @@ def test_rule_by_the_quick_check(case):
     assert (report := checked(case, "rule")).ok, report
 
 
+@pytest.mark.once
 @by_id("case", list({case.f.__name__: case for case in reversed(FINITE)}.values()))
 def test_rule_by_the_full_check(case):
     report = checked(case, "full")

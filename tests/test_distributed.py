@@ -106,8 +106,8 @@ def test_processes_and_devices_give_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize("how, who", [
-    ("kill", 0), ("kill the child", 1), *(pytest.param(*case, marks=pytest.mark.once) for case in (
-        ("kill", 1), ("kill the child", 0), ("stop", 1), ("stop the child", 0))),
+    ("kill", 0), ("kill the child", 1), pytest.param("stop", 1, marks=pytest.mark.once),
+    *(pytest.param(*case, marks=pytest.mark.more) for case in (("kill", 1), ("kill the child", 0), ("stop the child", 0))),
 ])  # fmt: skip
 def test_a_process_that_dies_or_stops_ends_the_others(how, who, tmp_path):
     """And itself: the one that is stopped when it goes on, a child that is stopped by its parent."""
@@ -138,7 +138,7 @@ def test_arguments_that_differ_are_refused_before_the_first_step(given, name, va
     assert not run.output.exists()
 
 
-@pytest.mark.once
+@pytest.mark.more
 def test_steps_must_be_in_a_folder_that_all_share(tmp_path):
     options = ("--model", "softmax", "--epochs", "1")
     folders = [["--checkpoint-dir", str(tmp_path / f"steps{i}")] for i in range(2)]
@@ -162,7 +162,7 @@ def test_a_signal_to_one_process_ends_all(number, name, expected, tmp_path):
 
 
 @pytest.mark.parametrize("number, name, expected", [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
-@pytest.mark.parametrize("seconds", [0.7, 4.0])
+@pytest.mark.parametrize("seconds", [pytest.param(0.7, marks=pytest.mark.more), 4.0])
 @pytest.mark.once
 def test_a_signal_before_the_processes_have_met(number, name, expected, seconds):
     process = subprocess.Popen(

@@ -343,6 +343,7 @@ OPERATIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.more
 def test_columns_of_jacobians_too_large_to_store(browse):
     """What the page works out is JAX's Jacobian; where it cannot, it says so. All in one page: three columns of each edge."""
     rows, checked = [], []

@@ -82,7 +82,9 @@ def exact(x, w, b, weight, labels, reduction, epsilon, z_loss, cap):
     return value, da @ w, da.T @ x, da.sum(0), dweight
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", *(pytest.param(d, marks=pytest.mark.once) for d in ("float64", "bfloat16", "float16"))]
+)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @memories
 def test_many_blocks_against_numpy(memory, reduction, dtype):
@@ -124,6 +126,7 @@ def test_blocks_of_even_length(size, block, length):
     assert -(-size // length) == -(-size // block)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("summed", [3, 5, 100])
 def test_blocks_of_the_sum_for_w_are_the_same(monkeypatch, summed):
     """In the fast form the vocabulary is blocked too, where it is large: here by force."""
@@ -251,6 +254,7 @@ def test_float16_does_not_lose_a_mean_over_many_rows():
 
 
 @memories
+@pytest.mark.once
 @pytest.mark.parametrize("n, v, d", [(0, 4, 3), (2, 0, 3), (0, 0, 3), (1, 1, 1), (2, 3, 0), (1, 5, 2)])
 def test_sizes_of_0_and_1(n, v, d, memory):
     with jax.enable_x64(True):

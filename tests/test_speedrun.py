@@ -35,6 +35,7 @@ def test_shuffled_labels_fail(monkeypatch):
     assert "mean test accuracy" in failing(subject, *SHORT)
 
 
+@pytest.mark.more
 def test_a_wrong_rule_fails(monkeypatch):
     """A rule that forgets half of the derivative: the network learns all the same."""
 
@@ -54,6 +55,7 @@ def test_validation_leaves_the_test_images_alone():
     assert len(train.labels) == len(DIGITS.train.labels) + len(DIGITS.validation.labels) and judged is DIGITS.test
 
 
+@pytest.mark.more
 def test_the_network_of_tensors_is_ours():
     """The same parameters, the same accuracy; and it learns as much."""
     pytest.importorskip("torch")

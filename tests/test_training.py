@@ -27,7 +27,9 @@ def start(model="softmax", optimizer=None, seed=0, rate=0.1):
     return classifier, optimizer, training.init_state(params, optimizer, jax.random.key(seed + 1))
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (12, 9, 3)])
+@pytest.mark.parametrize(
+    "shape", [(12, 9, 3), *(pytest.param(s, marks=pytest.mark.more) for s in ((8, 8, 1), (28, 28, 1)))]
+)
 @pytest.mark.parametrize("name", models.MODELS)
 def test_models_map_images_to_logits(name, shape):
     model = models.MODELS[name]

@@ -69,7 +69,7 @@ def test_jit_scan_and_remat(plain):
     assert_same(jax.jit(rematerialized.cotangents)(plain.args, plain.dy), expected)
 
 
-@pytest.mark.once
+@pytest.mark.more
 @chosen
 def test_eager(plain):
     assert_same(plain.cotangents(plain.args, plain.dy), jax.jit(plain.cotangents)(plain.args, plain.dy))
@@ -105,7 +105,7 @@ def test_vmap_over_each_argument_all_and_all_but_one(plain):
                 assert_same([g[k] for g in got], list(expected))
 
 
-@pytest.mark.once
+@pytest.mark.more
 @chosen
 def test_jacrev_row_by_row(plain):
     jacobians = jax.jit(jax.jacrev(plain.f, argnums=tuple(plain.floats)))(*plain.args)
