@@ -19,7 +19,7 @@ import jaxnn
 from jaxnn import gradcheck
 
 C = 8.0
-DTYPES = ("float32", *(pytest.param(d, marks=pytest.mark.once) for d in ("float64", "bfloat16", "float16")))
+DTYPES = ("float32", *(pytest.param(dtype, marks=pytest.mark.once) for dtype in ("float64", "bfloat16", "float16")))
 by_id = functools.partial(pytest.mark.parametrize, ids=lambda v: v.id if isinstance(v, Case) else str(v))
 
 

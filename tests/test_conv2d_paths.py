@@ -13,6 +13,7 @@ from cases import CASES
 import jaxnn
 
 module = import_module("jaxnn.layers.conv2d")
+pytestmark = pytest.mark.once
 CONV = {case.id: case for case in CASES if case.f is jaxnn.conv2d}
 
 
