@@ -1,7 +1,8 @@
 """The checker on the zoo: every wrong rule is caught by the right check, no right rule is failed.
 
 `JAXNN_ZOO=full python -m pytest tests/test_zoo.py` gives every right rule the full check. Without it every sixteenth gets
-that and the others the quick core, and a wrong rule that several checks notice runs with the one that must.
+that, the others get the quick core, half of them with JAXNN_ALL=1 alone; and a wrong rule that several checks notice runs
+with the one that must.
 """
 
 import os
