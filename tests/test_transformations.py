@@ -85,7 +85,9 @@ def test_without_differentiation(plain):
 
 
 @chosen
-def test_vmap_over_each_argument_all_and_all_but_one(plain):
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.more)])
+def test_vmap_over_every_subset_of_arguments(plain, every):
+    """Or over each argument alone, all, and all but one."""
     if not plain.case.vmappable:
         pytest.skip("the case's axis counts from the front")
     operands = [*plain.args, plain.dy]
@@ -98,7 +100,8 @@ def test_vmap_over_each_argument_all_and_all_but_one(plain):
         return jnp.stack([a, 0.5 * a + 0.25 if floating else jnp.flip(a)], axis=-1 if a.ndim else 0)
 
     one = jax.jit(cotangents)
-    for n in sorted({1, len(operands) - 1, len(operands)}):
+    few = {1, len(operands) - 1, len(operands)}
+    for n in range(1, len(operands) + 1) if every else sorted(few):
         for subset in itertools.combinations(range(len(operands)), n):
             batched = [other(a) if i in subset else a for i, a in enumerate(operands)]
             in_axes = [(-1 if a.ndim else 0) if i in subset else None for i, a in enumerate(operands)]
