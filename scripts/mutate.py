@@ -141,11 +141,10 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "jnp.where(block.counted, jnp.where(block.bad, jnp.nan, l), -zero)": "−0",
     "losses/linear_cross_entropy.py _losses: jnp.where(block.counted & ~block.bad, gap, zero) -> "
     "jnp.where(block.counted & ~block.bad, gap, -zero)": "−0",
+    "losses/linear_cross_entropy.py _of_block: jnp.where(is_here, _labels.at_label(z, block.labels), zero) -> "
+    "jnp.where(is_here, _labels.at_label(z, block.labels), -zero)": "−0",
     "losses/linear_cross_entropy.py _losses: block.counted & ~block.bad -> block.counted":
         "what a row of no class weighs is a constant",
-    **{f"losses/linear_cross_entropy.py _merged: s.smoothed is None or t.smoothed is None -> {other}":
-       "both are None, or neither" for other in (
-        "s.smoothed is None and t.smoothed is None", "s.smoothed is None")},
     "_rules.py cotangent: lax.psum(ct, affected) if affected else ct -> lax.psum(ct, affected)": "a sum over no axes",
     "_rules.py vary_with: lax.pcast(x, tuple(axes), to='varying') if axes else x -> "
     "lax.pcast(x, tuple(axes), to='varying')": "over no axes it changes nothing",

@@ -445,3 +445,15 @@ def test_float32_stays_float32_where_float64_is_enabled(memory):
         (x, w, b, weight), labels = arrays(6, 3, 8, "float32")
         f = scalar(loss, labels, memory=memory, block_size=2, **OPTIONS["all"])
         assert {str(a.dtype) for a in jax.tree.leaves(derivatives(f, (x, w, b, weight)))} == {"float32"}
+
+
+@memories
+def test_labels_of_64_bits(memory):
+    """In several blocks, under the suite's strict promotion."""
+    with jax.enable_x64(True):
+        primals, labels = arrays()
+        of = [
+            derivatives(scalar(loss, labels.astype(d), memory=memory, block_size=3), primals)
+            for d in ("int64", "int32")
+        ]
+        assert_same(*of)

@@ -414,7 +414,7 @@ def _logits(options: _Options, block: _Block, a: Array) -> tuple[Array, Array | 
 
 
 def _of_block(block: _Block, z: Array) -> _Statistics:
-    largest = lax.stop_gradient(jnp.max(z, 1, initial=-jnp.inf))
+    largest = lax.stop_gradient(jnp.max(z, 1))
     total = jnp.sum(jnp.exp(z - _finite(largest)[:, None]), 1)
     smoothed = None if block.beta is None else jnp.sum(times(block.beta[None, :], z), 1)
     is_here, zero = _labels.is_label(block.labels, z.shape[1]), jnp.zeros((), z.dtype)
@@ -426,8 +426,8 @@ def _merged(s: _Statistics, t: _Statistics) -> _Statistics:
     largest = jnp.maximum(s.largest, t.largest)
     shift = _finite(largest)
     total = s.total * jnp.exp(s.largest - shift) + t.total * jnp.exp(t.largest - shift)
-    smoothed = None if s.smoothed is None or t.smoothed is None else s.smoothed + t.smoothed
-    return _Statistics(largest, total, s.at_label + t.at_label, smoothed)
+    sums = jax.tree.map(jnp.add, (s.at_label, s.smoothed), (t.at_label, t.smoothed))
+    return _Statistics(largest, total, *sums)
 
 
 def _of_all_devices(options: _Options, s: _Statistics) -> _Statistics:
