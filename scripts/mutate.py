@@ -141,6 +141,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "jnp.where(block.counted, jnp.where(block.bad, jnp.nan, l), -zero)": "−0",
     "losses/linear_cross_entropy.py _losses: jnp.where(block.counted & ~block.bad, gap, zero) -> "
     "jnp.where(block.counted & ~block.bad, gap, -zero)": "−0",
+    "losses/linear_cross_entropy.py _statistics: _merged(so_far, _of_block(part, z)) -> "
+    "_merged(_of_block(part, z), so_far)": "the larger, and sums, of both",
     "losses/linear_cross_entropy.py _some_classes: -1 -> -2": "no class, either",
     "losses/linear_cross_entropy.py _of_block: jnp.where(is_here, _labels.at_label(z, block.labels), zero) -> "
     "jnp.where(is_here, _labels.at_label(z, block.labels), -zero)": "−0",

@@ -328,8 +328,9 @@ def _statistics(options: _Options, rows: _Block, linear: Linear, varied: Callabl
 
     def add_classes(so_far: _Statistics, start: Array, fresh: Array | None) -> _Statistics:
         part = _some_classes(rows, start, options.summed, fresh)
-        statistics = _merged(so_far, _of_block(part, _logits(options, part, linear(part, start))[0]))
-        return _Statistics(*jax.tree.map(varied, tuple(statistics)))
+        z, _ = _logits(options, part, linear(part, start))
+        merged: _Statistics = jax.tree.map(varied, _merged(so_far, _of_block(part, z)))
+        return merged
 
     nothing = jnp.zeros_like(rows.alpha)
     none_yet = _Statistics(nothing - jnp.inf, nothing, nothing, None if rows.beta is None else nothing)
