@@ -35,7 +35,7 @@ def total(axes: Axes, exp: Array, where: Array | None = None) -> Array:
     sums = summed(axes, exp)
     if where is None:
         return sums
-    return jnp.where(summed(axes, where.astype(jnp.int32)) > 0, sums, jnp.ones((), exp.dtype))
+    return jnp.where(summed(axes, where) > 0, sums, jnp.ones((), exp.dtype))
 
 
 def summed(axes: Axes, x: Array) -> Array:

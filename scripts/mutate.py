@@ -193,8 +193,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "_blocks.py add_at: (lax.dynamic_slice_in_dim(total, start, len(part)), cotangent(part, type_of(total))) -> "
     "(cotangent(part, type_of(total)), lax.dynamic_slice_in_dim(total, start, len(part)))": "both are added",
     "_blocks.py over_blocks: jnp.arange(blocks, dtype=jnp.int32) -> jnp.arange(blocks)": "a number in any wide dtype",
-    "_softmax.py total: jnp.where(summed(axes, where.astype(jnp.int32)) > 0, sums, jnp.ones((), exp.dtype)) -> "
-    "jnp.where(summed(axes, where.astype(jnp.int32)) > 0, sums, -jnp.ones((), exp.dtype))":
+    "_softmax.py total: jnp.where(summed(axes, where) > 0, sums, jnp.ones((), exp.dtype)) -> "
+    "jnp.where(summed(axes, where) > 0, sums, -jnp.ones((), exp.dtype))":
         "divides the zeros of a row without entries, and its logarithm is masked",
 }  # fmt: skip
 

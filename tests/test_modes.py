@@ -118,6 +118,15 @@ def test_a_row_of_false_on_every_device():
     np.testing.assert_array_equal(f(x, where), where)
 
 
+@pytest.mark.parametrize("f", [jaxnn.softmax, jaxnn.log_softmax])
+def test_large_logits_over_several_devices(f):
+    """The largest of all is taken from them, and not more: nothing would be left."""
+    x = 1e3 * jnp.asarray(np.random.default_rng(0).uniform(1, 2, (3, 8)), jnp.float32)
+    cut = P(None, "model")
+    found = by_class(lambda x: f(x, axis_name="model"), cut, cut)(x)
+    np.testing.assert_allclose(found, f(x), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "f", [jaxnn.softmax, jaxnn.log_softmax, lambda x, **o: jaxnn.cross_entropy(x, jnp.array([0]), **o)]
 )
