@@ -156,6 +156,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "losses/_labels.py at_label: jnp.take_along_axis(x, index, -1, mode='promise_in_bounds') -> "
     "jnp.take_along_axis(x, index, -1)": "the index is in bounds",
     "losses/_labels.py at_label: (..., 0) -> (..., 1)": "JAX takes the last element for one beyond the end",
+    "losses/_labels.py row_weight: jnp.where(is_label(here, len(weight)), of_label, zero) -> "
+    "jnp.where(is_label(here, len(weight)), of_label, -zero)": "−0",
     **{f"losses/_labels.py in_range: {mutant}": "JAX clamps an index, and what is found for no label is not used"
        for mutant in ("jnp.where(is_label(labels, classes), labels, jnp.zeros((), labels.dtype)) -> labels",
                       "jnp.zeros((), labels.dtype) -> jnp.ones((), labels.dtype)")},
