@@ -479,14 +479,23 @@ Kills = collections.Counter[str]  # what killed how many mutants of a file: it c
 
 
 class Selection:
-    """A plugin of pytest: only the tests of a mutant's components, those that killed most before first."""
+    """A plugin of pytest: only the tests of a mutant's components, those that killed most before first.
+
+    Then the first case of each test, the second of each, and so on: other tests see more than other cases.
+    """
 
     def __init__(self, mutant: Mutant, kills: Kills) -> None:
         self.wanted = {mutant.function} - mutant.components | {f"jaxnn.{component}" for component in mutant.components}
         self.kills, self.failed = kills, ""
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items[:] = sorted(filter(self.is_about, items), key=lambda item: -self.kills[item.nodeid])
+        earlier: collections.Counter[str] = collections.Counter()
+        order = {}
+        for item in filter(self.is_about, items):
+            test = item.nodeid.partition("[")[0]
+            order[item] = -self.kills[item.nodeid], earlier[test]
+            earlier[test] += 1
+        items[:] = sorted(order, key=lambda item: order[item])
 
     def is_about(self, item: Any) -> bool:
         """Tell whether its name (a case's begins with the component) or its source says so: OWN tests', the file's."""
