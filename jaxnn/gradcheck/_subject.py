@@ -60,9 +60,9 @@ def name_of(f: Any) -> str:
 
 
 def as64(x: Any) -> np.ndarray[Any, Any]:
-    """Return an array on the host, in float64 (or complex128)."""
+    """Return an array on the host, in float64 (or complex128), to be read only: it may be the array itself."""
     host = np.asarray(x)
-    return host.astype(np.complex128 if np.iscomplexobj(host) else np.float64)
+    return host.astype(np.complex128 if np.iscomplexobj(host) else np.float64, copy=False)
 
 
 class Subject:
