@@ -728,7 +728,7 @@ def main() -> int:
 
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "JAXNN_ALL": "1"}
     for name in ("jax.numpy", "jaxtyping", "pytest", "torch"):  # in every process; none starts a backend
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

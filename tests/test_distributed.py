@@ -106,7 +106,7 @@ def test_processes_and_devices_give_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize("how, who", [
-    ("kill", 0), ("kill the child", 1), pytest.param("stop", 1, marks=pytest.mark.once),
+    ("kill", 0), ("stop", 1), ("kill the child", 1),
     *(pytest.param(*case, marks=pytest.mark.more) for case in (("kill", 1), ("kill the child", 0), ("stop the child", 0))),
 ])  # fmt: skip
 def test_a_process_that_dies_or_stops_ends_the_others(how, who, tmp_path):

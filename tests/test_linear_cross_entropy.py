@@ -82,9 +82,7 @@ def exact(x, w, b, weight, labels, reduction, epsilon, z_loss, cap):
     return value, da @ w, da.T @ x, da.sum(0), dweight
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float32", *(pytest.param(d, marks=pytest.mark.once) for d in ("float64", "bfloat16", "float16"))]
-)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @memories
 def test_many_blocks_against_numpy(memory, reduction, dtype):

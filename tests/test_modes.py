@@ -21,12 +21,8 @@ WORKS = {work.name: work for work in modes.works(4)}
 GLOBAL = ("Auto", "Explicit")
 
 
-# Of the losses' reductions the mean runs on every Python.
-ROWS = [pytest.param(name, marks=pytest.mark.once if name.endswith((", sum", ", none")) else ()) for name in WORKS]
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", WORKS)
 def test_the_gradient_is_that_of_one_device(name):
     with jax.enable_x64(True):
         mesh = modes.make_mesh(4)

@@ -13,10 +13,7 @@ from cases import CASES, CHOSEN
 import jaxnn
 
 BY_ID = {case.id: case for case in CASES}
-# Of two, one on every Python.
-chosen = pytest.mark.parametrize(
-    "id", [pytest.param(id, marks=pytest.mark.once) if i % 2 else id for i, id in enumerate(sorted(CHOSEN))]
-)
+chosen = pytest.mark.parametrize("id", sorted(CHOSEN))
 
 
 class Plain:
