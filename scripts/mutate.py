@@ -112,10 +112,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "layers/max_pool2d.py outputs: zip(self.size, self.padding, self.window, self.stride, strict=True) -> "
     "zip(self.size, self.padding, self.window, self.stride)": "all are pairs",
     "layers/max_pool2d.py outputs: strict=True -> strict=False": "all are pairs",
-    "layers/max_pool2d.py _first_pixel: jnp.maximum(0, geometry.padding[axis] - starts) -> "
-    "jnp.maximum(-0, geometry.padding[axis] - starts)": "an integer",
-    "layers/max_pool2d.py _first_pixel: jnp.arange(geometry.outputs[axis], dtype=jnp.int32) -> "
-    "jnp.arange(geometry.outputs[axis])": "becomes the dtype of positions in the end",
+    "layers/max_pool2d.py _first_pixel: np.maximum(0, geometry.padding[axis] - starts) -> "
+    "np.maximum(-0, geometry.padding[axis] - starts)": "an integer",
     "losses/cross_entropy.py _by_label: jnp.where(valid, x, jnp.asarray(bad, x.dtype)) -> "
     "jnp.where(valid, x, -jnp.asarray(bad, x.dtype))": "NaN, or a 0 that is added to others",
     "losses/cross_entropy.py _cross_entropy_bwd: tuple(range(du.ndim - 1)) -> range(du.ndim - 1)":

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
@@ -199,7 +200,8 @@ def _max_pool2d(geometry: _Geometry, x: Array) -> tuple[Array, Array]:
 
 def _max_pool2d_fwd(geometry: _Geometry, x: Array) -> tuple[tuple[Array, Array], Array]:
     y, position = _largest(geometry, x)
-    return (y, position), position
+    # Else XLA would rather keep x, and find each window's position again for each of its pixels.
+    return (y, position), lax.optimization_barrier(position)  # type: ignore[no-untyped-call]
 
 
 def _max_pool2d_bwd(geometry: _Geometry, position: Array, cotangents: tuple[Array, Any]) -> tuple[Array]:
@@ -224,50 +226,53 @@ def _largest(geometry: _Geometry, x: Array) -> tuple[Array, Array]:
     """Return each window's maximum and its position i'·KW + j', first along the rows, then down the columns."""
     kh, kw = geometry.window
     dtype = jnp.uint8 if kh * kw <= 256 else jnp.int32
-    first = [_first_pixel(geometry, axis, x.ndim).astype(dtype) for axis in (0, 1)]
-    row_maxima, column = _largest_along(
-        geometry, 1, x, jnp.zeros(x.shape, dtype), first[1], lambda j, _: jnp.asarray(j, dtype)
-    )
-    return _largest_along(
-        geometry, 0, row_maxima, column, first[0] * kw + first[1], lambda i, j: j + jnp.asarray(i * kw, dtype)
-    )
+    row, column = (_first_pixel(geometry, axis, x.ndim).astype(dtype) for axis in (0, 1))
+    largest, at = _largest_along(geometry, 1, x, jnp.zeros(x.shape, dtype), column, 1)
+    return _largest_along(geometry, 0, largest, at, row * kw + column, kw)
 
 
 def _largest_along(
-    geometry: _Geometry, axis: int, x: Array, place: Array, start: Array, position: Any
+    geometry: _Geometry, axis: int, x: Array, position: Array, start: Any, step: int
 ) -> tuple[Array, Array]:
-    """Run along one axis of the windows, keeping the largest pixel so far and its position."""
+    """Run along one axis of the windows, keeping the largest pixel so far and its position, a `step` more each pixel.
+
+    The first is the window's first; where that is padding, it counts as at `start`.
+    """
     k, s, p, n = (v[axis] for v in (geometry.window, geometry.stride, geometry.padding, geometry.outputs))
-    axis = geometry.axes[axis] + x.ndim
-    pads = [(p, p) if i == axis else (0, 0) for i in range(x.ndim)]
-    x, place = jnp.pad(x, pads, constant_values=-jnp.inf), jnp.pad(place, pads)
-    shape = (*x.shape[:axis], n, *x.shape[axis + 1 :])
-    largest, at = jnp.full(shape, -jnp.inf, x.dtype), start
-    for offset in range(k):
-        pixel, its_place = (lax.slice_in_dim(z, offset, offset + s * (n - 1) + 1, s, axis) for z in (x, place))
+    along = geometry.axes[axis] + x.ndim
+    pads = [(p, p) if i == along else (0, 0) for i in range(x.ndim)]
+    x, position = jnp.pad(x, pads, constant_values=-jnp.inf), jnp.pad(position, pads)
+
+    def pixels(offset: int) -> tuple[Array, Array]:
+        pixel, at = (lax.slice_in_dim(z, offset, offset + s * (n - 1) + 1, s, along) for z in (x, position))
+        return pixel, at + jnp.asarray(offset * step, at.dtype)
+
+    largest, at = pixels(0)
+    at = jnp.where(_first_pixel(geometry, axis, x.ndim) > 0, start, at)
+    for offset in range(1, k):
+        pixel, its_position = pixels(offset)
         # Strictly larger: the first of equals stays. NaN compares false, and is always taken: the last NaN stays.
         take = (pixel > largest) | (pixel != pixel)
-        largest = jnp.where(take, pixel, largest)
-        at = jnp.where(take, position(offset, its_place), at)
+        largest, at = jnp.where(take, pixel, largest), jnp.where(take, its_position, at)
     return largest, at
 
 
-def _along(geometry: _Geometry, axis: int, values: Array, ndim: int) -> Array:
-    """Lay a vector along the height (0) or the width (1) of an array with `ndim` axes."""
+def _along(geometry: _Geometry, axis: int, values: Any, ndim: int) -> Any:
+    """Lay integers, known before anything runs, along the height (0) or the width (1) of an array with `ndim` axes."""
     shape = [1] * ndim
-    shape[geometry.axes[axis]] = values.size
-    return values.reshape(shape)
+    shape[geometry.axes[axis]] = len(values)
+    return values.reshape(shape).astype(np.int32)
 
 
-def _first_pixel(geometry: _Geometry, axis: int, ndim: int) -> Array:
+def _first_pixel(geometry: _Geometry, axis: int, ndim: int) -> Any:
     """Return, for each window, the first place along an axis that is not padding."""
-    starts = geometry.stride[axis] * jnp.arange(geometry.outputs[axis], dtype=jnp.int32)
-    return _along(geometry, axis, jnp.maximum(0, geometry.padding[axis] - starts), ndim)
+    starts = geometry.stride[axis] * np.arange(geometry.outputs[axis])
+    return _along(geometry, axis, np.maximum(0, geometry.padding[axis] - starts), ndim)
 
 
-def _place_in_window(geometry: _Geometry, axis: int, shift: int, ndim: int) -> Array:
+def _place_in_window(geometry: _Geometry, axis: int, shift: int, ndim: int) -> Any:
     """Return each pixel's place along an axis in the window `shift` before the last that starts at or before it."""
-    pixel = jnp.arange(geometry.size[axis], dtype=jnp.int32) + geometry.padding[axis]
+    pixel = np.arange(geometry.size[axis]) + geometry.padding[axis]
     return _along(geometry, axis, pixel % geometry.stride[axis] + shift * geometry.stride[axis], ndim)
 
 
@@ -288,10 +293,11 @@ def _plane_indices(geometry: _Geometry, position: Array) -> Array:
     place = position.astype(jnp.int32)
     h, w = place // geometry.window[1], place % geometry.window[1]
     start = [
-        _along(geometry, axis, s * jnp.arange(n, dtype=jnp.int32) - p, position.ndim)
+        _along(geometry, axis, s * np.arange(n) - p, position.ndim)
         for axis, (s, n, p) in enumerate(zip(geometry.stride, geometry.outputs, geometry.padding, strict=True))
     ]
-    return (h + start[0]) * geometry.size[1] + w + start[1]
+    indices: Array = (h + start[0]) * geometry.size[1] + w + start[1]
+    return indices
 
 
 def _checked(
