@@ -114,6 +114,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "layers/max_pool2d.py outputs: strict=True -> strict=False": "all are pairs",
     "layers/max_pool2d.py _first_pixel: np.maximum(0, geometry.padding[axis] - starts) -> "
     "np.maximum(-0, geometry.padding[axis] - starts)": "an integer",
+    "losses/_labels.py row_weight: jnp.where(is_ignored(labels, ignore_index), zero, of_row) -> "
+    "jnp.where(is_ignored(labels, ignore_index), -zero, of_row)": "−0",
     "losses/cross_entropy.py _by_label: jnp.where(valid, x, jnp.asarray(bad, x.dtype)) -> "
     "jnp.where(valid, x, -jnp.asarray(bad, x.dtype))": "NaN, or a 0 that is added to others",
     "losses/cross_entropy.py _cross_entropy_bwd: tuple(range(du.ndim - 1)) -> range(du.ndim - 1)":
