@@ -10,7 +10,7 @@ is computed a second time without the checker (`CONFIRMED`), or else stands as u
 
 Needs, in a virtual environment of its own: pip install -e . 'jax==0.10.2' matplotlib rich mpmath scipy optax flax
 equinox lineax diffrax optimistix chex distrax rlax dm-haiku numpyro blackjax ott-jax penzai flashbax jaxopt e3nn-jax
-tokamax tfp-nightly. A library that is not installed has a row as well.
+tokamax tfp-nightly flatbuffers. A library that is not installed has a row as well.
 """
 
 import os
