@@ -219,11 +219,11 @@ BEYOND_CHECK = {
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that nothing reads",
-    r"max\(1, classes\)|and classes -> |at_label: -1|"
+    r"max\(1, (options\.)?classes|and classes -> |at_label: -1|"
     r"_sum_over: max|total == 0":
         "no classes, or no weights at all: `check` is given some",
     r"_expected: epsilon == 0": "the general form, which is the same there",
-    r"_devices\.py |lax\.psum.* -> .*lax\.pmax|axis_name is|_expected: .*is_label\(|from_first: |_share: |"
+    r"_devices\.py |lax\.psum.* -> .*lax\.pmax|axis_name is|_expected: (.*is_label\(|jnp\.zeros)|_here: -1 |from_first: |_share: |"
     r"_of_all_devices: ":
         "more than one device has classes: `check` cuts rows alone",
     r"over_blocks: step\(carry, jnp\.int32\(0\), None\) if blocks": "no rows, or no classes",
@@ -236,7 +236,8 @@ BEYOND_CHECK = {
     r" dropout: threshold == 0": "all are kept, times 1",
     r"_softmax_bwd: (dy if where|jnp\.where\(where, dy)": "there y is 0",
     r"_plane_indices: geometry\.window\[1\]|max_pool2d_with_indices: ": "indices of square windows, and their order",
-    r"_first_pixel: |_largest: (.*first|\(0, 1\))": "which pixel is taken of a window that is −∞ throughout",
+    r"_first_pixel: |_largest: (\(?row|_first_pixel|\(0, 1\))|"
+    r"_largest_along: .*_first_pixel.* -> (.*-start|at$|.*(< 0|> 1)$)": "which pixel is taken of a window that is −∞ throughout",
     r"_largest: (jnp\.uint8|kh)": "positions in more bytes than they need",
 }  # fmt: skip
 
