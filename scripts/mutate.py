@@ -223,8 +223,8 @@ BEYOND_CHECK = {
     r"_sum_over: max|total == 0":
         "no classes, or no weights at all: `check` is given some",
     r"_expected: epsilon == 0": "the general form, which is the same there",
-    r"_devices\.py |lax\.psum.* -> .*lax\.pmax|axis_name is|_expected: (.*is_label\(|jnp\.zeros)|_here: -1 |from_first: |_share: |"
-    r"_of_all_devices: ":
+    r"_devices\.py |lax\.psum.* -> .*lax\.pmax|axis_name is|_expected: (.*is_label\(|jnp\.zeros)|_here: -1 |"
+    r"from_first: |_share: |_of_all_devices: ":
         "more than one device has classes: `check` cuts rows alone",
     r"over_blocks: step\(carry, jnp\.int32\(0\), None\) if blocks": "no rows, or no classes",
     r"over_blocks: .*(jnp\.arange\(block|bfloat16|int8)": "a small whole number, the same in every dtype",
@@ -237,7 +237,8 @@ BEYOND_CHECK = {
     r"_softmax_bwd: (dy if where|jnp\.where\(where, dy)": "there y is 0",
     r"_plane_indices: geometry\.window\[1\]|max_pool2d_with_indices: ": "indices of square windows, and their order",
     r"_first_pixel: |_largest: (\(?row|_first_pixel|\(0, 1\))|"
-    r"_largest_along: .*_first_pixel.* -> (.*-start|at$|.*(< 0|> 1)$)": "which pixel is taken of a window that is −∞ throughout",
+    r"_largest_along: .*_first_pixel.* -> (.*-start|at$|.*(< 0|> 1)$)":
+        "which pixel is taken of a window that is −∞ throughout",
     r"_largest: (jnp\.uint8|kh)": "positions in more bytes than they need",
 }  # fmt: skip
 

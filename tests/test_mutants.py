@@ -1,0 +1,30 @@
+"""Every one-token mutation of the rules as they stand has been noticed: `scripts/mutants.json` says so."""
+
+import mutate
+import pytest
+
+pytestmark = pytest.mark.once  # how a syntax tree becomes text depends on Python's version
+
+
+@pytest.fixture(scope="module")
+def mutants():
+    return mutate.mutants()
+
+
+@pytest.mark.parametrize("judge", ["tests"])
+def test_no_rule_has_changed_since_it_was_judged(judge, mutants):
+    ledger = mutate.Ledger(mutants)
+    waiting = {mutant.of for mutant in mutants if ledger.lacks(judge, mutant)}
+    assert not waiting, "run `python scripts/mutate.py`, which judges what has changed, and commit scripts/mutants.json"
+
+
+@pytest.mark.parametrize("judge", ["tests"])
+def test_a_function_of_which_other_mutants_are_made_has_to_be_judged_again(judge, mutants):
+    left_out, *others = mutants
+    ledger = mutate.Ledger(others)
+    assert {mutant.of for mutant in others if ledger.lacks(judge, mutant)} == {left_out.of}
+
+
+def test_whatever_is_excused_exists_and_has_a_reason(mutants):
+    assert set(mutate.EQUIVALENT) <= {mutant.key for mutant in mutants}
+    assert all({**mutate.EQUIVALENT, **mutate.BEYOND_CHECK}.values())
