@@ -224,13 +224,15 @@ BEYOND_CHECK = {
         "no classes, or no weights at all: `check` is given some",
     r"_expected: epsilon == 0": "the general form, which is the same there",
     r"_devices\.py |lax\.psum.* -> .*lax\.pmax|axis_name is|_expected: (.*is_label\(|jnp\.zeros)|_here: -1 |"
-    r"from_first: |_share: |_of_all_devices: ":
+    r"from_first: |_share: |_of_all_devices: |"
+    r"[*/] _devices\.count\(.*\) -> (?!_devices)(len\(w\)|[\w. *]+)( [*/] _devices\.count\(.*\))?$":
         "more than one device has classes: `check` cuts rows alone",
     r"over_blocks: step\(carry, jnp\.int32\(0\), None\) if blocks": "no rows, or no classes",
     r"over_blocks: .*(jnp\.arange\(block|bfloat16|int8)": "a small whole number, the same in every dtype",
     r"(_bwd|add_at): cotangent\(.*\) -> |cotangent: |vary_with: |_weight_gradient_by_patches: jnp\.moveaxis":
         "of the right type already, but over a mesh",
-    r"_nll_fwd: |_to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows":
+    r"_nll_fwd: |_to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows|"
+    r"jnp\.where\(block\.bad, jnp\.nan, d?l\) -> d?l$|~block\.bad -> block\.counted$|_whole: counted & .* -> ~_labels":
         "rows whose label is no class: NaN by contract, whatever was computed",
     r"_keep: .*greater": "one pattern of 2³² bits",
     r" dropout: threshold == 0": "all are kept, times 1",
