@@ -113,8 +113,10 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "layers/max_pool2d.py outputs: zip(self.size, self.padding, self.window, self.stride, strict=True) -> "
     "zip(self.size, self.padding, self.window, self.stride)": "all are pairs",
     "layers/max_pool2d.py outputs: strict=True -> strict=False": "all are pairs",
-    "layers/max_pool2d.py _first_pixel: np.maximum(0, geometry.padding[axis] - starts) -> "
-    "np.maximum(-0, geometry.padding[axis] - starts)": "an integer",
+    "layers/max_pool2d.py _first_pixel: jnp.maximum(0, geometry.padding[axis] - starts) -> "
+    "jnp.maximum(-0, geometry.padding[axis] - starts)": "an integer",
+    "layers/max_pool2d.py _first_pixel: jnp.arange(geometry.outputs[axis], dtype=jnp.int32) -> "
+    "jnp.arange(geometry.outputs[axis])": "becomes the dtype of positions in the end",
     "losses/_labels.py row_weight: jnp.where(is_ignored(labels, ignore_index), zero, of_row) -> "
     "jnp.where(is_ignored(labels, ignore_index), -zero, of_row)": "−0",
     "losses/cross_entropy.py _by_label: jnp.where(valid, x, jnp.asarray(bad, x.dtype)) -> "

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
@@ -232,7 +231,7 @@ def _largest(geometry: _Geometry, x: Array) -> tuple[Array, Array]:
 
 
 def _largest_along(
-    geometry: _Geometry, axis: int, x: Array, position: Array, start: Any, step: int
+    geometry: _Geometry, axis: int, x: Array, position: Array, start: Array, step: int
 ) -> tuple[Array, Array]:
     """Run along one axis of the windows, keeping the largest pixel so far and its position, a `step` more each pixel.
 
@@ -248,7 +247,8 @@ def _largest_along(
         return pixel, at + jnp.asarray(offset * step, at.dtype)
 
     largest, at = pixels(0)
-    at = jnp.where(_first_pixel(geometry, axis, x.ndim) > 0, start, at)
+    if p:
+        at = jnp.where(_first_pixel(geometry, axis, x.ndim) > 0, start, at)
     for offset in range(1, k):
         pixel, its_position = pixels(offset)
         # Strictly larger: the first of equals stays. NaN compares false, and is always taken: the last NaN stays.
@@ -257,22 +257,22 @@ def _largest_along(
     return largest, at
 
 
-def _along(geometry: _Geometry, axis: int, values: Any, ndim: int) -> Any:
-    """Lay integers, known before anything runs, along the height (0) or the width (1) of an array with `ndim` axes."""
+def _along(geometry: _Geometry, axis: int, values: Array, ndim: int) -> Array:
+    """Lay a vector along the height (0) or the width (1) of an array with `ndim` axes."""
     shape = [1] * ndim
-    shape[geometry.axes[axis]] = len(values)
-    return values.reshape(shape).astype(np.int32)
+    shape[geometry.axes[axis]] = values.size
+    return values.reshape(shape)
 
 
-def _first_pixel(geometry: _Geometry, axis: int, ndim: int) -> Any:
+def _first_pixel(geometry: _Geometry, axis: int, ndim: int) -> Array:
     """Return, for each window, the first place along an axis that is not padding."""
-    starts = geometry.stride[axis] * np.arange(geometry.outputs[axis])
-    return _along(geometry, axis, np.maximum(0, geometry.padding[axis] - starts), ndim)
+    starts = geometry.stride[axis] * jnp.arange(geometry.outputs[axis], dtype=jnp.int32)
+    return _along(geometry, axis, jnp.maximum(0, geometry.padding[axis] - starts), ndim)
 
 
-def _place_in_window(geometry: _Geometry, axis: int, shift: int, ndim: int) -> Any:
+def _place_in_window(geometry: _Geometry, axis: int, shift: int, ndim: int) -> Array:
     """Return each pixel's place along an axis in the window `shift` before the last that starts at or before it."""
-    pixel = np.arange(geometry.size[axis]) + geometry.padding[axis]
+    pixel = jnp.arange(geometry.size[axis], dtype=jnp.int32) + geometry.padding[axis]
     return _along(geometry, axis, pixel % geometry.stride[axis] + shift * geometry.stride[axis], ndim)
 
 
@@ -293,11 +293,10 @@ def _plane_indices(geometry: _Geometry, position: Array) -> Array:
     place = position.astype(jnp.int32)
     h, w = place // geometry.window[1], place % geometry.window[1]
     start = [
-        _along(geometry, axis, s * np.arange(n) - p, position.ndim)
+        _along(geometry, axis, s * jnp.arange(n, dtype=jnp.int32) - p, position.ndim)
         for axis, (s, n, p) in enumerate(zip(geometry.stride, geometry.outputs, geometry.padding, strict=True))
     ]
-    indices: Array = (h + start[0]) * geometry.size[1] + w + start[1]
-    return indices
+    return (h + start[0]) * geometry.size[1] + w + start[1]
 
 
 def _checked(
