@@ -227,7 +227,7 @@ BEYOND_CHECK = {
     r"_expected: epsilon == 0": "the general form, which is the same there",
     r"_devices\.py |lax\.psum.* -> .*lax\.pmax|axis_name is|_expected: (.*is_label\(|jnp\.zeros)|_here: -1 |"
     r"from_first: |_share: |_of_all_devices: |"
-    r"[*/] _devices\.count\(.*\) -> (?!_devices)(len\(w\)|[\w. *]+)( [*/] _devices\.count\(.*\))?$":
+    r"[*/] _devices\.count\(.*\) -> (?!_devices)(len\(w\)|x\.shape\[-1\]|[\w. *]+)( [*/] _devices\.count\(.*\))?$":
         "more than one device has classes: `check` cuts rows alone",
     r"over_blocks: step\(carry, jnp\.int32\(0\), None\) if blocks": "no rows, or no classes",
     r"over_blocks: .*(jnp\.arange\(block|bfloat16|int8)": "a small whole number, the same in every dtype",
