@@ -242,7 +242,7 @@ BEYOND_CHECK = {
     r"_softmax_bwd: (dy if where|jnp\.where\(where, dy)": "there y is 0",
     r"_plane_indices: geometry\.window\[1\]|max_pool2d_with_indices: ": "indices of square windows, and their order",
     r"_first_pixel: |_largest: (\(?row|_first_pixel|\(0, 1\))|"
-    r"_largest_along: .*_first_pixel.* -> (.*-start|at$|.*(< 0|> 1)$)":
+    r"_largest_along: (p -> not p|.*_first_pixel.* -> (.*-start|at$|.*(< 0|> 1)$))":
         "which pixel is taken of a window that is −∞ throughout",
     r"_largest: (jnp\.uint8|kh)": "positions in more bytes than they need",
 }  # fmt: skip
