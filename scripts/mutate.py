@@ -225,8 +225,8 @@ BEYOND_CHECK = {
     r"_sum_over: max|total == 0":
         "no classes, or no weights at all: `check` is given some",
     r"_expected: epsilon == 0": "the general form, which is the same there",
-    r"_devices\.py |lax\.p(sum.* -> .*lax\.pmax|max.* -> .*lax\.psum)|axis_name is|_expected: (.*is_label\(|jnp\.zeros)|"
-    r"_here: -1 |from_first: |_share: |_of_all_devices: |"
+    r"_devices\.py |lax\.p(sum.* -> .*lax\.pmax|max.* -> .*lax\.psum)|axis_name is|_here: -1 |"
+    r"_expected: (.*is_label\(|jnp\.zeros)|from_first: |_share: |_of_all_devices: |"
     r"[*/] _devices\.count\(.*\) -> (?!_devices)(len\(w\)|x\.shape\[-1\]|[\w. *]+)( [*/] _devices\.count\(.*\))?$":
         "more than one device has classes: `check` cuts rows alone",
     r"over_blocks: step\(carry, jnp\.int32\(0\), None\) if blocks": "no rows, or no classes",
