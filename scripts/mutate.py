@@ -221,12 +221,13 @@ BEYOND_CHECK = {
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that nothing reads",
-    r"max\(1, (options\.)?classes|and classes -> |at_label: -1|"
+    r"max\(1, (options\.)?classes|and (classes|len\(weight\)) -> |at_label: -1|"
     r"_sum_over: max|total == 0":
         "no classes, or no weights at all: `check` is given some",
     r"_expected: epsilon == 0": "the general form, which is the same there",
     r"_devices\.py |lax\.p(sum.* -> .*lax\.pmax|max.* -> .*lax\.psum)|axis_name is|_here: -1 |"
-    r"_expected: (.*is_label\(|jnp\.zeros)|from_first: |_share: |_of_all_devices: |"
+    r"_expected: (.*is_label\(|jnp\.zeros)|row_weight: .*is_label\(here.* -> of_label$|"
+    r"from_first: |_share: |_of_all_devices: |"
     r"[*/] _devices\.count\(.*\) -> (?!_devices)(len\(w\)|x\.shape\[-1\]|[\w. *]+)( [*/] _devices\.count\(.*\))?$":
         "more than one device has classes: `check` cuts rows alone",
     r"over_blocks: step\(carry, jnp\.int32\(0\), None\) if blocks": "no rows, or no classes",
