@@ -9,7 +9,8 @@ vmapped per example), `memory` (compiled peak of the convnet's gradient) and `co
 Before anything is timed, each variant's value and gradients are compared with jaxnn's in float64; if one disagrees the
 benchmark stops with exit code 1. Then the variants take turns, in another order each round, in this one process: what
 else the machine does then meets all of them alike, and a ratio is the median of the rounds' own ratios, with its
-quartiles. JAX and PyTorch have the same number of threads, and work of less than 50 ms is preceded by as many calls as
+quartiles. Where a round takes less than a second there are more of them, in the time of N such: a short call is
+noisier. JAX and PyTorch have the same number of threads, and work of less than 50 ms is preceded by as many calls as
 are timed, so that it finds caches its own and the other library's threads asleep. After three rounds only the variants
 within a quarter of their side's best go on. A side's time is its best variant's.
 
@@ -45,6 +46,7 @@ from jaxnn import models
 
 QUALIFYING, MARGIN = 3, 1.25  # rounds that every variant has; how far behind its side's best one goes on
 SHORT, SLICE, ENOUGH = 0.05, 0.01, 50e-6  # seconds: an untimed call first; one sample; what a target asks for
+ROUND = 1.0  # seconds: shorter rounds are repeated until the asked for number of such has passed
 STEPS = UNROLL = 5  # unrolled, no loop is left: XLA's CPU convolutions are slow inside one
 MODES = {"cpu": ("float32",), "gpu": ("TF32", "bfloat16")}
 TOLERANCE = {"float32": 2e-5, "TF32": 1e-2, "bfloat16": 5e-2}  # roundings of sums of up to 10⁵ terms, in norm
@@ -100,12 +102,13 @@ def measure(variants: Sequence[Variant], rounds: int) -> None:
 
     In any fixed order one of them would always follow PyTorch, whose threads go on spinning for a while.
     """
-    live, rng = list(variants), np.random.default_rng(0)
-    for i in range(rounds):
-        if i == QUALIFYING:
+    live, rng, began, done = list(variants), np.random.default_rng(0), time.perf_counter(), 0
+    while done < rounds or time.perf_counter() - began < rounds * ROUND:
+        if done == QUALIFYING:
             live = [v for v in variants if v.median <= MARGIN * best(variants, v.side).median]
         for j in rng.permutation(len(live)):
             live[j].samples.append(live[j].sample())
+        done += 1
 
 
 def best(variants: Iterable[Variant], side: str) -> Variant:
@@ -536,7 +539,7 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the checked options."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}")
-    parser.add_argument("--rounds", type=int, default=25, help="how often each variant is timed (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=25, help="how often each variant is timed at least (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the ratios")
     parser.add_argument("--readme", action="store_true", help="write the README's section, and measure nothing")

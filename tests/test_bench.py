@@ -28,6 +28,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(bench, "IMAGE", (8, 8, 1))
     monkeypatch.setattr(bench, "STEPS", 2)
     monkeypatch.setattr(bench, "UNROLL", 2)
+    monkeypatch.setattr(bench, "ROUND", 0)
     monkeypatch.setattr(bench, "ceilings", lambda *_: {"flop_per_second": 1e9, "bytes_per_second": 1e9})
     if peers.torch:
         monkeypatch.setattr(peers.torch, "compile", lambda f, **_: f)
@@ -86,6 +87,21 @@ def test_variants_take_turns_and_the_slow_ones_stop():
     rounds = [text[i : i + 4] for i in (0, 4, 8)] + [text[i : i + 3] for i in range(12, 48, 3)]
     assert {"".join(sorted(r)) for r in rounds} == {"abcd", "abc"}
     assert {a + b for r in rounds[3:] for a, b in itertools.pairwise(r)} == {"ab", "ac", "ba", "bc", "ca", "cb"}
+
+
+def test_short_rounds_are_repeated(monkeypatch):
+    now = [0.0]
+
+    class Fake(bench.Variant):
+        def sample(self):
+            now[0] += 0.125
+            return 0.1
+
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(bench, "ROUND", 1)
+    variants = [Fake("jaxnn", "a", None), Fake("jax", "b", None)]
+    bench.measure(variants, 5)
+    assert [len(v.samples) for v in variants] == [20, 20]  # 5 seconds, of rounds that take a quarter
 
 
 def test_a_sample_is_the_time_of_one_step(monkeypatch):
