@@ -47,7 +47,7 @@ SHARED, OWN = (
 )
 SECONDS = 120  # for one test, or one case of `check`
 # Blocks of any size have the same result.
-ONLY_SPEED = {"_samples_in", "_is_slow_as_a_whole", "_block_sizes", "fitting", "even"}
+ONLY_SPEED = {"_samples_in", "_gains_by_a_row", "_block_sizes", "fitting", "even"}
 SYMMETRIC_LOSS = "(y − t)² is (t − y)²"
 ORDER = "NumPy orders float32 and float64 as their sizes do"
 FLOAT32 = "the other argument's is float32 at least"
@@ -59,19 +59,10 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
        for axes in ("(1, 0, 2)", "(0, 2, 1)")},
     "layers/conv2d.py _weight_gradient_by_patches: groups == 1 -> groups == 0": "the general form, slower",
     **{f"layers/conv2d.py {mutant}": "blocks of another size, the same result" for mutant in (
-        "_correlate: _samples_in(_BLOCK_BYTES, x.shape[1:], x.dtype) -> "
-        "_samples_in(x.shape[1:], _BLOCK_BYTES, x.dtype)",
-        "_correlate: _samples_in(_BLOCK_BYTES, x.shape[1:], x.dtype) -> "
-        "_samples_in(_BLOCK_BYTES, x.shape[1:], jnp.bfloat16)",
-        "_correlate: 1: -> 0:", "_correlate: 1: -> 2:",
-        "_correlate: not _is_slow_as_a_whole(geometry, w) -> _is_slow_as_a_whole(geometry, w)",
         *(f"_weight_gradient_by_patches: (oh, ow, kh, kw, x.shape[-1]) -> {shape}" for shape in (
             "(ow, oh, kh, kw, x.shape[-1])", "(oh, kh, ow, kw, x.shape[-1])", "(oh, ow, kw, kh, x.shape[-1])",
             "(oh, ow, kh, x.shape[-1], kw)")),
         *(f"_weight_gradient_by_patches: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
-    **{f"layers/conv2d.py _correlate: lax.platform_dependent(x, w, cpu=in_blocks, default=whole) -> "
-       f"lax.platform_dependent(x, w, {path})": "the same result on a CPU"
-       for path in ("default=whole", "cpu=in_blocks")},
     **{f"layers/log_softmax.py _log_softmax_bwd: jnp.where(where, {d}, zero) -> jnp.where(where, {d}, -zero)": "−0"
        for d in ("dx", "dy")},
     "_devices.py varying: lax.pcast(x, axes, to='varying') if axes else x -> lax.pcast(x, axes, to='varying')":
@@ -215,28 +206,33 @@ BEYOND_CHECK = {
     r"resolve_precision: |precision=[\w.]+[,)].* -> (?!.*[ (]precision=)":
         "a CPU multiplies in full, whatever is asked for",
     r"platform_dependent": "the other path computes the same",
-    r"_largest_divisor: |_correlate: .*(1:|block|_samples_in|_is_slow_as_a_whole)|"
-    r"_weight_gradient_by_patches: (-1 -> |.*(_samples_in|samples // block|\(oh, ))":
-        "blocks of another size, the same result",
+    r"_largest_divisor: |_weight_gradient_by_patches: (-1 -> |.*(_samples_in|samples // block|\(oh, ))|"
+    r" _arguments: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
+        "blocks of another size, or the other way, the same result",
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that nothing reads",
-    r"max\(1, (options\.)?classes|and (classes|len\(weight\)) -> |at_label: -1|"
+    r"max\(1, (options\.)?(classes|count)|and (classes|len\(weight\)) -> |at_label: -1|"
     r"_sum_over: max|total == 0":
         "no classes, or no weights at all: `check` is given some",
     r"_expected: epsilon == 0": "the general form, which is the same there",
     r"_devices\.py |lax\.p(sum.* -> .*lax\.pmax|max.* -> .*lax\.psum)|axis_name is|_here: -1 |"
     r"_expected: (.*is_label\(|jnp\.zeros)|row_weight: .*is_label\(here.* -> of_label$|"
     r"from_first: |_share: |_of_all_devices: |"
-    r"[*/] _devices\.count\(.*\) -> (?!_devices)(len\(w\)|x\.shape\[-1\]|[\w. *]+)( [*/] _devices\.count\(.*\))?$":
+    r"[*/] _devices\.count\(.*\) -> (?!_devices)(len\(w(eight)?\)|x\.shape\[-1\]|[\w. *]+)"
+    r"( [*/] _devices\.count\(.*\))?$":
         "more than one device has classes: `check` cuts rows alone",
     r"over_blocks: step\(carry, jnp\.int32\(0\), None\) if blocks": "no rows, or no classes",
     r"over_blocks: .*(jnp\.arange\(block|bfloat16|int8)": "a small whole number, the same in every dtype",
-    r"(_bwd|add_at): cotangent\(.*\) -> |cotangent: |vary_with: |_weight_gradient_by_patches: jnp\.moveaxis":
+    r"(_bwd|add_at): cotangent\(.*\) -> |cotangent: |vary_with: |vary_with\(.*\) -> jnp\.zeros\(|"
+    r"_weight_gradient_by_patches: jnp\.moveaxis":
         "of the right type already, but over a mesh",
     r"_nll_fwd: |_to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows|"
     r"jnp\.where\(block\.bad, jnp\.nan, d?l\) -> d?l$|~block\.bad -> block\.counted$|_whole: counted & .* -> ~_labels":
         "rows whose label is no class: NaN by contract, whatever was computed",
+    r"_by_rows: .* -> functools\.partial\(jnp\.zeros\)$": "float32 is what JAX takes, and float64 in its mode",
+    r"_finite: ": "a row of −∞ throughout",
+    r"_of_block: .* -> jnp\.max\(z, 1\)$": "the derivative of a shift of all logits cancels",
     r"_keep: .*greater": "one pattern of 2³² bits",
     r" dropout: threshold == 0": "all are kept, times 1",
     r"total: .* > 1$": "a sum of one entry is 1, if that is finite",
@@ -553,9 +549,9 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
     import jaxnn
     from jaxnn import gradcheck
 
-    # Blocks of a single sample, for any channels, so that the small arguments take several.
+    # Blocks of a single sample, and a row more for any channels: the small arguments would have neither.
     blocks: Any = importlib.import_module("jaxnn.layers.conv2d")
-    blocks._samples_in, blocks._is_slow_as_a_whole = lambda *_: 1, lambda *_: True
+    blocks._samples_in, blocks._gains_by_a_row = lambda *_: 1, lambda *_: True
     key, tree = np.array([1, 2], np.uint32), lambda rng: ([rng.standard_normal((3, 4)), rng.standard_normal(2)],)
     scores = lambda rng: (rng.standard_normal((3, 4)), key)  # noqa: E731
     cases = [

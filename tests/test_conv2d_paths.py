@@ -72,32 +72,39 @@ def test_the_largest_divisor(number, limit, expected):
     assert module._largest_divisor(number, limit) == expected
 
 
-@pytest.fixture(params=[1, 2])
-def blocks(request, monkeypatch):
-    """The convolution itself in blocks, whatever JAX's version and the number of channels."""
-    monkeypatch.setattr(module, "_is_slow_as_a_whole", lambda *_: True)
-    monkeypatch.setattr(module, "_samples_in", lambda *_: request.param)
+@pytest.fixture
+def a_row_more(monkeypatch):
+    """The convolutions with a row of zeros more, whatever JAX's version and their size."""
+    monkeypatch.setattr(module, "_gains_by_a_row", lambda *_: True)
 
 
 @pytest.mark.parametrize("id", [id for id in CONV if id.endswith(("all", "stride", "batch-0"))])
-def test_the_convolution_in_blocks(id, blocks):
+def test_the_convolution_with_a_row_more(id, a_row_more):
     case = CONV[id]
     assert_rule(case)
     args = [jnp.asarray(a, jnp.float32) for a in case.make(np.random.default_rng(0))]
     np.testing.assert_allclose(case.call(case.f, *args), case.call(case.f.definition, *args), rtol=1e-5, atol=1e-5)
 
 
-def test_the_convolution_in_blocks_for_each_of_several_filters(blocks):
+def test_the_convolution_with_a_row_more_for_each_of_several_filters(a_row_more):
     x, w = jax.random.normal(jax.random.key(0), (3, 4, 2, 5, 5)), jax.random.normal(jax.random.key(1), (3, 3, 2, 2, 2))
     np.testing.assert_allclose(
         jax.vmap(jaxnn.conv2d)(x, w), jax.vmap(jaxnn.conv2d.definition)(x, w), rtol=1e-5, atol=1e-5
     )
 
 
-@pytest.mark.parametrize("shape, groups, slow", [((3, 3, 8, 4), 1, True), ((3, 3, 7, 4), 1, False),
-                                                ((1, 1, 8, 4), 1, False), ((3, 3, 8, 4), 2, False)])  # fmt: skip
-def test_which_convolutions_are_slow_as_a_whole(shape, groups, slow, monkeypatch):
+@pytest.mark.parametrize("rows, filters, groups, pads, spread, gains", [
+    (10, (3, 3, 16, 32), 1, (0, 0), (1, 1), True),
+    (10, (3, 3, 16, 32), 1, (1, 1), (1, 1), True),
+    (9, (3, 3, 16, 32), 1, (0, 0), (1, 1), False),
+    (10, (3, 3, 16, 31), 1, (0, 0), (1, 1), False),
+    (10, (3, 3, 16, 32), 2, (0, 0), (1, 1), False),
+    (10, (3, 3, 16, 32), 1, (2, 1), (1, 1), False),
+    (10, (3, 3, 16, 32), 1, (0, 0), (2, 1), False),
+])  # fmt: skip
+def test_which_convolutions_gain_by_a_row(rows, filters, groups, pads, spread, gains, monkeypatch):
     geometry = module._Geometry((1, 1), ((0, 0), (0, 0)), (1, 1), groups, "NHWC", None)
-    for version, is_slow in [((0, 10, 2), slow), ((0, 11, 0), False)]:
+    x, w = jnp.zeros((1, rows, 1, 1)), jnp.zeros(filters)
+    for version, expected in [((0, 10, 2), gains), ((0, 11, 0), False)]:
         monkeypatch.setattr(jax, "__version_info__", version)
-        assert module._is_slow_as_a_whole(geometry, jnp.zeros(shape)) == is_slow
+        assert module._gains_by_a_row(geometry, x, w, (pads, (0, 0)), spread) == expected
