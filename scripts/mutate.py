@@ -47,7 +47,7 @@ SHARED, OWN = (
 )
 SECONDS = 120  # for one test, or one case of `check`
 # Blocks of any size have the same result.
-ONLY_SPEED = {"_samples_in", "_gains_by_a_row", "_block_sizes", "fitting", "even"}
+ONLY_SPEED = {"_samples_in", "_PATCH_BYTES", "_gains_by_a_row", "_block_sizes", "fitting", "even"}
 SYMMETRIC_LOSS = "(y − t)² is (t − y)²"
 ORDER = "NumPy orders float32 and float64 as their sizes do"
 FLOAT32 = "the other argument's is float32 at least"
@@ -63,6 +63,13 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
             "(ow, oh, kh, kw, x.shape[-1])", "(oh, kh, ow, kw, x.shape[-1])", "(oh, ow, kw, kh, x.shape[-1])",
             "(oh, ow, kh, x.shape[-1], kw)")),
         *(f"_weight_gradient_by_patches: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
+    **{f"layers/conv2d.py _convolve: {other}": "any number of rows more has the same result" for other in (
+        "not _gains_by_a_row(geometry, x, w, pads, spread) -> _gains_by_a_row(geometry, x, w, pads, spread)",
+        *(f"functools.partial(with_more_rows, {a}) -> functools.partial(with_more_rows, {b})"
+          for a, b in ((0, 1), (1, 0), (1, 2))),
+        *("lax.platform_dependent(x, w, cpu=functools.partial(with_more_rows, 1), default=as_given) -> "
+          f"lax.platform_dependent(x, w, {path})"
+          for path in ("default=as_given", "cpu=functools.partial(with_more_rows, 1)")))},
     **{f"layers/log_softmax.py _log_softmax_bwd: jnp.where(where, {d}, zero) -> jnp.where(where, {d}, -zero)": "−0"
        for d in ("dx", "dy")},
     "_devices.py varying: lax.pcast(x, axes, to='varying') if axes else x -> lax.pcast(x, axes, to='varying')":

@@ -86,6 +86,14 @@ def test_the_convolution_with_a_row_more(id, a_row_more):
     np.testing.assert_allclose(case.call(case.f, *args), case.call(case.f.definition, *args), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("stride", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("height", [5, 6])
+def test_the_convolution_with_a_row_more_by_strides(stride, height, a_row_more):
+    x, w = jax.random.normal(jax.random.key(0), (2, height, 7)), jnp.ones((3, 2, 2, 2))
+    y = jaxnn.conv2d(x, w, stride=stride)
+    np.testing.assert_allclose(y, jaxnn.conv2d.definition(x, w, stride=stride), rtol=1e-5, atol=1e-5)
+
+
 def test_the_convolution_with_a_row_more_for_each_of_several_filters(a_row_more):
     x, w = jax.random.normal(jax.random.key(0), (3, 4, 2, 5, 5)), jax.random.normal(jax.random.key(1), (3, 3, 2, 2, 2))
     np.testing.assert_allclose(
