@@ -216,6 +216,7 @@ BEYOND_CHECK = {
     r"_largest_divisor: |_weight_gradient_by_patches: (-1 -> |.*(_samples_in|samples // block|\(oh, ))|"
     r" _arguments: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
         "blocks of another size, or the other way, the same result",
+    r"_convolve: (stride\[0\]|_gains_by_a_row\()": "a row more by unequal strides, or none: `check` has neither",
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that nothing reads",
