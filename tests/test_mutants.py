@@ -11,14 +11,14 @@ def mutants():
     return mutate.mutants()
 
 
-@pytest.mark.parametrize("judge", ["tests"])
+@pytest.mark.parametrize("judge", mutate.JUDGES)
 def test_no_rule_has_changed_since_it_was_judged(judge, mutants):
     ledger = mutate.Ledger(mutants)
     waiting = {mutant.of for mutant in mutants if ledger.lacks(judge, mutant)}
     assert not waiting, "run `python scripts/mutate.py`, which judges what has changed, and commit scripts/mutants.json"
 
 
-@pytest.mark.parametrize("judge", ["tests"])
+@pytest.mark.parametrize("judge", mutate.JUDGES)
 def test_a_function_of_which_other_mutants_are_made_has_to_be_judged_again(judge, mutants):
     left_out, *others = mutants
     ledger = mutate.Ledger(others)
