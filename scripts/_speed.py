@@ -16,6 +16,7 @@ SIDES = {"jaxnn": "jaxnn", "jax": "JAX", "torch": "PyTorch"}
 HEAD = (
     "work", *SIDES.values(), "of JAX", "of PyTorch", "temporaries", "residuals", "compile", "achieved", "target"
 )  # fmt: skip
+RATES = {"bytes_per_second": ("copy", "GB/s"), "flop_per_second": ("matrix product", "Gflop/s")}
 Row = dict[str, Any]
 
 
@@ -45,8 +46,9 @@ def in_time(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
-def cells(r: Row, ceiling: dict[str, float]) -> list[str]:
-    """Return a row's texts, in the order of HEAD; pairs are jaxnn's / JAX's."""
+def cells(r: Row, ceilings: dict[str, dict[str, float]]) -> list[str]:
+    """Return a row's texts, in the order of HEAD; pairs are jaxnn's / JAX's, shares of the better library's ceiling."""
+    ceiling = {key: max(c[key] for c in ceilings.values()) for key in RATES} if ceilings else {}
     winners = {v["side"]: v for v in r["variants"] if v["name"] == r["best"].get(v["side"])}
     amount = in_time if r["unit"] == "s" else in_bytes
     figures = {f["figure"]: f for f in r["figures"]}
@@ -61,7 +63,7 @@ def cells(r: Row, ceiling: dict[str, float]) -> list[str]:
 
     achieved = [
         f"{r[key] / 1e9:.3g} {unit} ({r[key] / ceiling[key]:.0%})"
-        for key, unit in (("bytes_per_second", "GB/s"), ("flop_per_second", "Gflop/s")) if r[key] and key in ceiling
+        for key, (_, unit) in RATES.items() if r[key] and key in ceiling
     ]  # fmt: skip
     bounds = [f"{f['figure']} ≤ {f['limit']:g}: {'met' if f['met'] else 'NOT MET'}" for f in r["figures"] if "met" in f]
     return [
@@ -77,9 +79,9 @@ def caption(results: dict[str, Any]) -> str:
     m = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     limits = "; ".join(
-        f"{mode}: copy {c['bytes_per_second'] / 1e9:.3g} GB/s, matrix product {c['flop_per_second'] / 1e9:.4g} Gflop/s"
-        for mode, c in results["ceilings"].items()
-    )
+        f"{mode}: {what} " + ", ".join(f"{c[key] / 1e9:.3g} {unit} ({library})" for library, c in libraries.items())
+        for mode, libraries in results["ceilings"].items() for key, (what, unit) in RATES.items()
+    )  # fmt: skip
     return (
         f"`{results['command']}`, {m['date'][:10]}; {m['device']}, {m['cores']} cores of {m['cpu']}, load "
         f"{m['load']:.1f} at the start; {versions}. Ceilings: {limits}."
