@@ -47,7 +47,7 @@ SHARED, OWN = (
 )
 SECONDS = 120  # for one test, or one case of `check`
 # Blocks of any size have the same result.
-ONLY_SPEED = {"_samples_in", "_PATCH_BYTES", "_gains_by_a_row", "_block_sizes", "fitting", "even"}
+ONLY_SPEED = {"_samples_in", "_BLOCK_BYTES", "_rows_more", "_block_sizes", "fitting", "even"}
 SYMMETRIC_LOSS = "(y − t)² is (t − y)²"
 ORDER = "NumPy orders float32 and float64 as their sizes do"
 FLOAT32 = "the other argument's is float32 at least"
@@ -557,9 +557,9 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
     import jaxnn
     from jaxnn import gradcheck
 
-    # Blocks of a single sample, and a row more for any channels: the small arguments would have neither.
+    # Blocks of a single sample, and rows more for any channels: the small arguments would have neither.
     blocks: Any = importlib.import_module("jaxnn.layers.conv2d")
-    blocks._samples_in, blocks._gains_by_a_row = lambda *_: 1, lambda *_: True
+    blocks._samples_in, blocks._rows_more = lambda *_: 1, lambda *_: 3
     key, tree = np.array([1, 2], np.uint32), lambda rng: ([rng.standard_normal((3, 4)), rng.standard_normal(2)],)
     scores = lambda rng: (rng.standard_normal((3, 4)), key)  # noqa: E731
     cases = [

@@ -38,7 +38,7 @@ def test_the_weight_gradient_elsewhere_than_on_a_cpu(id, monkeypatch):
 
 @pytest.mark.parametrize("id", ["conv2d-NCHW-stride", "conv2d-NHWC-all", "conv2d-NHWC-batch-0"])
 def test_the_weight_gradient_in_blocks_of_one_sample(id, monkeypatch):
-    monkeypatch.setattr(module, "_PATCH_BYTES", 1)
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 1)
     assert_rule(CONV[id])
 
 
@@ -72,14 +72,48 @@ def test_the_largest_divisor(number, limit, expected):
     assert module._largest_divisor(number, limit) == expected
 
 
-@pytest.fixture
-def a_row_more(monkeypatch):
-    """The convolutions with a row of zeros more, whatever JAX's version and their size."""
-    monkeypatch.setattr(module, "_gains_by_a_row", lambda *_: True)
+@pytest.mark.parametrize("block", [1, 6])
+@pytest.mark.parametrize("options", [
+    {},
+    {"dilation": (1, 2)},
+    {"dilation": (2, 1), "padding": ((1, 0), (0, 3))},
+    {"padding": "SAME", "stride": (2, 1)},
+], ids=str)  # fmt: skip
+def test_the_weight_gradient_from_rows_of_x_and_columns_of_dy(options, block, monkeypatch):
+    monkeypatch.setattr(module, "_samples_in", lambda *_: block)
+    case, taken = CONV["conv2d-NHWC-all"], []
+    splits = module._splits_taps
+    monkeypatch.setattr(module, "_splits_taps", lambda *args: taken.append(splits(*args)) or taken[-1])
+    case = case._replace(
+        make=lambda rng: tuple(map(rng.standard_normal, ((6, 8, 13, 2), (2, 3, 2, 4), 4))),
+        options={"layout": "NHWC", **options},
+    )
+    assert_rule(case)
+    assert taken and all(taken)
+
+
+@pytest.mark.parametrize("filters, columns, stride, dilation, groups, splits", [
+    ((3, 3, 16, 64), 4, 1, 1, 1, True),
+    ((3, 3, 16, 65), 4, 1, 1, 1, False),
+    ((3, 3, 16, 64), 3, 1, 1, 1, False),
+    ((3, 3, 16, 64), 7, 1, 2, 1, False),
+    ((3, 3, 16, 64), 8, 1, 2, 1, True),
+    ((3, 3, 16, 64), 4, 2, 1, 1, False),
+    ((3, 3, 16, 64), 4, 1, 1, 2, False),
+])  # fmt: skip
+def test_which_weight_gradients_split_their_taps(filters, columns, stride, dilation, groups, splits):
+    geometry = module._Geometry((3, stride), ((0, 0), (0, 0)), (9, dilation), groups, "NHWC", None)
+    assert module._splits_taps(geometry, filters, columns) == splits
+
+
+@pytest.fixture(params=[1, 3])
+def more_rows(request, monkeypatch):
+    """The convolutions with rows of zeros more, whatever JAX's version and their size."""
+    monkeypatch.setattr(module, "_rows_more", lambda *_: request.param)
 
 
 @pytest.mark.parametrize("id", [id for id in CONV if id.endswith(("all", "stride", "batch-0"))])
-def test_the_convolution_with_a_row_more(id, a_row_more):
+def test_the_convolution_with_more_rows(id, more_rows):
     case = CONV[id]
     assert_rule(case)
     args = [jnp.asarray(a, jnp.float32) for a in case.make(np.random.default_rng(0))]
@@ -88,31 +122,36 @@ def test_the_convolution_with_a_row_more(id, a_row_more):
 
 @pytest.mark.parametrize("stride", [(1, 2), (2, 1)])
 @pytest.mark.parametrize("height", [5, 6])
-def test_the_convolution_with_a_row_more_by_strides(stride, height, a_row_more):
+def test_the_convolution_with_more_rows_by_strides(stride, height, more_rows):
     x, w = jax.random.normal(jax.random.key(0), (2, height, 7)), jnp.ones((3, 2, 2, 2))
     y = jaxnn.conv2d(x, w, stride=stride)
     np.testing.assert_allclose(y, jaxnn.conv2d.definition(x, w, stride=stride), rtol=1e-5, atol=1e-5)
 
 
-def test_the_convolution_with_a_row_more_for_each_of_several_filters(a_row_more):
+def test_the_convolution_with_more_rows_for_each_of_several_filters(more_rows):
     x, w = jax.random.normal(jax.random.key(0), (3, 4, 2, 5, 5)), jax.random.normal(jax.random.key(1), (3, 3, 2, 2, 2))
     np.testing.assert_allclose(
         jax.vmap(jaxnn.conv2d)(x, w), jax.vmap(jaxnn.conv2d.definition)(x, w), rtol=1e-5, atol=1e-5
     )
 
 
-@pytest.mark.parametrize("rows, filters, groups, pads, spread, gains", [
-    (10, (3, 3, 16, 32), 1, (0, 0), (1, 1), True),
-    (10, (3, 3, 16, 32), 1, (1, 1), (1, 1), True),
-    (9, (3, 3, 16, 32), 1, (0, 0), (1, 1), False),
-    (10, (3, 3, 16, 31), 1, (0, 0), (1, 1), False),
-    (10, (3, 3, 16, 32), 2, (0, 0), (1, 1), False),
-    (10, (3, 3, 16, 32), 1, (2, 1), (1, 1), False),
-    (10, (3, 3, 16, 32), 1, (0, 0), (2, 1), False),
+@pytest.mark.parametrize("rows, filters, groups, pads, spread, stride, more", [
+    (10, (3, 3, 16, 32), 1, (0, 0), (1, 1), (1, 1), 3),
+    (10, (3, 3, 16, 32), 1, (1, 0), (1, 1), (1, 1), 2),
+    (10, (3, 3, 16, 32), 1, (1, 1), (1, 1), (1, 1), 1),
+    (10, (3, 3, 16, 32), 1, (2, 1), (1, 1), (1, 1), 0),
+    (10, (3, 3, 16, 32), 1, (4, 4), (1, 1), (1, 1), 0),
+    (10, (3, 3, 16, 32), 1, (0, 0), (1, 1), (2, 1), 2),
+    (10, (3, 3, 16, 32), 1, (1, 1), (1, 1), (2, 1), 1),
+    (10, (3, 3, 16, 32), 1, (1, 2), (1, 1), (2, 1), 0),
+    (9, (3, 3, 16, 32), 1, (0, 0), (1, 1), (1, 1), 0),
+    (10, (3, 3, 16, 31), 1, (0, 0), (1, 1), (1, 1), 0),
+    (10, (3, 3, 16, 32), 2, (0, 0), (1, 1), (1, 1), 0),
+    (10, (3, 3, 16, 32), 1, (0, 0), (2, 1), (1, 1), 0),
 ])  # fmt: skip
-def test_which_convolutions_gain_by_a_row(rows, filters, groups, pads, spread, gains, monkeypatch):
+def test_how_many_rows_more_a_convolution_gets(rows, filters, groups, pads, spread, stride, more, monkeypatch):
     geometry = module._Geometry((1, 1), ((0, 0), (0, 0)), (1, 1), groups, "NHWC", None)
     x, w = jnp.zeros((1, rows, 1, 1)), jnp.zeros(filters)
-    for version, expected in [((0, 10, 2), gains), ((0, 11, 0), False)]:
+    for version, expected in [((0, 10, 2), more), ((0, 11, 0), 0)]:
         monkeypatch.setattr(jax, "__version_info__", version)
-        assert module._gains_by_a_row(geometry, x, w, (pads, (0, 0)), spread) == expected
+        assert module._rows_more(geometry, x, w, stride, (pads, (0, 0)), spread) == expected

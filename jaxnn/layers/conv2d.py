@@ -182,7 +182,7 @@ def _conv2d_bwd(geometry: _Geometry, residuals: Any, dy: Array) -> tuple[Array, 
     dw = lax.platform_dependent(
         x,
         dy,
-        cpu=lambda x, dy: _weight_gradient_by_patches(geometry, w.shape, x, dy),
+        cpu=lambda x, dy: _weight_gradient_by_products(geometry, w.shape, x, dy),
         default=lambda x, dy: _weight_gradient_by_convolution(geometry, w.shape, x, dy),
     )
     db = None if b is None else cotangent(jnp.sum(dy.astype(wide(dy.dtype)), axis=(0, 1, 2)), b)
@@ -249,23 +249,22 @@ def _convolve(geometry: _Geometry, x: Array, w: Array, stride: Pair, pads: Pads,
         )
         return lax.slice_in_dim(y, 0, y.shape[1] - more, axis=1)
 
-    as_given = functools.partial(with_more_rows, 0)
-    if not _gains_by_a_row(geometry, x, w, pads, spread):
+    as_given, more = functools.partial(with_more_rows, 0), _rows_more(geometry, x, w, stride, pads, spread)
+    if more == 0:
         return as_given(x, w)
-    y: Array = lax.platform_dependent(x, w, cpu=functools.partial(with_more_rows, 1), default=as_given)
+    y: Array = lax.platform_dependent(x, w, cpu=functools.partial(with_more_rows, more), default=as_given)
     return y
 
 
-def _gains_by_a_row(geometry: _Geometry, x: Array, w: Array, pads: Pads, spread: Pair) -> bool:
-    """Tell which convolutions the CPU backend of jax 0.10 runs faster with a row of zeros more and its outputs dropped.
+def _rows_more(geometry: _Geometry, x: Array, w: Array, stride: Pair, pads: Pads, spread: Pair) -> int:
+    """Return how many rows of outputs more, from zeros, make a convolution faster on the CPU backend of jax 0.10.
 
     It is slow where it takes a kernel of YNNPACK: for many channels, and padding of no more than the filter's reach.
-    A 3×3 convolution of 64 images of 26×26 pixels, 32 to 64 channels, then takes 0.4 of the time; with "SAME" 0.7.
     """
     reach = geometry.dilation[0] * (w.shape[0] - 1)
     large = w.shape[2] * w.shape[3] >= 512 and x.shape[1] - reach >= 8
-    by_ynnpack = large and geometry.groups == 1 and spread == (1, 1) and sum(pads[0]) <= reach
-    return by_ynnpack and jax.__version_info__ < (0, 11)
+    by_ynnpack = large and geometry.groups == 1 and spread == (1, 1) and jax.__version_info__ < (0, 11)
+    return max(0, (reach - sum(pads[0])) // stride[0] + 1) if by_ynnpack else 0
 
 
 def _spans(geometry: _Geometry, x: tuple[int, ...], w: tuple[int, ...], dy: tuple[int, ...]) -> list[Any]:
@@ -309,35 +308,39 @@ def _weight_gradient_by_convolution(geometry: _Geometry, w_shape: tuple[int, ...
     )
 
 
-def _weight_gradient_by_patches(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
-    """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as patchesᵀ dy, summed over blocks of samples.
+def _weight_gradient_by_products(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
+    """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as matrix products of blocks of samples.
 
-    A block's patches fit in the cache: taken all at once they cost more in page faults than the product does.
+    Left are x's patches and right is dy; or, with k = j + Dj' and Σ_s,i,k dy_s,i,k−Dj',oc x_s,Si+Di'−P,k−P,ic, left are
+    patches of one column and right is dy for each j'. A block's factors fit in the cache: taken all at once they cost
+    more in page faults than the product does.
     """
-    kh, kw, inputs, _ = w_shape
-    groups, accumulator = geometry.groups, wide(x.dtype)
-    samples, oh, ow, outputs = dy.shape
+    (kh, kw, inputs, outputs), (samples, oh, ow, _) = w_shape, dy.shape
+    groups, outputs, accumulator = geometry.groups, outputs // geometry.groups, wide(x.dtype)
+    right = kw if _splits_taps(geometry, w_shape, ow) else 1
+    left, columns = kh * (kw // right), ow + geometry.dilation[1] * (right - 1)
 
     def of_block(x: Array, dy: Array) -> Array:
-        patches, pixels = _patches(geometry, (kh, kw), (oh, ow), x), dy.shape[0] * oh * ow
         product = functools.partial(lax.dot_general, precision=geometry.precision, preferred_element_type=accumulator)
+        x, dy = _patches(geometry, (kh, kw // right), (oh, columns), x), _shifted(geometry, right, dy)
+        pixels = len(x) * oh * columns
         if groups == 1:  # a plain matrix product: XLA runs one with a batch axis of size 1 far slower
-            patches, dy = patches.reshape(pixels, kh * kw * inputs), dy.reshape(pixels, outputs)
-            return product(patches, dy, (((0,), (0,)), ((), ()))).reshape(1, kh * kw, inputs, outputs)
-        patches = patches.reshape(pixels, kh * kw, groups, inputs)
-        return product(patches, dy.reshape(pixels, groups, outputs // groups), (((0,), (0,)), ((2,), (1,))))
+            x, dy = x.reshape(pixels, left * inputs), dy.reshape(pixels, right * outputs)
+            return product(x, dy, (((0,), (0,)), ((), ()))).reshape(1, left, inputs, right, outputs)
+        x, dy = x.reshape(pixels, left, groups, inputs), dy.reshape(pixels, right, groups, outputs)
+        return product(x, dy, (((0,), (0,)), ((2,), (2,))))
 
-    block = _largest_divisor(samples, _samples_in(_PATCH_BYTES, (oh, ow, kh, kw, x.shape[-1]), x.dtype))
+    block = _largest_divisor(samples, _samples_in(_BLOCK_BYTES, (oh, ow, kh, kw, x.shape[-1]), x.dtype))
     if block == samples:
         dw = of_block(x, dy)
     else:
         blocks = (x.reshape(samples // block, block, *x.shape[1:]), dy.reshape(samples // block, block, *dy.shape[1:]))
-        zero = jnp.zeros((groups, kh * kw, inputs, outputs // groups), accumulator)
+        zero = jnp.zeros((groups, left, inputs, right, outputs), accumulator)
         dw, _ = lax.scan(lambda dw, xy: (dw + of_block(*xy), None), vary_with(zero, type_of(x), type_of(dy)), blocks)
-    return jnp.moveaxis(dw, 0, 2).reshape(w_shape).astype(x.dtype)
+    return dw.transpose(1, 3, 2, 0, 4).reshape(w_shape).astype(x.dtype)
 
 
-_PATCH_BYTES = 4 << 20  # of a block, found by trial
+_BLOCK_BYTES = 4 << 20  # of a block, found by trial
 
 
 def _samples_in(size: int, sample: tuple[int, ...], dtype: Any) -> int:
@@ -356,6 +359,25 @@ def _patches(geometry: _Geometry, window: Pair, outputs: Pair, x: Array) -> Arra
         for j in range(window[1])
     ]
     return jnp.stack(taps, axis=3)
+
+
+def _splits_taps(geometry: _Geometry, w_shape: tuple[int, ...], ow: int) -> bool:
+    """Tell which weight gradients take the rows of the taps from x and the columns from dy.
+
+    That copies less than patches of rows and columns do, and XLA runs products that are nearer a square faster. But it
+    takes columns one pixel apart, and multiplies by the zeros that dy gets beside it, as many columns as the filter
+    reaches.
+    """
+    _, kw, inputs, outputs = w_shape
+    reach = geometry.dilation[1] * (kw - 1)
+    return geometry.stride[1] == 1 and geometry.groups == 1 and 2 * reach <= ow and outputs <= 4 * inputs
+
+
+def _shifted(geometry: _Geometry, taps: int, dy: Array) -> Array:
+    """Return dy_s,i,k−Dj',oc as (s, i, k, taps, oc), one shift a tap."""
+    step, reach = geometry.dilation[1], geometry.dilation[1] * (taps - 1)
+    shifts = [jnp.pad(dy, ((0, 0), (0, 0), (j * step, reach - j * step), (0, 0))) for j in range(taps)]
+    return jnp.stack(shifts, axis=3)
 
 
 def _largest_divisor(number: int, limit: int) -> int:
