@@ -4,6 +4,7 @@ Arrays are made in NHWC, filters in HWIO, weights as (outputs, inputs). What is 
 converted before the clock starts: every side works in the layout it likes.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -350,6 +351,63 @@ def output_layers(n: int, d: int, v: int) -> Iterator[Work]:
     for memory in ("fast", "lean"):
         ours = functools.partial(jaxnn.linear_cross_entropy, memory=memory)
         yield Work(f"linear_cross_entropy {memory}", (x, w, t), ours, plain, peers, flops=6.0 * n * d * v)
+
+
+# What makes the rules fast --------------------------------------------------------------------------------------------
+
+
+class Trick(NamedTuple):
+    """A function of jaxnn's that is there for speed or memory alone, and what would be in its place without it."""
+
+    work: str  # the component to measure it on
+    module: str
+    name: str
+    instead: str  # what is there without it, in words, and as a function of the trick and its arguments
+    without: Callable[..., Any]
+
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Trace without it."""
+        module = importlib.import_module(self.module)
+        kept = getattr(module, self.name)
+        setattr(module, self.name, functools.partial(self.without, kept))
+        try:
+            yield
+        finally:
+            setattr(module, self.name, kept)
+
+
+def tricks(gpu: bool) -> list[Trick]:
+    """Return those of the device."""
+    conv2d, loss = "jaxnn.layers.conv2d", "jaxnn.losses.linear_cross_entropy"
+
+    def by_convolution(_: Any, *args: Any) -> Any:
+        return importlib.import_module(conv2d)._weight_gradient_by_convolution(*args)
+
+    def random_bits(_: Any, threshold: int, shape: tuple[int, ...], key: Any) -> Any:
+        return jax.random.bits(key, shape) >= threshold
+
+    def times_rows(factor: float) -> Callable[..., Any]:
+        def sizes(kept: Any, *args: Any) -> Any:
+            rows, *classes = kept(*args)
+            return (min(args[4], int(rows * factor)), *classes)
+
+        return sizes
+
+    on_cpu = [
+        Trick("conv2d NHWC", conv2d, "_rows_more", "as many as asked for", lambda *_: 0),
+        Trick("conv2d NHWC", conv2d, "_weight_gradient_by_products", "a convolution", by_convolution),
+        Trick("conv2d NHWC", conv2d, "_splits_taps", "patches", lambda *_: False),
+        Trick("conv2d NHWC", conv2d, "_samples_in", "all samples at once", lambda *_: 1 << 30),
+    ]
+    return [
+        *([] if gpu else on_cpu[jax.__version_info__ >= (0, 11) :]),
+        *(Trick(f"max_pool2d {layout}", "jax.lax", "optimization_barrier", "none", lambda _, x: x)
+          for layout in ("NHWC", "NCHW")),
+        Trick("dropout", "jaxnn.layers.dropout", "_keep", "threefry", random_bits),
+        Trick("linear_cross_entropy fast", loss, "_block_sizes", "half the rows", times_rows(0.5)),
+        Trick("linear_cross_entropy fast", loss, "_block_sizes", "four times the rows", times_rows(4)),
+    ]  # fmt: skip
 
 
 # The convnet ----------------------------------------------------------------------------------------------------------

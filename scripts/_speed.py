@@ -16,6 +16,7 @@ SIDES = {"jaxnn": "jaxnn", "jax": "JAX", "torch": "PyTorch"}
 HEAD = (
     "work", *SIDES.values(), "of JAX", "of PyTorch", "temporaries", "residuals", "compile", "achieved", "target"
 )  # fmt: skip
+TRICK_HEAD = ("trick", "with", "without", "with / without", "temporaries")
 RATES = {"bytes_per_second": ("copy", "GB/s"), "flop_per_second": ("matrix product", "Gflop/s")}
 Row = dict[str, Any]
 
@@ -74,6 +75,24 @@ def cells(r: Row, ceilings: dict[str, dict[str, float]]) -> list[str]:
     ]  # fmt: skip
 
 
+def trick_cells(r: Row) -> list[str]:
+    """Return a trick's texts, in the order of TRICK_HEAD."""
+    f = next(f for f in r["figures"] if f["figure"] == "of without")
+    with_it, without = ({v["side"]: v for v in r["variants"]}[side] for side in ("jaxnn", "without"))
+    return [
+        r["name"] + ("" if r["mode"] == "float32" else f", {r['mode']}"),
+        *(in_time(v["median"]) for v in (with_it, without)), f"{f['value']:.3g} [{f['low']:.3g}, {f['high']:.3g}]",
+        " / ".join(in_bytes(v["temporary_bytes"]) for v in (with_it, without)),
+    ]  # fmt: skip
+
+
+def texts(results: dict[str, Any], rows: list[Row]) -> list[list[str]]:
+    """Return the lines of a group's table, its head first."""
+    if {r["group"] for r in rows} == {"tricks"}:
+        return [list(TRICK_HEAD), *map(trick_cells, rows)]
+    return [list(HEAD), *(cells(r, results["ceilings"][r["mode"]]) for r in rows)]
+
+
 def caption(results: dict[str, Any]) -> str:
     """Return where the figures come from."""
     m = results["machine"]
@@ -95,11 +114,11 @@ def print_table(results: dict[str, Any]) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 200)
     for group in dict.fromkeys(r["group"] for r in results["rows"]):
-        table = Table(*HEAD, title=group, title_justify="left")
-        for r in results["rows"]:
-            if r["group"] == group:
-                failed = any(not f.get("met", True) for f in r["figures"])
-                table.add_row(*cells(r, results["ceilings"][r["mode"]]), style="red" if failed else None)
+        rows = [r for r in results["rows"] if r["group"] == group]
+        head, *lines = texts(results, rows)
+        table = Table(*head, title=group, title_justify="left")
+        for r, line in zip(rows, lines, strict=True):
+            table.add_row(*line, style=None if all(f.get("met", True) for f in r["figures"]) else "red")
         console.print(table)
     console.print(caption(results))
 
@@ -113,7 +132,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(8, 1.2 + 0.24 * len(rows)), dpi=110, layout="constrained")
         axes = figure.subplots()
-        for key, colour, marker in (("of JAX", "#0072b2", "o"), ("of PyTorch", "#d55e00", "s")):
+        series = ("of JAX", "#0072b2", "o"), ("of PyTorch", "#d55e00", "s"), ("of without", "#009e73", "^")
+        for key, colour, marker in series:
             found = [(y, f) for y, r in enumerate(rows) for f in r["figures"] if f["figure"] == key]
             if not found:
                 continue
@@ -149,20 +169,18 @@ def section() -> str:
         lines += (
             [f"![Time and memory of jaxnn, relative.](scripts/speed/{picture.name})", ""] if picture.exists() else []
         )
-        whole = [r for r in results["rows"] if r["group"] != "components"]
-        parts = [r for r in results["rows"] if r["group"] == "components"]
-        lines += [caption(results), "", *table(results, whole)]
-        lines += ["<details><summary>Every component</summary>", "", *table(results, parts), "</details>", ""]
+        folded = {"components": "Every component", "tricks": "What is there for speed or memory alone"}
+        lines += [caption(results), "", *table(results, [r for r in results["rows"] if r["group"] not in folded])]
+        for group, title in folded.items():
+            if rows := [r for r in results["rows"] if r["group"] == group]:
+                lines += [f"<details><summary>{title}</summary>", "", *table(results, rows), "</details>", ""]
     return "\n".join(lines) + "\n" if files else ""
 
 
 def table(results: dict[str, Any], rows: list[Row]) -> list[str]:
     """Return rows as the lines of a table in Markdown."""
-    lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
-    for r in rows:
-        texts = cells(r, results["ceilings"][r["mode"]])
-        lines.append(f"| {' | '.join(t.replace('|', chr(92) + '|') for t in texts)} |")
-    return [*lines, ""]
+    head, *lines = [f"| {' | '.join(t.replace('|', chr(92) + '|') for t in line)} |" for line in texts(results, rows)]
+    return [head, "|" + "---|" * head.count(" | ") + "---|", *lines, ""]
 
 
 def readme(text: str) -> str:

@@ -4,7 +4,8 @@
     python scripts/bench.py --readme
 
 The groups, all by default: `convnet` (whole training steps), `components` (forward and backward, of a batch and
-vmapped per example), `memory` (compiled peak of the convnet's gradient) and `compile` (time to compile its step).
+vmapped per example), `memory` (compiled peak of the convnet's gradient), `compile` (time to compile its step) and
+`tricks` (what is in the rules for speed or memory alone, with it and without).
 
 Before anything is timed, each variant's value and gradients are compared with jaxnn's in float64; if one disagrees the
 benchmark stops with exit code 1. Then the variants take turns, in another order each round, in this one process: what
@@ -126,9 +127,11 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float,
 def row(group: str, name: str, mode: str, variants: Sequence[Variant], limits: dict[str, float], *,
         unit: str = "s", nbytes: float = 0, flops: float = 0) -> Row:  # fmt: skip
     """Return what was measured, as JSON holds it."""
-    winners = {side: best(variants, side) for side in SIDES if any(v.side == side for v in variants)}
+    winners = {side: best(variants, side) for side in dict.fromkeys(v.side for v in variants)}
     ours = winners["jaxnn"]
-    values = {f"of {SIDES[side]}": ratio(ours.samples, v.samples) for side, v in winners.items() if v is not ours}
+    values = {
+        f"of {SIDES.get(side, side)}": ratio(ours.samples, v.samples) for side, v in winners.items() if v is not ours
+    }
     held, theirs = (winners[s].facts.get("temporary_bytes") if s in winners else None for s in ("jaxnn", "jax"))
     if held is not None:
         values["MB"] = (held / 1e6,) * 3
@@ -169,12 +172,12 @@ def jax_run(call: Callable[[], Any]) -> Callable[[int], Any]:
     return run
 
 
-def compiled(program: Any, *args: Any) -> dict[str, float]:
+def compiled(program: Any, *args: Any) -> tuple[Any, dict[str, float]]:
     """Compile a jitted function, for its later calls too, and return the seconds and the bytes of temporaries."""
     before = time.perf_counter()
     executable = program.lower(*args).compile()
-    seconds = time.perf_counter() - before
-    return {"compile_seconds": seconds, "temporary_bytes": float(executable.memory_analysis().temp_size_in_bytes)}
+    seconds, held = time.perf_counter() - before, executable.memory_analysis().temp_size_in_bytes
+    return executable, {"compile_seconds": seconds, "temporary_bytes": float(held)}
 
 
 def unless_it_fails(what: str, make: Callable[[], Variant]) -> list[Variant]:
@@ -268,7 +271,7 @@ class Problem:
     def jax_variant(self, side: str, name: str, way: In) -> Variant:
         """Return a way in JAX, compiled and checked."""
         program, args = self.program(way, self.args)
-        facts = compiled(program, *args)
+        _, facts = compiled(program, *args)
         agree(f"{self.work.name} by {name}", self.mode, self.canonical(way, program(*args)), self.truth)
         if not self.by_example:
             facts["residual_bytes"] = float(saved(way.f, tuple(args[0]))[1])
@@ -396,7 +399,7 @@ def forms(net: Net, mode: str, params: Any, data: tuple[Any, Any, Any]) -> Itera
     first = None
     for name, (program, argument, call) in programs.items():
         state = jax.tree.map(jnp.copy, net.convert(params))
-        facts = compiled(program, state, argument)
+        _, facts = compiled(program, state, argument)
         chain = functools.partial(chained, call, [state])
         moved = flat(jax.tree.map(lambda a, b: np.asarray(a, np.float64) - b, chain(), net.convert(params)))
         first = moved if first is None else first
@@ -453,19 +456,19 @@ def convnet(sizes: Sizes, mode: str, rounds: int) -> Iterator[Row]:
 
 
 def product_alone(size: int, mode: str, rounds: int) -> Row:
-    """Measure the bare matrix product of conv2's weight gradient, patchesᵀ dy: the rule's floor by XLA's products."""
+    """Measure the bare matrix product of conv2's weight gradient, 3 rows of x by 3 columns of dy: the rule's floor."""
     height, width = (n - 4 for n in IMAGE[:2])
-    pixels, taps, filters = size * height * width, 9 * 32, 64
+    pixels, inputs, filters = size * height * (width + 2), 3 * 32, 3 * 64
     rng = np.random.default_rng(0)
-    patches, dy = (jnp.asarray(rng.standard_normal((pixels, n), np.float32), dtype_of(mode)) for n in (taps, filters))
-    program = jax.jit(lambda patches, dy: patches.T @ dy)
-    variants = [Variant("jaxnn", "XLA", jax_run(lambda: program(patches, dy)))]
+    x, dy = (jnp.asarray(rng.standard_normal((pixels, n), np.float32), dtype_of(mode)) for n in (inputs, filters))
+    program = jax.jit(lambda x, dy: x.T @ dy)
+    variants = [Variant("jaxnn", "XLA", jax_run(lambda: program(x, dy)))]
     if torch:
-        a, b = (peers.tensor(np.asarray(x), torch_device(), "") for x in (patches, dy))
+        a, b = (peers.tensor(np.asarray(z), torch_device(), "") for z in (x, dy))
         variants.append(Variant("torch", "mm", torch_run(lambda: torch.mm(a.T, b))))
     measure([v.calibrated() for v in variants], rounds)
-    name = f"alone the product {taps}×{pixels}×{filters} of conv2's weight gradient"
-    return row("convnet", name, mode, variants, {}, flops=2.0 * pixels * taps * filters)
+    name = f"alone the product {inputs}×{pixels}×{filters} of conv2's weight gradient"
+    return row("convnet", name, mode, variants, {}, flops=2.0 * pixels * inputs * filters)
 
 
 def step_flops(batch: int) -> float:
@@ -480,7 +483,7 @@ def memory(sizes: Sizes, mode: str, rounds: int) -> Iterator[Row]:
     variants = []
     for net in peers.nets(dtype_of(mode)):
         params = jax.eval_shape(lambda net=net: net.convert(models.convnet.init(jax.random.key(0), IMAGE, 10)))
-        facts = compiled(jax.jit(jax.value_and_grad(net.loss)), params, x, y, jax.eval_shape(jax.random.key, 0))
+        _, facts = compiled(jax.jit(jax.value_and_grad(net.loss)), params, x, y, jax.eval_shape(jax.random.key, 0))
         variants.append(Variant(net.side, net.name, lambda n: None, samples=[facts["temporary_bytes"]]))
     limits = targets(on_gpu())["memory"]
     yield row("memory", "convnet's gradient, batch 1024", mode, variants, limits, unit="B")
@@ -503,8 +506,29 @@ def compilation(sizes: Sizes, mode: str, rounds: int) -> Iterator[Row]:
     yield row("compile", f"convnet's step, batch {sizes.convnet[0]}", mode, variants, limits)
 
 
+def tricks(sizes: Sizes, mode: str, rounds: int) -> Iterator[Row]:
+    """Measure what each trick of the rules gains."""
+
+    def variant(problem: Problem, side: str, name: str) -> Variant:
+        jax.clear_caches()  # type: ignore[no-untyped-call]  # of traces with the trick, or without it
+        program, args = problem.program(problem.ours, problem.args)
+        executable, facts = compiled(program, *args)
+        agree(f"{problem.work.name}, {name}", mode, problem.canonical(problem.ours, executable(*args)), problem.truth)
+        return Variant(side, name, jax_run(lambda: executable(*args)), facts=facts).calibrated()
+
+    for work in peers.components(sizes):
+        for trick in (t for t in peers.tricks(on_gpu()) if t.work == work.name):
+            problem = Problem(work, mode, False)
+            with trick.left_out():
+                without = variant(problem, "without", trick.instead)
+            variants = [variant(problem, "jaxnn", trick.name), without]
+            measure(variants, rounds)
+            yield row("tricks", f"{work.name}: `{trick.name}`, not {trick.instead}", mode, variants, {})
+
+
 GROUPS: dict[str, Callable[[Sizes, str, int], Iterator[Row]]] = {
     "convnet": convnet, "components": components, "memory": memory, "compile": compilation,
+    "tricks": tricks,
 }  # fmt: skip
 
 

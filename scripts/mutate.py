@@ -57,19 +57,17 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
         "only their sum is used",
     **{f"layers/conv2d.py _conv2d_bwd: (0, 1, 2) -> {axes}": "a sum over the same axes"
        for axes in ("(1, 0, 2)", "(0, 2, 1)")},
-    "layers/conv2d.py _weight_gradient_by_patches: groups == 1 -> groups == 0": "the general form, slower",
+    "layers/conv2d.py _weight_gradient_by_products: groups == 1 -> groups == 0": "the general form, slower",
     **{f"layers/conv2d.py {mutant}": "blocks of another size, the same result" for mutant in (
-        *(f"_weight_gradient_by_patches: (oh, ow, kh, kw, x.shape[-1]) -> {shape}" for shape in (
+        *(f"_weight_gradient_by_products: (oh, ow, kh, kw, x.shape[-1]) -> {shape}" for shape in (
             "(ow, oh, kh, kw, x.shape[-1])", "(oh, kh, ow, kw, x.shape[-1])", "(oh, ow, kw, kh, x.shape[-1])",
             "(oh, ow, kh, x.shape[-1], kw)")),
-        *(f"_weight_gradient_by_patches: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
+        *(f"_weight_gradient_by_products: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
     **{f"layers/conv2d.py _convolve: {other}": "any number of rows more has the same result" for other in (
-        "not _gains_by_a_row(geometry, x, w, pads, spread) -> _gains_by_a_row(geometry, x, w, pads, spread)",
-        *(f"functools.partial(with_more_rows, {a}) -> functools.partial(with_more_rows, {b})"
-          for a, b in ((0, 1), (1, 0), (1, 2))),
-        *("lax.platform_dependent(x, w, cpu=functools.partial(with_more_rows, 1), default=as_given) -> "
+        "more == 0 -> more != 0", "more == 0 -> more == 1",
+        *("lax.platform_dependent(x, w, cpu=functools.partial(with_more_rows, more), default=as_given) -> "
           f"lax.platform_dependent(x, w, {path})"
-          for path in ("default=as_given", "cpu=functools.partial(with_more_rows, 1)")))},
+          for path in ("default=as_given", "cpu=functools.partial(with_more_rows, more)")))},
     **{f"layers/log_softmax.py _log_softmax_bwd: jnp.where(where, {d}, zero) -> jnp.where(where, {d}, -zero)": "−0"
        for d in ("dx", "dy")},
     "_devices.py varying: lax.pcast(x, axes, to='varying') if axes else x -> lax.pcast(x, axes, to='varying')":
@@ -213,10 +211,11 @@ BEYOND_CHECK = {
     r"resolve_precision: |precision=[\w.]+[,)].* -> (?!.*[ (]precision=)":
         "a CPU multiplies in full, whatever is asked for",
     r"platform_dependent": "the other path computes the same",
-    r"_largest_divisor: |_weight_gradient_by_patches: (-1 -> |.*(_samples_in|samples // block|\(oh, ))|"
+    r"_largest_divisor: |_weight_gradient_by_products: (-1 -> |.*(_samples_in|samples // block|\(oh, |_splits_taps))|"
+    r"_splits_taps: .*(reach|kw|inputs|outputs|groups|dilation)|"
     r" _arguments: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
         "blocks of another size, or the other way, the same result",
-    r"_convolve: (stride\[0\]|_gains_by_a_row\()": "a row more by unequal strides, or none: `check` has neither",
+    r"_convolve: (stride\[0\]|_rows_more\()": "rows more by unequal strides, or none: `check` has neither",
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that nothing reads",
@@ -233,7 +232,7 @@ BEYOND_CHECK = {
     r"over_blocks: step\(carry, jnp\.int32\(0\), None\) if blocks": "no rows, or no classes",
     r"over_blocks: .*(jnp\.arange\(block|bfloat16|int8)": "a small whole number, the same in every dtype",
     r"(_bwd|add_at): cotangent\(.*\) -> |cotangent: |vary_with: |vary_with\(.*\) -> jnp\.zeros\(|"
-    r"_weight_gradient_by_patches: jnp\.moveaxis":
+    r"_weight_gradient_by_products: dw\.transpose.*reshape\(w_shape\)$":
         "of the right type already, but over a mesh",
     r"_nll_fwd: |_to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows|"
     r"jnp\.where\(block\.bad, jnp\.nan, d?l\) -> d?l$|~block\.bad -> block\.counted$|_whole: counted & .* -> ~_labels":

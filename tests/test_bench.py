@@ -1,5 +1,6 @@
 """The benchmark measures what it says: turns, ratios, agreement; tiny sizes, and no word on how fast anything is."""
 
+import importlib
 import itertools
 import json
 
@@ -127,9 +128,13 @@ def test_groups(group, tmp_path, capsys):
     assert {"command", "machine", "ceilings", "rows"} == set(results)
     names = [r["name"] for r in results["rows"]]
     assert names == sorted(set(names), key=names.index)
+    if group == "tricks":
+        (row,) = results["rows"]
+        assert row["name"] == "dropout: `_keep`, not threefry" and row["best"].keys() == {"jaxnn", "without"}
+        assert {f["figure"] for f in row["figures"]} == {"of without", "MB", "ms"}
     if group == "components":
         assert {n.removesuffix(", per example") for n in names} == set(FEW) and len(names) == 2 * len(FEW)
-    for row in results["rows"]:
+    for row in results["rows"] if group != "tricks" else ():
         alone = row["name"].startswith("alone the product")
         assert ({"jaxnn", "jax"} - ({"jax"} if alone else set())) <= set(row["best"])
         assert alone != ("of JAX" in [f["figure"] for f in row["figures"]])
@@ -149,6 +154,19 @@ def test_every_net_is_the_convnet(monkeypatch, net, dtype):
     params = bench.models.convnet.init(jax.random.key(0), bench.IMAGE, 10)
     x, y = np.random.default_rng(0).standard_normal((4, *bench.IMAGE), np.float32), jnp.arange(4)
     bench.check_net(found[net], dtype, params, x, y, bench.truth_of_net(params, x, y))
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_every_trick_can_be_left_out(gpu, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(peers, "torch", None)
+    works = {w.name for w in peers.components(TINY)}
+    for trick in peers.tricks(gpu):
+        module, called = importlib.import_module(trick.module), []
+        kept = getattr(module, trick.name)
+        with trick._replace(without=lambda kept, *args, called=called: called.append((kept, args))).left_out():
+            getattr(module, trick.name)(1, 2)
+        assert trick.work in works and called == [(kept, (1, 2))] and getattr(module, trick.name) is kept
 
 
 def test_a_disagreement_stops_the_run_in_one_line(monkeypatch, capsys):

@@ -92,6 +92,15 @@ def test_the_weight_gradient_from_rows_of_x_and_columns_of_dy(options, block, mo
     assert taken and all(taken)
 
 
+@pytest.mark.parametrize("column", [0, 1, 5, 11, 12])
+def test_an_infinite_pixel_reaches_no_weight_that_is_never_over_it(column):
+    """No product with a zero that stands for an output beyond the last."""
+    x, w = jnp.ones((1, 4, 13)).at[0, 1, column].set(jnp.inf), jnp.ones((1, 1, 2, 3))
+    y, vjp = jax.vjp(lambda w: jaxnn.conv2d(x, w), w)
+    _, automatic = jax.vjp(lambda w: jaxnn.conv2d.definition(x, w), w)
+    np.testing.assert_array_equal(vjp(jnp.ones_like(y))[0], automatic(jnp.ones_like(y))[0])
+
+
 @pytest.mark.parametrize("filters, columns, stride, dilation, groups, splits", [
     ((3, 3, 16, 64), 4, 1, 1, 1, True),
     ((3, 3, 16, 65), 4, 1, 1, 1, False),
@@ -100,6 +109,7 @@ def test_the_weight_gradient_from_rows_of_x_and_columns_of_dy(options, block, mo
     ((3, 3, 16, 64), 8, 1, 2, 1, True),
     ((3, 3, 16, 64), 4, 2, 1, 1, False),
     ((3, 3, 16, 64), 4, 1, 1, 2, False),
+    ((3, 1, 16, 64), 4, 1, 1, 1, False),
 ])  # fmt: skip
 def test_which_weight_gradients_split_their_taps(filters, columns, stride, dilation, groups, splits):
     geometry = module._Geometry((3, stride), ((0, 0), (0, 0)), (9, dilation), groups, "NHWC", None)

@@ -311,33 +311,18 @@ def _weight_gradient_by_convolution(geometry: _Geometry, w_shape: tuple[int, ...
 def _weight_gradient_by_products(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as matrix products of blocks of samples.
 
-    Left are x's patches and right is dy; or, with k = j + Dj' and Σ_s,i,k dy_s,i,k−Dj',oc x_s,Si+Di'−P,k−P,ic, left are
-    patches of one column and right is dy for each j'. A block's factors fit in the cache: taken all at once they cost
-    more in page faults than the product does.
+    A block's factors fit in the cache: taken all at once they cost more in page faults than the product does.
     """
-    (kh, kw, inputs, outputs), (samples, oh, ow, _) = w_shape, dy.shape
-    groups, outputs, accumulator = geometry.groups, outputs // geometry.groups, wide(x.dtype)
-    right = kw if _splits_taps(geometry, w_shape, ow) else 1
-    left, columns = kh * (kw // right), ow + geometry.dilation[1] * (right - 1)
-
-    def of_block(x: Array, dy: Array) -> Array:
-        product = functools.partial(lax.dot_general, precision=geometry.precision, preferred_element_type=accumulator)
-        x, dy = _patches(geometry, (kh, kw // right), (oh, columns), x), _shifted(geometry, right, dy)
-        pixels = len(x) * oh * columns
-        if groups == 1:  # a plain matrix product: XLA runs one with a batch axis of size 1 far slower
-            x, dy = x.reshape(pixels, left * inputs), dy.reshape(pixels, right * outputs)
-            return product(x, dy, (((0,), (0,)), ((), ()))).reshape(1, left, inputs, right, outputs)
-        x, dy = x.reshape(pixels, left, groups, inputs), dy.reshape(pixels, right, groups, outputs)
-        return product(x, dy, (((0,), (0,)), ((2,), (2,))))
-
+    (kh, kw, _, _), (samples, oh, ow, _) = w_shape, dy.shape
+    of_block = _by_rows_and_columns if _splits_taps(geometry, w_shape, ow) else _by_patches
     block = _largest_divisor(samples, _samples_in(_BLOCK_BYTES, (oh, ow, kh, kw, x.shape[-1]), x.dtype))
     if block == samples:
-        dw = of_block(x, dy)
+        dw = of_block(geometry, w_shape, x, dy)
     else:
         blocks = (x.reshape(samples // block, block, *x.shape[1:]), dy.reshape(samples // block, block, *dy.shape[1:]))
-        zero = jnp.zeros((groups, left, inputs, right, outputs), accumulator)
-        dw, _ = lax.scan(lambda dw, xy: (dw + of_block(*xy), None), vary_with(zero, type_of(x), type_of(dy)), blocks)
-    return dw.transpose(1, 3, 2, 0, 4).reshape(w_shape).astype(x.dtype)
+        zero = vary_with(jnp.zeros(w_shape, wide(x.dtype)), type_of(x), type_of(dy))
+        dw, _ = lax.scan(lambda dw, xy: (dw + of_block(geometry, w_shape, *xy), None), zero, blocks)
+    return dw.astype(x.dtype)
 
 
 _BLOCK_BYTES = 4 << 20  # of a block, found by trial
@@ -349,9 +334,55 @@ def _samples_in(size: int, sample: tuple[int, ...], dtype: Any) -> int:
     return size // max(1, bytes_each)
 
 
+def _by_patches(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
+    """Multiply the patches of x, one under the filter at each output, by dy."""
+    (kh, kw, _, _), (oh, ow) = w_shape, dy.shape[1:3]
+    patches = _patches(geometry, (kh, kw), (oh, ow), _padded(geometry, x))
+    return _product(geometry, patches, dy[:, :, :, None]).reshape(w_shape)
+
+
+def _by_rows_and_columns(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
+    """Multiply the patches of single columns k = j + Dj' of x, for all i', by the dy at j = k − Dj', for all j'.
+
+    Each j' reaches as many columns as dy has: all reach those from D (KW − 1) to the last but as many; of the others,
+    the rim, each reaches some at the left and some at the right, and has a product of its own.
+    """
+    (kh, kw, _, _), (oh, ow) = w_shape, dy.shape[1:3]
+    shifts = [geometry.dilation[1] * j for j in range(kw)]
+    reach, x = shifts[-1], _padded(geometry, x)
+
+    def product(x: Array, *dy: Array) -> Array:
+        return _product(geometry, _patches(geometry, (kh, 1), (oh, x.shape[2]), x), jnp.stack(dy, axis=3))
+
+    def ends(x: Array, left: slice, right: slice) -> Array:
+        return jnp.concatenate((x[:, :, left], x[:, :, right]), axis=2)
+
+    inner = product(x[:, :, reach:ow], *(dy[:, :, reach - shift : ow - shift] for shift in shifts))
+    rim = [
+        product(
+            ends(x, slice(shift, reach), slice(ow, ow + shift)), ends(dy, slice(reach - shift), slice(ow - shift, ow))
+        )
+        for shift in shifts
+    ]
+    return inner + jnp.concatenate(rim, axis=1)
+
+
+def _splits_taps(geometry: _Geometry, w_shape: tuple[int, ...], ow: int) -> bool:
+    """Tell which weight gradients are faster by rows and columns than by patches; it needs columns one pixel apart.
+
+    Less is copied, and XLA runs products whose factors are nearer the same size faster; the rim takes smaller products.
+    """
+    _, kw, inputs, outputs = w_shape
+    reach = geometry.dilation[1] * (kw - 1)
+    return geometry.stride[1] == 1 and geometry.groups == 1 and 0 < 2 * reach <= ow and outputs <= 4 * inputs
+
+
+def _padded(geometry: _Geometry, x: Array) -> Array:
+    return jnp.pad(x, ((0, 0), *geometry.pads, (0, 0)))
+
+
 def _patches(geometry: _Geometry, window: Pair, outputs: Pair, x: Array) -> Array:
-    """Return x_s,Si+Di'−P,Sj+Dj'−P,ic as (s, i, j, taps, ic), one slice a tap."""
-    x = jnp.pad(x, ((0, 0), *geometry.pads, (0, 0)))
+    """Return x_s,Si+Di',Sj+Dj',ic as (s, i, j, taps, ic), one slice a tap."""
     (sh, sw), (dh, dw) = geometry.stride, geometry.dilation
     taps = [
         x[:, i * dh : i * dh + sh * (outputs[0] - 1) + 1 : sh, j * dw : j * dw + sw * (outputs[1] - 1) + 1 : sw]
@@ -361,23 +392,17 @@ def _patches(geometry: _Geometry, window: Pair, outputs: Pair, x: Array) -> Arra
     return jnp.stack(taps, axis=3)
 
 
-def _splits_taps(geometry: _Geometry, w_shape: tuple[int, ...], ow: int) -> bool:
-    """Tell which weight gradients take the rows of the taps from x and the columns from dy.
-
-    That copies less than patches of rows and columns do, and XLA runs products that are nearer a square faster. But it
-    takes columns one pixel apart, and multiplies by the zeros that dy gets beside it, as many columns as the filter
-    reaches.
-    """
-    _, kw, inputs, outputs = w_shape
-    reach = geometry.dilation[1] * (kw - 1)
-    return geometry.stride[1] == 1 and geometry.groups == 1 and 2 * reach <= ow and outputs <= 4 * inputs
-
-
-def _shifted(geometry: _Geometry, taps: int, dy: Array) -> Array:
-    """Return dy_s,i,k−Dj',oc as (s, i, k, taps, oc), one shift a tap."""
-    step, reach = geometry.dilation[1], geometry.dilation[1] * (taps - 1)
-    shifts = [jnp.pad(dy, ((0, 0), (0, 0), (j * step, reach - j * step), (0, 0))) for j in range(taps)]
-    return jnp.stack(shifts, axis=3)
+def _product(geometry: _Geometry, x: Array, dy: Array) -> Array:
+    """Return Σ_s,i,j x_s,i,j,l,ic dy_s,i,j,r,oc as (l, r, ic, oc), where ic is of oc's group."""
+    groups, (left, inputs), (right, outputs) = geometry.groups, x.shape[3:], dy.shape[3:]
+    product = functools.partial(lax.dot_general, precision=geometry.precision, preferred_element_type=wide(x.dtype))
+    pixels, of_group = math.prod(x.shape[:3]), inputs // groups
+    if groups == 1:  # a plain matrix product: XLA runs one with a batch axis of size 1 far slower
+        x, dy = x.reshape(pixels, left * inputs), dy.reshape(pixels, right * outputs)
+        return product(x, dy, (((0,), (0,)), ((), ()))).reshape(left, inputs, right, outputs).transpose(0, 2, 1, 3)
+    x, dy = x.reshape(pixels, left, groups, of_group), dy.reshape(pixels, right, groups, outputs // groups)
+    dw = product(x, dy, (((0,), (0,)), ((2,), (2,))))
+    return dw.transpose(1, 3, 2, 0, 4).reshape(left, right, of_group, outputs)
 
 
 def _largest_divisor(number: int, limit: int) -> int:
