@@ -57,7 +57,9 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
         "only their sum is used",
     **{f"layers/conv2d.py _conv2d_bwd: (0, 1, 2) -> {axes}": "a sum over the same axes"
        for axes in ("(1, 0, 2)", "(0, 2, 1)")},
-    "layers/conv2d.py _weight_gradient_by_products: groups == 1 -> groups == 0": "the general form, slower",
+    "layers/conv2d.py _product: groups == 1 -> groups == 0": "the general form, slower",
+    "layers/conv2d.py _by_rows_and_columns: (x[:, :, left], x[:, :, right]) -> (x[:, :, right], x[:, :, left])":
+        "the same sum in another order",
     **{f"layers/conv2d.py {mutant}": "blocks of another size, the same result" for mutant in (
         *(f"_weight_gradient_by_products: (oh, ow, kh, kw, x.shape[-1]) -> {shape}" for shape in (
             "(ow, oh, kh, kw, x.shape[-1])", "(oh, kh, ow, kw, x.shape[-1])", "(oh, ow, kw, kh, x.shape[-1])",
@@ -65,6 +67,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
         *(f"_weight_gradient_by_products: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
     **{f"layers/conv2d.py _convolve: {other}": "any number of rows more has the same result" for other in (
         "more == 0 -> more != 0", "more == 0 -> more == 1",
+        "functools.partial(with_more_rows, 0) -> functools.partial(with_more_rows, 1)",
         *("lax.platform_dependent(x, w, cpu=functools.partial(with_more_rows, more), default=as_given) -> "
           f"lax.platform_dependent(x, w, {path})"
           for path in ("default=as_given", "cpu=functools.partial(with_more_rows, more)")))},
@@ -231,8 +234,7 @@ BEYOND_CHECK = {
         "more than one device has classes: `check` cuts rows alone",
     r"over_blocks: step\(carry, jnp\.int32\(0\), None\) if blocks": "no rows, or no classes",
     r"over_blocks: .*(jnp\.arange\(block|bfloat16|int8)": "a small whole number, the same in every dtype",
-    r"(_bwd|add_at): cotangent\(.*\) -> |cotangent: |vary_with: |vary_with\(.*\) -> jnp\.zeros\(|"
-    r"_weight_gradient_by_products: dw\.transpose.*reshape\(w_shape\)$":
+    r"(_bwd|add_at): cotangent\(.*\) -> |cotangent: |vary_with: |vary_with\(.*\) -> jnp\.zeros\(":
         "of the right type already, but over a mesh",
     r"_nll_fwd: |_to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows|"
     r"jnp\.where\(block\.bad, jnp\.nan, d?l\) -> d?l$|~block\.bad -> block\.counted$|_whole: counted & .* -> ~_labels":
