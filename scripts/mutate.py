@@ -58,6 +58,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     **{f"layers/conv2d.py _conv2d_bwd: (0, 1, 2) -> {axes}": "a sum over the same axes"
        for axes in ("(1, 0, 2)", "(0, 2, 1)")},
     "layers/conv2d.py _product: groups == 1 -> groups == 0": "the general form, slower",
+    "layers/conv2d.py _product: dw.transpose(1, 3, 2, 0, 4).reshape(left, right, of_group, outputs) -> "
+    "dw.transpose(1, 3, 2, 0, 4)": "with several groups its caller reshapes once more",
     "layers/conv2d.py _by_rows_and_columns: (x[:, :, left], x[:, :, right]) -> (x[:, :, right], x[:, :, left])":
         "the same sum in another order",
     **{f"layers/conv2d.py {mutant}": "blocks of another size, the same result" for mutant in (
