@@ -360,8 +360,11 @@ def edits(node: Any, parent: Any) -> Iterator[ast.AST]:
             yield ast.BoolOp(ast.And() if isinstance(node.op, ast.Or) else ast.Or(), node.values)
             yield from node.values
         case ast.Compare():
-            for other in COMPARISONS[type(node.ops[0]).__name__]:
-                yield ast.Compare(node.left, [getattr(ast, other)()], node.comparators)
+            for i, op in enumerate(node.ops):
+                for other in COMPARISONS[type(op).__name__]:
+                    yield ast.Compare(
+                        node.left, [*node.ops[:i], getattr(ast, other)(), *node.ops[i + 1 :]], node.comparators
+                    )
         case ast.IfExp():
             yield from (node.body, node.orelse)
         case ast.Constant(value=bool(value)):
