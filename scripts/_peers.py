@@ -395,13 +395,14 @@ def tricks(gpu: bool) -> list[Trick]:
         return sizes
 
     on_cpu = [
-        Trick("conv2d NHWC", conv2d, "_rows_more", "as many as asked for", lambda *_: 0),
         Trick("conv2d NHWC", conv2d, "_weight_gradient_by_products", "a convolution", by_convolution),
         Trick("conv2d NHWC", conv2d, "_splits_taps", "patches", lambda *_: False),
         Trick("conv2d NHWC", conv2d, "_samples_in", "all samples at once", lambda *_: 1 << 30),
     ]
+    if jax.__version_info__ < (0, 11):
+        on_cpu.append(Trick("conv2d NHWC", conv2d, "_rows_more", "as many as asked for", lambda *_: 0))
     return [
-        *([] if gpu else on_cpu[jax.__version_info__ >= (0, 11) :]),
+        *([] if gpu else on_cpu),
         *(Trick(f"max_pool2d {layout}", "jax.lax", "optimization_barrier", "none", lambda _, x: x)
           for layout in ("NHWC", "NCHW")),
         Trick("dropout", "jaxnn.layers.dropout", "_keep", "threefry", random_bits),

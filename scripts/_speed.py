@@ -179,8 +179,8 @@ def section() -> str:
 
 def table(results: dict[str, Any], rows: list[Row]) -> list[str]:
     """Return rows as the lines of a table in Markdown."""
-    head, *lines = [f"| {' | '.join(t.replace('|', chr(92) + '|') for t in line)} |" for line in texts(results, rows)]
-    return [head, "|" + "---|" * head.count(" | ") + "---|", *lines, ""]
+    head, *lines = (f"| {' | '.join(t.replace('|', chr(92) + '|') for t in line)} |" for line in texts(results, rows))
+    return [head, "|" + "---|" * len(texts(results, [])[0]), *lines, ""]
 
 
 def readme(text: str) -> str:

@@ -178,7 +178,7 @@ def _conv2d_bwd(geometry: _Geometry, residuals: Any, dy: Array) -> tuple[Array, 
     x, w, dy = _channels_last(geometry, x), _outputs_last(geometry, w), _channels_last(geometry, dy)
     dx = _images_as_given(geometry, _input_gradient(geometry, x.shape, w, dy))
     # On CPU the weight's gradient as a convolution has a filter of the size of the image, which XLA runs slower than
-    # the same sum as a matrix product of patches: inside a scan by two orders of magnitude, on its slow path.
+    # the same sum as matrix products: inside a scan by two orders of magnitude, on its slow path.
     dw = lax.platform_dependent(
         x,
         dy,
@@ -240,7 +240,7 @@ def _convolve(geometry: _Geometry, x: Array, w: Array, stride: Pair, pads: Pads,
             x,
             w,
             stride,
-            ((top, bottom + more * stride[0]), columns),
+            ((top, bottom + more), columns),
             lhs_dilation=spread,
             rhs_dilation=geometry.dilation,
             dimension_numbers=_LAYOUTS,
@@ -259,12 +259,14 @@ def _convolve(geometry: _Geometry, x: Array, w: Array, stride: Pair, pads: Pads,
 def _rows_more(geometry: _Geometry, x: Array, w: Array, stride: Pair, pads: Pads, spread: Pair) -> int:
     """Return how many rows of outputs more, from zeros, make a convolution faster on the CPU backend of jax 0.10.
 
-    It is slow where it takes a kernel of YNNPACK: for many channels, and padding of no more than the filter's reach.
+    It is slow where it takes a kernel of YNNPACK: for many channels, and on both axes padding of no more than the
+    filter's reach. In float64, and by strides, it is not.
     """
-    reach = geometry.dilation[0] * (w.shape[0] - 1)
-    large = w.shape[2] * w.shape[3] >= 512 and x.shape[1] - reach >= 8
-    by_ynnpack = large and geometry.groups == 1 and spread == (1, 1) and jax.__version_info__ < (0, 11)
-    return max(0, (reach - sum(pads[0])) // stride[0] + 1) if by_ynnpack else 0
+    reach = [d * (k - 1) for d, k in zip(geometry.dilation, w.shape[:2], strict=True)]
+    large = w.shape[2] * w.shape[3] >= 512 and x.shape[1] - reach[0] >= 8 and x.dtype.itemsize <= 4
+    plain = geometry.groups == 1 and stride[0] == 1 and spread == (1, 1)
+    by_ynnpack = jax.__version_info__ < (0, 11) and all(sum(p) <= r for p, r in zip(pads, reach, strict=True))
+    return reach[0] + 1 - sum(pads[0]) if by_ynnpack and large and plain else 0
 
 
 def _spans(geometry: _Geometry, x: tuple[int, ...], w: tuple[int, ...], dy: tuple[int, ...]) -> list[Any]:
@@ -311,7 +313,7 @@ def _weight_gradient_by_convolution(geometry: _Geometry, w_shape: tuple[int, ...
 def _weight_gradient_by_products(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as matrix products of blocks of samples.
 
-    A block's factors fit in the cache: taken all at once they cost more in page faults than the product does.
+    A block's patches fit in the cache: taken all at once they cost more in page faults than the product does.
     """
     (kh, kw, _, _), (samples, oh, ow, _) = w_shape, dy.shape
     of_block = _by_rows_and_columns if _splits_taps(geometry, w_shape, ow) else _by_patches
@@ -325,7 +327,7 @@ def _weight_gradient_by_products(geometry: _Geometry, w_shape: tuple[int, ...], 
     return dw.astype(x.dtype)
 
 
-_BLOCK_BYTES = 4 << 20  # of a block, found by trial
+_BLOCK_BYTES = 4 << 20  # of a block's patches, found by trial
 
 
 def _samples_in(size: int, sample: tuple[int, ...], dtype: Any) -> int:
@@ -342,10 +344,10 @@ def _by_patches(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Arr
 
 
 def _by_rows_and_columns(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
-    """Multiply the patches of single columns k = j + Dj' of x, for all i', by the dy at j = k − Dj', for all j'.
+    """Multiply patches of single columns k = j + Dj' of the padded x, with all i', by the dy at j = k − Dj' of all j'.
 
-    Each j' reaches as many columns as dy has: all reach those from D (KW − 1) to the last but as many; of the others,
-    the rim, each reaches some at the left and some at the right, and has a product of its own.
+    Each j' meets as many columns as dy has. All meet the inner ones, from D (KW − 1) up to that number, in one product;
+    at both ends each j' meets columns of its own, D (KW − 1) together, and has a product for them.
     """
     (kh, kw, _, _), (oh, ow) = w_shape, dy.shape[1:3]
     shifts = [geometry.dilation[1] * j for j in range(kw)]
@@ -358,23 +360,25 @@ def _by_rows_and_columns(geometry: _Geometry, w_shape: tuple[int, ...], x: Array
         return jnp.concatenate((x[:, :, left], x[:, :, right]), axis=2)
 
     inner = product(x[:, :, reach:ow], *(dy[:, :, reach - shift : ow - shift] for shift in shifts))
-    rim = [
+    outer = [
         product(
             ends(x, slice(shift, reach), slice(ow, ow + shift)), ends(dy, slice(reach - shift), slice(ow - shift, ow))
         )
         for shift in shifts
     ]
-    return inner + jnp.concatenate(rim, axis=1)
+    return inner + jnp.concatenate(outer, axis=1)
 
 
 def _splits_taps(geometry: _Geometry, w_shape: tuple[int, ...], ow: int) -> bool:
-    """Tell which weight gradients are faster by rows and columns than by patches; it needs columns one pixel apart.
+    """Tell which weight gradients are formed by rows and columns, which takes columns one pixel apart.
 
-    Less is copied, and XLA runs products whose factors are nearer the same size faster; the rim takes smaller products.
+    It copies less, or as much, and XLA runs products faster whose factors are nearer the same size; most of it has to
+    be the inner columns' product.
     """
-    _, kw, inputs, outputs = w_shape
+    kh, kw, inputs, outputs = w_shape
     reach = geometry.dilation[1] * (kw - 1)
-    return geometry.stride[1] == 1 and geometry.groups == 1 and 0 < 2 * reach <= ow and outputs <= 4 * inputs
+    copies_less = kh * inputs + kw * outputs <= kh * kw * inputs
+    return geometry.stride[1] == 1 and geometry.groups == 1 and 2 * reach <= ow and copies_less
 
 
 def _padded(geometry: _Geometry, x: Array) -> Array:
