@@ -339,6 +339,8 @@ def components(sizes: Sizes, mode: str, rounds: int) -> Iterator[Row]:
             del problem, variants
             gc.collect()
             jax.clear_caches()  # type: ignore[no-untyped-call]
+            if torch:
+                torch._dynamo.reset()  # else it would compile the first few functions, and no more
 
 
 # The convnet ----------------------------------------------------------------------------------------------------------
