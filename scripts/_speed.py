@@ -144,10 +144,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
             bounds = [(f["limit"], y) for y, f in found if "limit" in f]
             axes.plot(*zip(*bounds, strict=True), "|", color=colour, ms=11) if bounds else None
         axes.axvline(1, color="#666666", lw=0.8)
-        axes.set(
-            xscale="log", xlabel="jaxnn's share of the time or memory; the bar is the target", ylim=(-1, len(rows))
-        )
-        axes.set_yticks(range(len(rows)), [cells(r, {})[0] for r in rows])
+        axes.set(xscale="log", xlabel="share of the time or memory; a bar is a target", ylim=(-1, len(rows)))
+        axes.set_yticks(range(len(rows)), [cells(r, {})[0].replace("`", "") for r in rows])
         axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
         axes.legend(frameon=False, loc="lower left")
