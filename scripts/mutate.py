@@ -66,6 +66,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
         *(f"_weight_gradient_by_products: (oh, ow, kh, kw, x.shape[-1]) -> {shape}" for shape in (
             "(ow, oh, kh, kw, x.shape[-1])", "(oh, kh, ow, kw, x.shape[-1])", "(oh, ow, kw, kh, x.shape[-1])",
             "(oh, ow, kh, x.shape[-1], kw)")),
+        *(f"_weight_gradient_by_products: (kh, kw, _, _) -> ({axes}, _)" for axes in ("kw, kh, _", "kh, _, kw")),
         *(f"_weight_gradient_by_products: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
     **{f"layers/conv2d.py _convolve: {other}": "any number of rows more has the same result" for other in (
         "more == 0 -> more != 0", "more == 0 -> more == 1",

@@ -65,6 +65,14 @@ def test_the_weight_gradient_in_blocks_of_two_samples(monkeypatch):
     assert_rule(case)
 
 
+def test_the_blocks_of_a_low_precision_add_up_in_float32(monkeypatch):
+    """A sum in bfloat16 would stay at 256."""
+    monkeypatch.setattr(module, "_samples_in", lambda *_: 1)
+    x, w = jnp.ones((300, 1, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 1, 1), jnp.bfloat16)
+    y, vjp = jax.vjp(jaxnn.conv2d, x, w)
+    assert vjp(jnp.ones_like(y))[1].item() == 300
+
+
 @pytest.mark.parametrize(
     "number, limit, expected", [(12, 5, 4), (12, 4, 4), (7, 5, 1), (6, 6, 6), (6, 9, 6), (6, 0, 1), (0, 0, 0)]
 )
