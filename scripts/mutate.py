@@ -217,7 +217,8 @@ BEYOND_CHECK = {
     r"resolve_precision: |precision=[\w.]+[,)].* -> (?!.*[ (]precision=)":
         "a CPU multiplies in full, whatever is asked for",
     r"platform_dependent": "the other path computes the same",
-    r"_largest_divisor: |_weight_gradient_by_products: (-1 -> |.*(_samples_in|samples // block|\(oh, |_splits_taps))|"
+    r"_weight_gradient_by_products: (-1 -> |.*(_samples_in|samples // block|\(oh, |_splits_taps|> \(samples))|"
+    r"_largest_divisor: |"
     r"_splits_taps: .*(reach|kw|inputs|outputs|groups|dilation|stride\[0\]|== 0)|_convolve: _rows_more\(|"
     r" _arguments: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
         "blocks of another size, or the other way, the same result",
