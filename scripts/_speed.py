@@ -177,8 +177,9 @@ def section() -> str:
 
 def table(results: dict[str, Any], rows: list[Row]) -> list[str]:
     """Return rows as the lines of a table in Markdown."""
-    head, *lines = (f"| {' | '.join(t.replace('|', chr(92) + '|') for t in line)} |" for line in texts(results, rows))
-    return [head, "|" + "---|" * len(texts(results, [])[0]), *lines, ""]
+    lines = texts(results, rows)
+    head, *rest = (f"| {' | '.join(t.replace('|', chr(92) + '|') for t in line)} |" for line in lines)
+    return [head, "|" + "---|" * len(lines[0]), *rest, ""]
 
 
 def readme(text: str) -> str:

@@ -233,7 +233,10 @@ def test_the_readme_says_what_was_measured(monkeypatch, tmp_path):
         "command": "python scripts/bench.py",
         "ceilings": {"float32": CEILINGS | {"PyTorch": {"flop_per_second": 2e9, "bytes_per_second": 5e8}}},
         "machine": {"date": "2000-01-01T00:00", "device": "cpu", "cores": 2, "cpu": "a|b", "load": 0.1, "versions": {"jax": "1"}},
-        "rows": [bench.row("g", "n", "float32", [variant("jaxnn", "a", [1.0]), variant("jax", "b|c", [2.0])], {"of JAX": 1}, flops=1e9)],
+        "rows": [
+            bench.row("g", "n", "float32", [variant("jaxnn", "a", [1.0]), variant("jax", "b|c", [2.0])], {"of JAX": 1}, flops=1e9),
+            bench.row("tricks", "t", "float32", [variant(s, "a", [1.0], temporary_bytes=1.0) for s in ("jaxnn", "without")], {}),
+        ],
     }  # fmt: skip
     monkeypatch.setattr(speed, "SPEED", tmp_path)
     (tmp_path / "cpu.json").write_text(json.dumps(results))
@@ -243,5 +246,9 @@ def test_the_readme_says_what_was_measured(monkeypatch, tmp_path):
         "| n | 1 s (a) | 2 s (b\\|c) |  | 0.5 [0.5, 0.5] |" in written
         and "1 Gflop/s (50%) | of JAX ≤ 1: met |" in written
     )
+    tables = [t.splitlines() for t in speed.section().split("\n\n") if t.startswith("| ")]
+    assert len(tables) == 2
+    for head, rule, *_ in tables:
+        assert set(rule) == set("|-") and rule.count("|") == head.count("|")
     with pytest.raises(SystemExit):
         speed.readme("no markers")
