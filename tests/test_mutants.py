@@ -1,9 +1,15 @@
 """Every one-token mutation of the rules as they stand has been noticed: `scripts/mutants.json` says so."""
 
+import sys
+
 import mutate
 import pytest
 
-pytestmark = pytest.mark.once  # how a syntax tree becomes text depends on Python's version
+# With JAXNN_ALL=1 another Python comes here, too.
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="its syntax trees become another text"),
+]
 
 
 @pytest.fixture(scope="module")
