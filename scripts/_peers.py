@@ -4,13 +4,13 @@ Arrays are made in NHWC, filters in HWIO, weights as (outputs, inputs). What is 
 converted before the clock starts: every side works in the layout it likes.
 """
 
-import contextlib
 import functools
 import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -365,16 +365,10 @@ class Trick(NamedTuple):
     instead: str  # what is there without it, in words, and as a function of the trick and its arguments
     without: Callable[..., Any]
 
-    @contextlib.contextmanager
-    def left_out(self) -> Iterator[None]:
-        """Trace without it."""
+    def left_out(self) -> Any:
+        """Return the context in which to trace without it."""
         module = importlib.import_module(self.module)
-        kept = getattr(module, self.name)
-        setattr(module, self.name, functools.partial(self.without, kept))
-        try:
-            yield
-        finally:
-            setattr(module, self.name, kept)
+        return mock.patch.object(module, self.name, functools.partial(self.without, getattr(module, self.name)))
 
 
 def tricks(gpu: bool) -> list[Trick]:

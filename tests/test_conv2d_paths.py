@@ -159,7 +159,7 @@ def test_the_convolution_with_more_rows_for_each_of_several_filters(more_rows):
     )
 
 
-FEW = ((0, 0), (0, 0))
+UNPADDED = ((0, 0), (0, 0))
 
 
 @pytest.mark.parametrize("more, changed", [
@@ -182,9 +182,9 @@ FEW = ((0, 0), (0, 0))
     (0, {"version": (0, 11, 0)}),
 ], ids=str)  # fmt: skip
 def test_how_many_rows_more_a_convolution_gets(more, changed, monkeypatch):
-    given = {"rows": 10, "filters": (3, 3, 16, 32), "groups": 1, "pads": FEW, "spread": (1, 1), "stride": (1, 1)}
+    given = {"rows": 10, "filters": (3, 3, 16, 32), "groups": 1, "pads": UNPADDED, "spread": (1, 1), "stride": (1, 1)}
     given |= {"dilation": (1, 1), "dtype": "float32", "version": (0, 10, 2)} | changed
-    geometry = module._Geometry((1, 1), FEW, given["dilation"], given["groups"], "NHWC", None)
+    geometry = module._Geometry((1, 1), UNPADDED, given["dilation"], given["groups"], "NHWC", None)
     monkeypatch.setattr(jax, "__version_info__", given["version"])
     with jax.enable_x64(True):
         x, w = jnp.zeros((1, given["rows"], 1, 1), given["dtype"]), jnp.zeros(given["filters"])

@@ -193,8 +193,8 @@ _conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 
 # The rule works on images (s, i, j, channel) and filters (i', j', ic, oc) whatever the layout given. Only these take
-# the CPU backend's fast path inside a scan, where NCHW is many times slower; outside, the transposes are
-# cheap (`python scripts/bench.py components` has both layouts).
+# the CPU backend's fast path inside a scan, where NCHW is many times slower; outside, the rule is faster than autodiff
+# in NCHW, too, though transposes cost much of that (`python scripts/bench.py components` has both layouts).
 
 
 def _channels_last(geometry: _Geometry, x: Array) -> Array:
@@ -260,7 +260,7 @@ def _rows_more(geometry: _Geometry, x: Array, w: Array, stride: Pair, pads: Pads
     """Return how many rows of outputs more, from zeros, make a convolution faster on the CPU backend of jax 0.10.
 
     It is slow where it takes a kernel of YNNPACK: for many channels, and on both axes padding of no more than the
-    filter's reach. In float64, and by strides, it is not.
+    filter's reach. In float64 it is not, and by vertical strides more rows do not leave the kernel.
     """
     reach = [d * (k - 1) for d, k in zip(geometry.dilation, w.shape[:2], strict=True)]
     large = w.shape[2] * w.shape[3] >= 512 and x.shape[1] - reach[0] >= 8 and x.dtype.itemsize <= 4
