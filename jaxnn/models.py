@@ -56,8 +56,11 @@ def _flat(x: Array) -> Array:
     return x.reshape(x.shape[0], -1)
 
 
-def _key_of(key: Array | None, index: int) -> Array | None:
-    return None if key is None else jax.random.fold_in(key, index)
+def _two_keys(key: Array | None) -> tuple[Array | None, Array | None]:
+    if key is None:
+        return None, None
+    first, second = jax.random.split(key)
+    return first, second
 
 
 def _drop(x: Array, rate: float, key: Array | None) -> Array:
@@ -90,9 +93,9 @@ def _mlp_init(key: Array, input_shape: Shape, classes: int) -> Params:
 
 def _mlp_apply(params: Params, x: Array, *, key: Array | None = None, dropout: float | None = None) -> Array:
     h = _flat(x)
-    for i, name in enumerate(("linear1", "linear2")):
+    for name, key_of_layer in zip(("linear1", "linear2"), _two_keys(key), strict=True):
         h = relu(linear(h, params[name]["w"], params[name]["b"]))
-        h = _drop(h, dropout or 0.0, _key_of(key, i))
+        h = _drop(h, dropout or 0.0, key_of_layer)
     return linear(h, params["linear3"]["w"], params["linear3"]["b"])
 
 
@@ -142,12 +145,12 @@ def _convnet_init(key: Array, input_shape: Shape, classes: int) -> Params:
 
 
 def _convnet_apply(params: Params, x: Array, *, key: Array | None = None, dropout: float | None = None) -> Array:
-    rates = (0.25, 0.5) if dropout is None else (dropout, dropout)
+    rates, keys = (0.25, 0.5) if dropout is None else (dropout, dropout), _two_keys(key)
     h = relu(conv2d(x, params["conv1"]["w"], params["conv1"]["b"], layout="NHWC"))
     h = relu(conv2d(h, params["conv2"]["w"], params["conv2"]["b"], layout="NHWC"))
-    h = _drop(_flat(max_pool2d(h, layout="NHWC")), rates[0], _key_of(key, 0))
+    h = _drop(_flat(max_pool2d(h, layout="NHWC")), rates[0], keys[0])
     h = relu(linear(h, params["linear1"]["w"], params["linear1"]["b"]))
-    return linear(_drop(h, rates[1], _key_of(key, 1)), params["linear2"]["w"], params["linear2"]["b"])
+    return linear(_drop(h, rates[1], keys[1]), params["linear2"]["w"], params["linear2"]["b"])
 
 
 convnet = Model(_convnet_init, _convnet_apply)

@@ -473,18 +473,17 @@ def lax_loss(layout: str, dtype: Any) -> Loss:
     """Return the loss in plain lax and jax.nn, for autodiff."""
     conv, pool = lax_conv(layout), lax_pool(layout)
 
-    def drop(h: Any, rate: float, key: Any, i: int) -> Any:
-        if key is None:
-            return h
-        return jnp.where(jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate, h.shape), h / (1 - rate), 0)
+    def drop(h: Any, rate: float, key: Any) -> Any:
+        return h if key is None else jnp.where(jax.random.bernoulli(key, 1 - rate, h.shape), h / (1 - rate), 0)
 
     def loss(params: Any, x: Any, y: Any, key: Any) -> Any:
         p, h = cast(params, dtype), cast(x, dtype)
+        keys = (None, None) if key is None else jax.random.split(key)
         h = h.reshape(h.shape[0], 1, *h.shape[1:3]) if layout == "NCHW" else h
         h = jax.nn.relu(conv(h, p["conv1"]["w"], p["conv1"]["b"]))
         h = pool(jax.nn.relu(conv(h, p["conv2"]["w"], p["conv2"]["b"])))
-        h = drop(h.reshape(h.shape[0], -1), 0.25, key, 0)
-        h = drop(jax.nn.relu(h @ p["linear1"]["w"].T + p["linear1"]["b"]), 0.5, key, 1)
+        h = drop(h.reshape(h.shape[0], -1), 0.25, keys[0])
+        h = drop(jax.nn.relu(h @ p["linear1"]["w"].T + p["linear1"]["b"]), 0.5, keys[1])
         return plain_cross_entropy(h @ p["linear2"]["w"].T + p["linear2"]["b"], y)
 
     return loss

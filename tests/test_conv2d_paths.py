@@ -80,20 +80,20 @@ def test_the_largest_divisor(number, limit, expected):
     assert module._largest_divisor(number, limit) == expected
 
 
-@pytest.mark.parametrize("block", [1, 6])
+@pytest.mark.parametrize("samples, block", [(6, 1), (6, 6), (0, 1)])
 @pytest.mark.parametrize("options", [
     {},
     {"dilation": (1, 2)},
     {"dilation": (2, 1), "padding": ((1, 0), (0, 3))},
     {"padding": "SAME", "stride": (2, 1)},
 ], ids=str)  # fmt: skip
-def test_the_weight_gradient_from_rows_of_x_and_columns_of_dy(options, block, monkeypatch):
+def test_the_weight_gradient_from_rows_of_x_and_columns_of_dy(options, samples, block, monkeypatch):
     monkeypatch.setattr(module, "_samples_in", lambda *_: block)
     case, taken = CONV["conv2d-NHWC-all"], []
     splits = module._splits_taps
     monkeypatch.setattr(module, "_splits_taps", lambda *args: taken.append(splits(*args)) or taken[-1])
     case = case._replace(
-        make=lambda rng: tuple(map(rng.standard_normal, ((6, 8, 13, 3), (2, 3, 3, 2), 2))),
+        make=lambda rng: tuple(map(rng.standard_normal, ((samples, 8, 13, 3), (2, 3, 3, 2), 2))),
         options={"layout": "NHWC", **options},
     )
     assert_rule(case)
@@ -125,6 +125,10 @@ def test_an_infinity_reaches_no_weight_that_never_meets_it(infinite, column):
     ((3, 1, 16, 1), 4, 1, 1, 1, False),
     ((5, 2, 4, 10), 4, 1, 1, 1, True),
     ((5, 2, 4, 11), 4, 1, 1, 1, False),
+    ((3, 9, 16, 2), 99, 1, 1, 1, True),
+    ((3, 10, 16, 2), 99, 1, 1, 1, False),
+    ((3, 5, 16, 2), 99, 1, 2, 1, True),
+    ((3, 1, 16, 0), 4, 1, 1, 1, False),
 ])  # fmt: skip
 def test_which_weight_gradients_split_their_taps(filters, columns, stride, dilation, groups, splits):
     geometry = module._Geometry((3, stride), ((0, 0), (0, 0)), (9, dilation), groups, "NHWC", None)

@@ -319,11 +319,14 @@ def _weight_gradient_by_products(geometry: _Geometry, w_shape: tuple[int, ...], 
     of_block = _by_rows_and_columns if _splits_taps(geometry, w_shape, ow) else _by_patches
     block = _largest_divisor(samples, _samples_in(_BLOCK_BYTES, (oh, ow, kh, kw, x.shape[-1]), x.dtype))
     if block == samples:
-        dw = of_block(geometry, w_shape, x, dy)
-    else:
-        blocks = (x.reshape(samples // block, block, *x.shape[1:]), dy.reshape(samples // block, block, *dy.shape[1:]))
-        zero = vary_with(jnp.zeros(w_shape, wide(x.dtype)), type_of(x), type_of(dy))
-        dw, _ = lax.scan(lambda dw, xy: (dw + of_block(geometry, w_shape, *xy), None), zero, blocks)
+        return of_block(geometry, w_shape, x, dy).astype(x.dtype)
+
+    def add_block(i: Array, dw: Array) -> Array:
+        of_images = (lax.dynamic_slice_in_dim(z, i * block, block) for z in (x, dy))
+        return dw + of_block(geometry, w_shape, *of_images)
+
+    zero = vary_with(jnp.zeros(w_shape, wide(x.dtype)), type_of(x), type_of(dy))
+    dw: Array = lax.fori_loop(0, samples // block, add_block, zero)
     return dw.astype(x.dtype)
 
 
@@ -346,27 +349,34 @@ def _by_patches(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Arr
 def _by_rows_and_columns(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """Multiply patches of single columns k = j + Dj' of the padded x, with all i', by the dy at j = k − Dj' of all j'.
 
-    Each j' meets as many columns as dy has. All meet the inner ones, from D (KW − 1) up to that number, in one product;
-    at both ends each j' meets columns of its own, D (KW − 1) together, and has a product for them.
+    All j' meet the inner columns k, from D (KW − 1) up to the number dy has, in one product. At either end there are
+    D (KW − 1) columns k and as many j, in one product for all pairs of them: to each j' belong those Dj' apart.
     """
-    (kh, kw, _, _), (oh, ow) = w_shape, dy.shape[1:3]
+    (kh, kw, inputs, outputs), (samples, oh, ow, _) = w_shape, dy.shape
     shifts = [geometry.dilation[1] * j for j in range(kw)]
     reach, x = shifts[-1], _padded(geometry, x)
 
-    def product(x: Array, *dy: Array) -> Array:
-        return _product(geometry, _patches(geometry, (kh, 1), (oh, x.shape[2]), x), jnp.stack(dy, axis=3))
+    def rows(x: Array) -> Array:
+        return _patches(geometry, (kh, 1), (oh, x.shape[2]), x)
 
-    def ends(x: Array, left: slice, right: slice) -> Array:
-        return jnp.concatenate((x[:, :, left], x[:, :, right]), axis=2)
+    def pairs(x: Array, dy: Array) -> Array:
+        """[k, i', j, ic, oc] = Σ_s,i x_s,i+Di',k,ic dy_s,i,j,oc."""
+        of_rows = _product(geometry, rows(x).reshape(samples, oh, 1, reach * kh, inputs), dy[:, :, None])
+        return of_rows.reshape(reach, kh, reach, inputs, outputs)
 
-    inner = product(x[:, :, reach:ow], *(dy[:, :, reach - shift : ow - shift] for shift in shifts))
+    inner = _product(
+        geometry, rows(x[:, :, reach:ow]), jnp.stack([dy[:, :, reach - s : ow - s] for s in shifts], axis=3)
+    )
+    left = pairs(x[:, :, :reach], dy[:, :, :reach])
+    right = pairs(x[:, :, ow:], dy[:, :, ow - reach :])
     outer = [
-        product(
-            ends(x, slice(shift, reach), slice(ow, ow + shift)), ends(dy, slice(reach - shift), slice(ow - shift, ow))
-        )
-        for shift in shifts
+        sum(left[k, :, k - s] for k in range(s, reach)) + sum(right[k, :, reach + k - s] for k in range(s))
+        for s in shifts
     ]
-    return inner + jnp.concatenate(outer, axis=1)
+    return inner + jnp.stack(outer, axis=1)
+
+
+_LONGEST_REACH = 8  # of a filter whose taps are split: its square is the number of sums at each end
 
 
 def _splits_taps(geometry: _Geometry, w_shape: tuple[int, ...], ow: int) -> bool:
@@ -378,7 +388,8 @@ def _splits_taps(geometry: _Geometry, w_shape: tuple[int, ...], ow: int) -> bool
     kh, kw, inputs, outputs = w_shape
     reach = geometry.dilation[1] * (kw - 1)
     copies_less = kh * inputs + kw * outputs <= kh * kw * inputs
-    return geometry.stride[1] == 1 and geometry.groups == 1 and 2 * reach <= ow and copies_less
+    short = 0 < reach <= min(_LONGEST_REACH, ow // 2)
+    return geometry.stride[1] == 1 and geometry.groups == 1 and short and copies_less
 
 
 def _padded(geometry: _Geometry, x: Array) -> Array:
@@ -386,14 +397,13 @@ def _padded(geometry: _Geometry, x: Array) -> Array:
 
 
 def _patches(geometry: _Geometry, window: Pair, outputs: Pair, x: Array) -> Array:
-    """Return x_s,Si+Di',Sj+Dj',ic as (s, i, j, taps, ic), one slice a tap."""
+    """Return x_s,Si+Di',Sj+Dj',ic as (s, i, j, taps, ic), one slice a column j' and one a row i'."""
     (sh, sw), (dh, dw) = geometry.stride, geometry.dilation
-    taps = [
-        x[:, i * dh : i * dh + sh * (outputs[0] - 1) + 1 : sh, j * dw : j * dw + sw * (outputs[1] - 1) + 1 : sw]
-        for i in range(window[0])
-        for j in range(window[1])
-    ]
-    return jnp.stack(taps, axis=3)
+    rows = [slice(i * dh, i * dh + sh * (outputs[0] - 1) + 1, sh) for i in range(window[0])]
+    columns = [slice(j * dw, j * dw + sw * (outputs[1] - 1) + 1, sw) for j in range(window[1])]
+    x = jnp.stack([x[:, :, column] for column in columns], axis=3)
+    x = jnp.stack([x[:, row] for row in rows], axis=3)
+    return x.reshape(*x.shape[:3], len(rows) * len(columns), x.shape[-1])
 
 
 def _product(geometry: _Geometry, x: Array, dy: Array) -> Array:
