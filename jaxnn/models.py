@@ -145,7 +145,8 @@ def _convnet_init(key: Array, input_shape: Shape, classes: int) -> Params:
 
 
 def _convnet_apply(params: Params, x: Array, *, key: Array | None = None, dropout: float | None = None) -> Array:
-    rates, keys = (0.25, 0.5) if dropout is None else (dropout, dropout), _two_keys(key)
+    rates = (0.25, 0.5) if dropout is None else (dropout, dropout)
+    keys = _two_keys(key)
     h = relu(conv2d(x, params["conv1"]["w"], params["conv1"]["b"], layout="NHWC"))
     h = relu(conv2d(h, params["conv2"]["w"], params["conv2"]["b"], layout="NHWC"))
     h = _drop(_flat(max_pool2d(h, layout="NHWC")), rates[0], keys[0])

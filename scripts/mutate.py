@@ -60,8 +60,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "layers/conv2d.py _product: groups == 1 -> groups == 0": "the general form, slower",
     "layers/conv2d.py _product: dw.transpose(1, 3, 2, 0, 4).reshape(left, right, of_group, outputs) -> "
     "dw.transpose(1, 3, 2, 0, 4)": "with several groups its caller reshapes once more",
-    "layers/conv2d.py _by_rows_and_columns: (x[:, :, left], x[:, :, right]) -> (x[:, :, right], x[:, :, left])":
-        "the same sum in another order",
+    "layers/conv2d.py _weight_gradient_by_products: i * block -> -(i * block)": "the same blocks, from the last on",
     **{f"layers/conv2d.py {mutant}": "blocks of another size, the same result" for mutant in (
         *(f"_weight_gradient_by_products: (oh, ow, kh, kw, x.shape[-1]) -> {shape}" for shape in (
             "(ow, oh, kh, kw, x.shape[-1])", "(oh, kh, ow, kw, x.shape[-1])", "(oh, ow, kw, kh, x.shape[-1])",
@@ -219,7 +218,8 @@ BEYOND_CHECK = {
     r"platform_dependent": "the other path computes the same",
     r"_weight_gradient_by_products: (-1 -> |.*(_samples_in|samples // block|\(oh, |_splits_taps|> \(samples))|"
     r"_largest_divisor: |"
-    r"_splits_taps: .*(reach|kw|inputs|outputs|groups|dilation|stride\[0\]|== 0)|_convolve: _rows_more\(|"
+    r"_LONGEST_REACH: |_splits_taps: .*(reach|kw|inputs|outputs|groups|dilation|stride\[0\]|== 0|ow // )|"
+    r"_convolve: _rows_more\(|"
     r" _arguments: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
         "blocks of another size, or the other way, the same result",
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",

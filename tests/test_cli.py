@@ -225,7 +225,8 @@ def command(*options):
 
 @pytest.mark.once
 @pytest.mark.parametrize("number, code, earlier", [
-    (signal.SIGINT, 130, False), (signal.SIGTERM, 143, True), (signal.SIGHUP, 129, False),
+    (signal.SIGINT, 130, False), (signal.SIGTERM, 143, True),
+    pytest.param(signal.SIGHUP, 129, False, marks=pytest.mark.more),
 ])  # fmt: skip
 def test_a_signal_ends_in_one_line_and_keeps_what_was_learned(number, code, earlier, tmp_path):
     if earlier:

@@ -25,6 +25,7 @@ def test_the_drop_probability_is_the_rate_to_1e_4(rate):
     assert abs(dropped - rate) < min(1e-4 + 5 * np.sqrt(rate * (1 - rate) / n), 6 * np.sqrt(rate * (1 - rate) / n))
 
 
+@pytest.mark.once
 def test_the_hash_permutes_so_the_threshold_is_the_probability():
     """Any key's hash is one-to-one: on a window of counters no value comes twice."""
     counters = jnp.arange(1 << 22, dtype=jnp.uint32)

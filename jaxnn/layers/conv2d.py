@@ -318,15 +318,16 @@ def _weight_gradient_by_products(geometry: _Geometry, w_shape: tuple[int, ...], 
     (kh, kw, _, _), (samples, oh, ow, _) = w_shape, dy.shape
     of_block = _by_rows_and_columns if _splits_taps(geometry, w_shape, ow) else _by_patches
     block = _largest_divisor(samples, _samples_in(_BLOCK_BYTES, (oh, ow, kh, kw, x.shape[-1]), x.dtype))
-    if block == samples:
-        return of_block(geometry, w_shape, x, dy).astype(x.dtype)
 
-    def add_block(i: Array, dw: Array) -> Array:
+    def add_block(i: Array, dw: Array) -> Array:  # by index: of blocks for a scan XLA would make a copy
         of_images = (lax.dynamic_slice_in_dim(z, i * block, block) for z in (x, dy))
         return dw + of_block(geometry, w_shape, *of_images)
 
-    zero = vary_with(jnp.zeros(w_shape, wide(x.dtype)), type_of(x), type_of(dy))
-    dw: Array = lax.fori_loop(0, samples // block, add_block, zero)
+    if block == samples:
+        dw = of_block(geometry, w_shape, x, dy)
+    else:
+        zero = vary_with(jnp.zeros(w_shape, wide(x.dtype)), type_of(x), type_of(dy))
+        dw = lax.fori_loop(0, samples // block, add_block, zero)
     return dw.astype(x.dtype)
 
 
@@ -349,47 +350,47 @@ def _by_patches(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Arr
 def _by_rows_and_columns(geometry: _Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """Multiply patches of single columns k = j + Dj' of the padded x, with all i', by the dy at j = k − Dj' of all j'.
 
-    All j' meet the inner columns k, from D (KW − 1) up to the number dy has, in one product. At either end there are
-    D (KW − 1) columns k and as many j, in one product for all pairs of them: to each j' belong those Dj' apart.
+    All j' meet the inner columns k, from reach = D (KW − 1) up to the number dy has, in one product. At either end,
+    `reach` columns k are multiplied by the `reach` columns of dy next to them, all pairs in one product, as one
+    compiles faster than KW do: tap j' takes the pairs with k − j = Dj', and some pairs are not used.
     """
     (kh, kw, inputs, outputs), (samples, oh, ow, _) = w_shape, dy.shape
     shifts = [geometry.dilation[1] * j for j in range(kw)]
     reach, x = shifts[-1], _padded(geometry, x)
 
-    def rows(x: Array) -> Array:
+    def by_rows(x: Array) -> Array:
         return _patches(geometry, (kh, 1), (oh, x.shape[2]), x)
 
     def pairs(x: Array, dy: Array) -> Array:
-        """[k, i', j, ic, oc] = Σ_s,i x_s,i+Di',k,ic dy_s,i,j,oc."""
-        of_rows = _product(geometry, rows(x).reshape(samples, oh, 1, reach * kh, inputs), dy[:, :, None])
+        """[k, i', j, ic, oc] = Σ_s,i x_s,Si+Di',k,ic dy_s,i,j,oc, of the columns given."""
+        of_rows = _product(geometry, by_rows(x).reshape(samples, oh, 1, reach * kh, inputs), dy[:, :, None])
         return of_rows.reshape(reach, kh, reach, inputs, outputs)
 
-    inner = _product(
-        geometry, rows(x[:, :, reach:ow]), jnp.stack([dy[:, :, reach - s : ow - s] for s in shifts], axis=3)
-    )
+    columns = jnp.stack([dy[:, :, reach - shift : ow - shift] for shift in shifts], axis=3)
+    inner = _product(geometry, by_rows(x[:, :, reach:ow]), columns)
     left = pairs(x[:, :, :reach], dy[:, :, :reach])
     right = pairs(x[:, :, ow:], dy[:, :, ow - reach :])
-    outer = [
-        sum(left[k, :, k - s] for k in range(s, reach)) + sum(right[k, :, reach + k - s] for k in range(s))
-        for s in shifts
-    ]
+    # The left end's column j = k − Dj' counts from dy's first; the right end's is negative and counts from its last.
+    outer = [sum((left if k >= shift else right)[k, :, k - shift] for k in range(reach)) for shift in shifts]
     return inner + jnp.stack(outer, axis=1)
 
 
-_LONGEST_REACH = 8  # of a filter whose taps are split: its square is the number of sums at each end
+_LONGEST_REACH = 8  # of a filter whose taps are split: each end has its square of pairs, to compile, too
+_MOST_OF_PAIRS = 1 << 20  # numbers in the product of an end, which is formed for every block: they fit in the cache
 
 
 def _splits_taps(geometry: _Geometry, w_shape: tuple[int, ...], ow: int) -> bool:
-    """Tell which weight gradients are formed by rows and columns, which takes columns one pixel apart.
+    """Tell which weight gradients are formed by rows and columns. These need outputs one pixel apart along a row.
 
-    It copies less, or as much, and XLA runs products faster whose factors are nearer the same size; most of it has to
-    be the inner columns' product.
+    It copies less, or as much, and XLA runs products faster whose factors are nearer the same size. The pairs of
+    columns at both ends have to be no more than all taps' columns, and their product no burden.
     """
     kh, kw, inputs, outputs = w_shape
     reach = geometry.dilation[1] * (kw - 1)
     copies_less = kh * inputs + kw * outputs <= kh * kw * inputs
-    short = 0 < reach <= min(_LONGEST_REACH, ow // 2)
-    return geometry.stride[1] == 1 and geometry.groups == 1 and short and copies_less
+    few_pairs = 2 * reach**2 <= kw * ow and reach**2 * kh * inputs * outputs <= _MOST_OF_PAIRS
+    plain = geometry.stride[1] == 1 and geometry.groups == 1
+    return plain and copies_less and few_pairs and 0 < reach <= _LONGEST_REACH
 
 
 def _padded(geometry: _Geometry, x: Array) -> Array:
@@ -398,6 +399,7 @@ def _padded(geometry: _Geometry, x: Array) -> Array:
 
 def _patches(geometry: _Geometry, window: Pair, outputs: Pair, x: Array) -> Array:
     """Return x_s,Si+Di',Sj+Dj',ic as (s, i, j, taps, ic), one slice a column j' and one a row i'."""
+    # Fewer slices than taps, and XLA compiles each.
     (sh, sw), (dh, dw) = geometry.stride, geometry.dilation
     rows = [slice(i * dh, i * dh + sh * (outputs[0] - 1) + 1, sh) for i in range(window[0])]
     columns = [slice(j * dw, j * dw + sw * (outputs[1] - 1) + 1, sw) for j in range(window[1])]
