@@ -218,12 +218,14 @@ BEYOND_CHECK = {
     r"platform_dependent": "the other path computes the same",
     r"_weight_gradient_by_products: (-1 -> |.*(_samples_in|samples // block|\(oh, |_splits_taps|> \(samples))|"
     r"_largest_divisor: |"
-    r"_LONGEST_REACH: |_splits_taps: .*(reach|kw|inputs|outputs|groups|dilation|stride\[0\]|== 0|ow // )|"
+    r"_LONGEST_REACH: |_MOST_OF_PAIRS: |_splits_taps: .*(reach|kw|inputs|outputs|groups|dilation|stride\[0\]|== 0)|"
     r"_convolve: _rows_more\(|"
     r" _arguments: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
         "blocks of another size, or the other way, the same result",
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
-    r"_by_rows_and_columns: x\.shape\[2\] -> x\.shape\[1\]": "an image much wider than high: `check` is given none",
+    r"_by_rows_and_columns: (x\.shape\[2\] -> x\.shape\[1\]|\(kh, kw, inputs|.*dilation)":
+        "images much wider, or wider than high: `check` is given none",
+    r"_weight_gradient_by_products: i \* block -> i$": "images that do not fit in a block: `check` is given none",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that nothing reads",
     r"max\(1, (options\.)?(classes|count)|and (classes|len\(weight\)) -> |at_label: -1|"
