@@ -193,8 +193,8 @@ _conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 
 # The rule works on images (s, i, j, channel) and filters (i', j', ic, oc) whatever the layout given. Only these take
-# the CPU backend's fast path inside a scan, where NCHW is many times slower; outside, the rule is faster than autodiff
-# in NCHW, too, though transposes cost much of that (`python scripts/bench.py components` has both layouts).
+# the CPU backend's fast path inside a scan, where NCHW is many times slower; outside, transposes cost NCHW so much that
+# the rule is faster than autodiff in it on jax 0.10 alone (`python scripts/bench.py components` has both layouts).
 
 
 def _channels_last(geometry: _Geometry, x: Array) -> Array:
