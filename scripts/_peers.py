@@ -388,10 +388,14 @@ def tricks(gpu: bool) -> list[Trick]:
 
         return sizes
 
+    def transposed(_: Any, x: Any, given: str, wanted: str) -> Any:
+        return x.transpose([given.index(axis) for axis in wanted])
+
     on_cpu = [
         Trick("conv2d NHWC", conv2d, "_weight_gradient_by_products", "a convolution", by_convolution),
         Trick("conv2d NHWC", conv2d, "_splits_taps", "patches", lambda *_: False),
         Trick("conv2d NHWC", conv2d, "_samples_in", "all samples at once", lambda *_: 1 << 30),
+        Trick("conv2d NCHW", conv2d, "_in_layout", "one transposition of four axes", transposed),
     ]
     if jax.__version_info__ < (0, 11):
         on_cpu.append(Trick("conv2d NHWC", conv2d, "_rows_more", "as many as asked for", lambda *_: 0))

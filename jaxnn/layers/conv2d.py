@@ -167,16 +167,17 @@ def _conv2d(geometry: _Geometry, x: Array, w: Array, b: Array | None) -> Array:
 
 
 def _conv2d_fwd(geometry: _Geometry, x: Array, w: Array, b: Array | None) -> tuple[Array, Any]:
-    y = _correlate(geometry, _channels_last(geometry, x), _outputs_last(geometry, w))
+    y = _correlate(geometry, _in_layout(x, geometry.layout, "NHWC"), _outputs_last(geometry, w))
     y = y if b is None else y + jnp.broadcast_to(b, y.shape)
-    return _images_as_given(geometry, y), (x, w, None if b is None else type_of(b))
+    return _in_layout(y, "NHWC", geometry.layout), (x, w, None if b is None else type_of(b))
 
 
 def _conv2d_bwd(geometry: _Geometry, residuals: Any, dy: Array) -> tuple[Array, Array, Array | None]:
     x, w, b = residuals
     given = type_of(x), type_of(w)
-    x, w, dy = _channels_last(geometry, x), _outputs_last(geometry, w), _channels_last(geometry, dy)
-    dx = _images_as_given(geometry, _input_gradient(geometry, x.shape, w, dy))
+    x, dy = (_in_layout(z, geometry.layout, "NHWC") for z in (x, dy))
+    w = _outputs_last(geometry, w)
+    dx = _in_layout(_input_gradient(geometry, x.shape, w, dy), "NHWC", geometry.layout)
     # On CPU the weight's gradient as a convolution has a filter of the size of the image, which XLA runs slower than
     # the same sum as matrix products: inside a scan by two orders of magnitude, on its slow path.
     dw = lax.platform_dependent(
@@ -193,16 +194,17 @@ _conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 
 # The rule works on images (s, i, j, channel) and filters (i', j', ic, oc) whatever the layout given. Only these take
-# the CPU backend's fast path inside a scan, where NCHW is many times slower; outside, transposes cost NCHW so much that
-# the rule is faster than autodiff in it on jax 0.10 alone (`python scripts/bench.py components` has both layouts).
+# the CPU backend's fast path inside a scan, where NCHW is many times slower.
 
 
-def _channels_last(geometry: _Geometry, x: Array) -> Array:
-    return x if geometry.layout == "NHWC" else jnp.moveaxis(x, 1, 3)
-
-
-def _images_as_given(geometry: _Geometry, x: Array) -> Array:
-    return x if geometry.layout == "NHWC" else jnp.moveaxis(x, 3, 1)
+def _in_layout(x: Array, given: str, wanted: str) -> Array:
+    """Return images in another layout, by transposing matrices: of four axes XLA's CPU backend takes two passes."""
+    if given == wanted:
+        return x
+    size = dict(zip(given, x.shape, strict=True))
+    pixels, channels = size["H"] * size["W"], size["C"]
+    x = x.reshape(size["N"], *((channels, pixels) if given == "NCHW" else (pixels, channels)))
+    return x.swapaxes(1, 2).reshape([size[axis] for axis in wanted])
 
 
 def _outputs_last(geometry: _Geometry, w: Array) -> Array:
