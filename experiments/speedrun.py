@@ -85,20 +85,21 @@ def logits(recipe: Recipe, params: Any, x: Array) -> Array:
     return jaxnn.linear(x.reshape(len(x), -1), params["W2"], params["b2"])
 
 
-def normalised(images: Any, train: Split) -> Any:
-    """Return images (uint8, of JAX, NumPy or PyTorch) with mean 0 and variance 1 over those of the training."""
-    return (images - float(train.images.mean())) / float(train.images.std())
+def normaliser(train: Split) -> Callable[[Any], Any]:
+    """Return what gives images (of JAX, NumPy or PyTorch) mean 0 and variance 1 over those of the training."""
+    mean, deviation = float(train.images.mean()), float(train.images.std())
+    return lambda images: (images - mean) / deviation
 
 
 def with_jax(recipe: Recipe, dtype: str, train: Split, test: Split, derivative: Callable[..., Any]) -> Race:
     """Return the race of JAX; `derivative` maps the loss to the one that is differentiated."""
     n, steps = len(train.labels), len(train.labels) // recipe.batch_size
-    size, classes = train.images.shape[1], int(train.labels.max()) + 1
+    size, classes, normalised = train.images.shape[1], int(train.labels.max()) + 1, normaliser(train)
     schedule = optax.cosine_onecycle_schedule(recipe.epochs * steps, recipe.learning_rate)
     optimizer = optax.adam(schedule, b1=0.7, b2=0.9)
 
     def scores(params: Any, images: Array) -> Array:
-        x = normalised(images.astype(jnp.float32), train).astype(dtype)
+        x = normalised(images.astype(jnp.float32)).astype(dtype)
         return logits(recipe, jax.tree.map(lambda w: w.astype(dtype), params), x)
 
     def loss(params: Any, batch: Any, _: Array) -> Any:
@@ -139,10 +140,11 @@ def with_torch(recipe: Recipe, dtype: str, train: Split, test: Split, form: str)
         return x.contiguous(memory_format=layout)
 
     images, labels = placed(train.images), torch.tensor(train.labels, dtype=torch.int64, device=device)
-    n, steps, classes = len(labels), len(labels) // recipe.batch_size, int(train.labels.max()) + 1
+    n, steps, normalised = len(labels), len(labels) // recipe.batch_size, normaliser(train)
+    classes = int(train.labels.max()) + 1
 
     def network(params: Any, images: Any) -> Any:
-        x = normalised(images.float(), train)
+        x = normalised(images.float())
         for i in "01":
             x = torch.nn.functional.conv2d(x, params[f"W{i}"], params[f"b{i}"], padding=recipe.padding)
             x = torch.nn.functional.max_pool2d(x, 2).relu()
@@ -203,7 +205,7 @@ def claim_of_gradient(recipe: Recipe, train: Split) -> experiment.Results:
     """Claim that the rules give JAX's derivative of the loss, in float64, relative to each array's largest element."""
     labels = train.labels[: recipe.batch_size]
     with jax.enable_x64(True):
-        x = jnp.asarray(normalised(train.images[: recipe.batch_size].astype(np.float64), train))
+        x = jnp.asarray(normaliser(train)(train.images[: recipe.batch_size].astype(np.float64)))
         params = init(recipe, jax.random.key(0), train.images.shape[1], int(train.labels.max()) + 1)
         params = jax.tree.map(lambda w: w.astype(jnp.float64), params)
 
