@@ -201,7 +201,7 @@ def _in_layout(x: Array, given: str, wanted: str) -> Array:
     """Return images in another layout, by transposing matrices: of four axes XLA's CPU backend takes two passes."""
     if given == wanted:
         return x
-    size = dict(zip(given, x.shape, strict=True))
+    size = {axis: x.shape[i] for i, axis in enumerate(given)}
     pixels, channels = size["H"] * size["W"], size["C"]
     x = x.reshape(size["N"], *((channels, pixels) if given == "NCHW" else (pixels, channels)))
     return x.swapaxes(1, 2).reshape([size[axis] for axis in wanted])
