@@ -33,14 +33,14 @@ if not jax.config.jax_compilation_cache_dir:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is marked as `more`; `AGAIN`, what is marked as `once` and three of four cases of the others."""
+    """Leave out what is marked as `more`; `AGAIN`, what is marked as `once` and five of six cases of the others."""
     if ALL:
         return
     marks, earlier, kept, left_out = {"more", "once"} if AGAIN else {"more"}, collections.Counter(), [], []
     for item in items:
         test = item.nodeid.partition("[")[0]
         unmarked = marks.isdisjoint(mark.name for mark in item.iter_markers())
-        (kept if unmarked and not (AGAIN and earlier[test] % 4) else left_out).append(item)
+        (kept if unmarked and not (AGAIN and earlier[test] % 6) else left_out).append(item)
         earlier[test] += unmarked
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept

@@ -34,7 +34,8 @@ def is_float(a):
 
 def rounded(arrays, dtype):
     """The arrays as jax arrays of `dtype`, and the same values in float64."""
-    ours = [jnp.asarray(np.asarray(a).astype(jnp.dtype(dtype))) if is_float(a) else jnp.asarray(a) for a in arrays]
+    # device_put: jnp.asarray would compile a copy for every shape.
+    ours = [jax.device_put(np.asarray(a).astype(jnp.dtype(dtype)) if is_float(a) else np.asarray(a)) for a in arrays]
     exact = [
         np.asarray(o).astype(np.float64) if is_float(a) else np.asarray(a) for o, a in zip(ours, arrays, strict=True)
     ]

@@ -243,8 +243,8 @@ def test_float16_does_not_lose_a_mean_over_many_rows():
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(0.01 * rng.standard_normal(s), jnp.float16) for s in ((n, 4), (v, 4)))
     x, t = jnp.abs(x) + jnp.ones((), x.dtype), jnp.zeros(n, jnp.int32)
-    db = jax.grad(lambda b: loss(x, w, t, b=b))(jnp.zeros(v, jnp.float16))
-    dw = jax.grad(loss, 1)(x, w, t)
+    db = jax.jit(jax.grad(lambda b: loss(x, w, t, b=b)))(jnp.zeros(v, jnp.float16))
+    dw = jax.jit(jax.grad(loss, 1))(x, w, t)
     np.testing.assert_allclose(np.asarray(dw[1:, 0], np.float32), np.asarray(db[1:], np.float32), rtol=0.02)
 
 
@@ -260,7 +260,7 @@ def test_sizes_of_0_and_1(n, v, d, memory):
         x, t = x[:n], jnp.zeros(n, jnp.int32)
         for options in ({}, {"label_smoothing": 0.1, "weight": weight}):
             f = functools.partial(loss, targets=t, b=b, memory=memory, reduction="sum", **options)
-            l, gradients = jax.value_and_grad(lambda x, w, f=f: f(x, w), (0, 1))(x, w)
+            l, gradients = jax.jit(jax.value_and_grad(lambda x, w, f=f: f(x, w), (0, 1)))(x, w)
             assert [g.shape for g in gradients] == [x.shape, w.shape]
             np.testing.assert_allclose(l, loss.definition(x, w, t, b=b, reduction="sum", **options), 1e-12)
             assert bool(jnp.isnan(l)) == (v == 0 < n)
@@ -271,7 +271,7 @@ def test_a_mean_over_nothing_is_nan_and_has_gradient_0(memory):
     (x, w, _, weight), t = arrays(dtype="float32")
     for labels, weights in ((jnp.full_like(t, IGNORED), weight), (t.at[:].set(1), weight.at[1].set(0.0))):
         f = functools.partial(loss, targets=labels, ignore_index=IGNORED, memory=memory)
-        l, gradients = jax.value_and_grad(lambda x, w, o, f=f: f(x, w, weight=o), (0, 1, 2))(x, w, weights)
+        l, gradients = jax.jit(jax.value_and_grad(lambda x, w, o, f=f: f(x, w, weight=o), (0, 1, 2)))(x, w, weights)
         assert jnp.isnan(l)
         assert all(not jnp.any(g) for g in gradients)
 
@@ -287,7 +287,7 @@ def test_class_weights_narrower_than_the_logits():
     with jax.enable_x64(True):
         (x, w, _, weight), t = arrays()
         f = functools.partial(loss, x, w, t, label_smoothing=0.1, ignore_index=IGNORED)
-        l, dweight = jax.value_and_grad(lambda o: f(weight=o))(weight.astype(jnp.float32))
+        l, dweight = jax.jit(jax.value_and_grad(lambda o: f(weight=o)))(weight.astype(jnp.float32))
         assert (l.dtype, dweight.dtype) == (jnp.float64, jnp.float32)
         np.testing.assert_allclose(l, f(weight=weight), rtol=1e-6)
 
