@@ -119,9 +119,14 @@ def by_steps(begin: Callable[..., Any], advance: Callable[..., Any], data: Any) 
 
 
 def with_jax(
-    recipe: Recipe, dtype: str, train: Split, test: Split, derivative: Callable[..., Any], form: Any = at_once
+    recipe: Recipe,
+    dtype: str,
+    train: Split,
+    test: Split,
+    derivative: Callable[..., Any],
+    form: Callable[..., Callable[[Array], Any]] = at_once,
 ) -> Race:
-    """Return the race of JAX; `derivative` maps the loss to the one that is differentiated."""
+    """Return the race of JAX; `derivative` maps the loss to the one that is differentiated, `form` compiles it all."""
     n, steps = len(train.labels), len(train.labels) // recipe.batch_size
     size, classes, normalised = train.images.shape[1], int(train.labels.max()) + 1, normaliser(train)
     schedule = optax.cosine_onecycle_schedule(recipe.epochs * steps, recipe.learning_rate)

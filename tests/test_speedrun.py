@@ -1,5 +1,7 @@
 """The speedrun: the claims hold on small images, and each fails when what it is about is sabotaged."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,30 @@ def test_validation_leaves_the_test_images_alone():
     assert (train, judged) == (DIGITS.train, DIGITS.validation)
     train, judged = subject.splits(DIGITS, False)
     assert len(train.labels) == len(DIGITS.train.labels) + len(DIGITS.validation.labels) and judged is DIGITS.test
+
+
+def test_a_program_a_step_is_the_same_training():
+    train = subject.Split(*(part[:300] for part in DIGITS.train))
+    short = RECIPE._replace(epochs=2)
+    both = [
+        subject.with_jax(short, "float32", train, DIGITS.test, jaxnn.automatic, form).train(0)
+        for form in (subject.at_once, subject.by_steps)
+    ]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *both)
+
+
+def test_all_images_are_averaged_once_and_not_at_every_step():
+    pytest.importorskip("torch")
+    calls = []
+
+    class Counted(np.ndarray):
+        def mean(self):
+            calls.append(self.shape)
+            return np.asarray(self).mean()
+
+    train = subject.Split(DIGITS.train.images[:128].view(Counted), DIGITS.train.labels[:128])
+    subject.with_torch(RECIPE._replace(epochs=1), "float32", train, DIGITS.test, "eager").train(0)
+    assert calls == [train.images.shape]
 
 
 @pytest.mark.more
