@@ -21,9 +21,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxnn
+from jaxnn.cli.train import DEFAULTS
 from jaxnn.data import Dataset, load
 from jaxnn.models import MODELS, Classifier
-from jaxnn.train import DEFAULTS
 from jaxnn.training import fit, init_state, make_optimizer, make_step
 
 FLOORS = {  # of the mean test accuracy; softmax regression, the last layer alone, reaches 97.3% and 92.7%

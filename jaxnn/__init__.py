@@ -8,9 +8,9 @@ Each is a pure function with a `jax.custom_vjp` rule, and carries its plain defi
 `jaxnn.models` and `jaxnn.training` hold the notes' networks and the SGD step.
 """
 
-from jaxnn import gradcheck as gradcheck
-from jaxnn import graph as graph
-from jaxnn.gradcheck import automatic as automatic
+import importlib
+from typing import TYPE_CHECKING
+
 from jaxnn.layers import conv2d as conv2d
 from jaxnn.layers import dropout as dropout
 from jaxnn.layers import linear as linear
@@ -29,3 +29,24 @@ from jaxnn.losses import linear_cross_entropy as linear_cross_entropy
 from jaxnn.losses import nll as nll
 from jaxnn.losses import nll_loss as nll_loss
 from jaxnn.losses import squared_error as squared_error
+from jaxnn.tracing import automatic as automatic
+
+if TYPE_CHECKING:
+    from jaxnn import data as data
+    from jaxnn import gradcheck as gradcheck
+    from jaxnn import graph as graph
+    from jaxnn import models as models
+    from jaxnn import training as training
+
+_ON_FIRST_USE = ("data", "gradcheck", "graph", "models", "training")
+
+
+def __getattr__(name: str) -> object:
+    """Import a part of the library that is not imported with it, when it is first used."""
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"jaxnn.{name}")
+    raise AttributeError(f"module 'jaxnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

@@ -34,14 +34,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import _peers as peers
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _peers import In, Net, Sizes, TorchNet, Work, on_gpu, torch, torch_device, torch_facts, torch_run
-from _speed import README, SIDES, Row, cells, draw, print_table, readme, targets
+import workloads
 from jax import lax
 from residuals import of_floats, saved
+from speed_tables import README, SIDES, Row, cells, draw, print_table, readme, targets
+from workloads import In, Net, Sizes, TorchNet, Work, on_gpu, torch, torch_device, torch_facts, torch_run
 
 from jaxnn import models
 
@@ -279,9 +279,9 @@ class Problem:
 
     def torch_variant(self, name: str, way: In) -> Variant:
         """Return a way in PyTorch, compiled if its name says so, and checked."""
-        args = [peers.tensor(a, torch_device(), name) for a in self.placed(way, self.args)]
+        args = [workloads.tensor(a, torch_device(), name) for a in self.placed(way, self.args)]
         leaves = [a.requires_grad_() for a in args if a.is_floating_point()]
-        dy = peers.tensor(permuted(self.dy, way.axes("y")), torch_device(), name)
+        dy = workloads.tensor(permuted(self.dy, way.axes("y")), torch_device(), name)
 
         def call() -> tuple[Any, Any]:
             y = way.f(*args)
@@ -326,7 +326,7 @@ def permuted(a: Any, axes: tuple[int, ...] | None, *, back: bool = False) -> Any
 
 def components(sizes: Sizes, mode: str, rounds: int) -> Iterator[Row]:
     """Measure every public component."""
-    for work in peers.components(sizes):
+    for work in workloads.components(sizes):
         if on_gpu() and work.name.startswith("linear_cross_entropy") and mode != "bfloat16":
             continue  # its target is in bfloat16
         for by_example in (False, True) if work.mapped else (False,):
@@ -376,7 +376,7 @@ def truth_of_net(params: Any, x: Any, y: Any) -> Any:
     """Return the loss and its gradient by jaxnn in float64, without dropout."""
     with jax.enable_x64(True):
         params, x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, x))
-        found = jax.jit(jax.value_and_grad(peers.our_loss(jnp.float64)))(params, x, y, None)
+        found = jax.jit(jax.value_and_grad(workloads.our_loss(jnp.float64)))(params, x, y, None)
         return jax.tree.map(np.asarray, found)
 
 
@@ -418,11 +418,11 @@ def chained(call: Callable[[Any], Any], state: list[Any]) -> Any:
 def torch_form(name: str, mode: str, params: Any, data: tuple[Any, Any, Any], truth: Any) -> Variant:
     """Return PyTorch's training in one form."""
     net = TorchNet(name, params, torch_device(), dtype_of(mode))
-    images = [peers.tensor(np.asarray(x).reshape(len(x), 1, *IMAGE[:2]), net.device, name) for x in data[0]]
-    labels = [peers.tensor(np.asarray(y), net.device, name) for y in data[1]]
+    images = [workloads.tensor(np.asarray(x).reshape(len(x), 1, *IMAGE[:2]), net.device, name) for x in data[0]]
+    labels = [workloads.tensor(np.asarray(y), net.device, name) for y in data[1]]
     value = net.backward(images[0], labels[0], False)
-    gradient, turned = [p.grad.double().cpu().numpy() for p in net.params], peers.to_nchw(truth[1])
-    expected = [turned[layer][key] for layer in peers.LINEN for key in ("w", "b")]
+    gradient, turned = [p.grad.double().cpu().numpy() for p in net.params], workloads.to_nchw(truth[1])
+    expected = [turned[layer][key] for layer in workloads.LINEN for key in ("w", "b")]
     agree(
         f"convnet by PyTorch's {name}", mode, (value.item(), flat(gradient)), (truth[0], flat(expected)), NET_TOLERANCE
     )
@@ -442,10 +442,10 @@ def convnet(sizes: Sizes, mode: str, rounds: int) -> Iterator[Row]:
         data, params = batches(size), models.convnet.init(jax.random.key(0), IMAGE, 10)
         truth = truth_of_net(params, data[0][0], data[1][0])
         variants: list[Variant] = []
-        for net in peers.nets(dtype_of(mode)):
+        for net in workloads.nets(dtype_of(mode)):
             check_net(net, mode, params, data[0][0], data[1][0], truth)
             variants += forms(net, mode, params, data)
-        for name in peers.torch_forms(on_gpu()) if torch else ():
+        for name in workloads.torch_forms(on_gpu()) if torch else ():
             variants += unless_it_fails(name, functools.partial(torch_form, name, mode, params, data, truth))
         measure(variants, rounds)
         limits, name = targets(on_gpu()), f"training step, batch {size}"
@@ -469,7 +469,7 @@ def product_alone(size: int, mode: str, rounds: int) -> Row:
     program = jax.jit(lambda x, dy: x.T @ dy)
     variants = [Variant("jaxnn", "XLA", jax_run(lambda: program(x, dy)))]
     if torch:
-        a, b = (peers.tensor(np.asarray(z), torch_device(), "") for z in (x, dy))
+        a, b = (workloads.tensor(np.asarray(z), torch_device(), "") for z in (x, dy))
         variants.append(Variant("torch", "mm", torch_run(lambda: torch.mm(a.T, b))))
     measure([v.calibrated() for v in variants], rounds)
     name = f"alone the product {inputs}×{pixels}×{filters} of conv2's weight gradient"
@@ -486,7 +486,7 @@ def memory(sizes: Sizes, mode: str, rounds: int) -> Iterator[Row]:
     """Compile the convnet's gradient at its batch for memory, without running it."""
     x, y = jax.eval_shape(lambda: (jnp.zeros((1024, *IMAGE)), jnp.zeros(1024, jnp.int32)))
     variants = []
-    for net in peers.nets(dtype_of(mode)):
+    for net in workloads.nets(dtype_of(mode)):
         params = jax.eval_shape(lambda net=net: net.convert(models.convnet.init(jax.random.key(0), IMAGE, 10)))
         _, facts = compiled(jax.jit(jax.value_and_grad(net.loss)), params, x, y, jax.eval_shape(jax.random.key, 0))
         variants.append(Variant(net.side, net.name, lambda n: None, samples=[facts["temporary_bytes"]]))
@@ -504,7 +504,7 @@ def compilation(sizes: Sizes, mode: str, rounds: int) -> Iterator[Row]:
         jax.jit(net.step, donate_argnums=0).lower(params, batch).compile()
 
     variants = [
-        Variant(n.side, n.name, functools.partial(anew, n, n.convert(params))) for n in peers.nets(dtype_of(mode))
+        Variant(n.side, n.name, functools.partial(anew, n, n.convert(params))) for n in workloads.nets(dtype_of(mode))
     ]
     measure(variants, rounds)
     limits = targets(on_gpu())["compile"]
@@ -520,8 +520,8 @@ def tricks(sizes: Sizes, mode: str, rounds: int) -> Iterator[Row]:
         agree(f"{problem.work.name}, {name}", mode, problem.canonical(problem.ours, executable(*args)), problem.truth)
         return Variant(side, name, jax_run(lambda: executable(*args)), facts=facts).calibrated()
 
-    for work in peers.components(sizes):
-        for trick in (t for t in peers.tricks(on_gpu()) if t.work == work.name):
+    for work in workloads.components(sizes):
+        for trick in (t for t in workloads.tricks(on_gpu()) if t.work == work.name):
             problem = Problem(work, mode, False)
             with trick.left_out():
                 without = variant(problem, "without", trick.instead)
@@ -545,7 +545,7 @@ def ceilings(mode: str, size: int, rounds: int) -> dict[str, dict[str, float]]:
     products = [Variant("jax", "product", jax_run(lambda: product(a, a)))]
     copies = [Variant("jax", "copy", jax_run(functools.partial(chained, negative, held)))]
     if torch:
-        b = peers.tensor(np.asarray(a), torch_device(), "")
+        b = workloads.tensor(np.asarray(a), torch_device(), "")
         source = torch.ones(held[0].size, dtype=b.dtype, device=b.device)
         target = torch.empty_like(source)
         products.append(Variant("torch", "product", torch_run(lambda: torch.mm(b, b))))
@@ -564,7 +564,7 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    modules = {"jax": jax, "torch": torch, "optax": peers.optax, "flax": peers.optional("flax")}
+    modules = {"jax": jax, "torch": torch, "optax": workloads.optax, "flax": workloads.optional("flax")}
     return {
         "versions": {"Python": platform.python_version()} | {k: m.__version__ for k, m in modules.items() if m},
         "device": jax.devices()[0].device_kind, "cpu": names[0] if names else platform.processor(),
@@ -603,7 +603,7 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.picture and options.picture.suffix != ".png":
         parser.error(f"--picture ({options.picture}) must end in .png")
     for module in ("rich", *(["matplotlib"] if options.picture else [])):
-        if peers.optional(module) is None:
+        if workloads.optional(module) is None:
             parser.error(f"{module} is missing; it is in the extra `train`")
     return options
 
@@ -635,7 +635,9 @@ def measured(groups: Sequence[str], rounds: int) -> dict[str, Any]:
     jax.config.update("jax_enable_compilation_cache", False)  # type: ignore[no-untyped-call]
     command = " ".join(["python scripts/bench.py", *groups, f"--rounds {rounds}"])
     results: dict[str, Any] = {"command": command, "machine": machine(), "ceilings": {}, "rows": []}
-    missing = [name for name, module in (("torch", torch), ("flax", peers.linen), ("optax", peers.optax)) if not module]
+    missing = [
+        name for name, module in (("torch", torch), ("flax", workloads.linen), ("optax", workloads.optax)) if not module
+    ]
     if missing:
         print(f"not installed, and left out: {', '.join(missing)}", file=sys.stderr)
     if torch:
@@ -645,7 +647,7 @@ def measured(groups: Sequence[str], rounds: int) -> dict[str, Any]:
     for mode in MODES[device]:
         results["ceilings"][mode] = ceilings(mode, 8192 if device == "gpu" else 2048, rounds)
         for group in groups:
-            for r in GROUPS[group](peers.SIZES[device], mode, rounds):
+            for r in GROUPS[group](workloads.SIZES[device], mode, rounds):
                 results["rows"].append(r)
                 told = (f"{f['value']:.3g} {f['figure']}" for f in r["figures"] if f["figure"][:2] == "of")
                 print(f"{group}: {cells(r, {})[0]}: {', '.join(told)}", file=sys.stderr, flush=True)

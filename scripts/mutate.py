@@ -38,226 +38,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from accepted_mutants import BEYOND_CHECK, EQUIVALENT, ONLY_SPEED
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxnn"
-FILES = ["layers/*.py", "losses/*.py", "_rules.py", "_softmax.py", "_blocks.py", "_devices.py"]
-SHARED, OWN = (
-    "components transformations residuals errors modes",
-    "pooling_indices penalties dropout conv2d_paths linear_cross_entropy",
-)
+RULES = ("cotangents", "softmax_sums", "blocks", "sharding")
+FILES = ["layers/*.py", "losses/*.py", *(f"rules/{name}.py" for name in RULES)]
+OURS = ("_", "sharding.")  # how the names of functions of ours begin, where a rule calls them
+# Tests of every component: those whose names or sources say so are about a mutant's. Tests of one component alone.
+SHARED = ["components/test_components", "components/test_transformations", "components/test_residuals",
+          "components/test_errors", "scripts/test_sharding_modes"]  # fmt: skip
+OWN = ["layers/test_pooling_indices", "losses/test_penalties", "layers/test_dropout", "layers/test_conv2d_paths",
+       "losses/test_linear_cross_entropy"]  # fmt: skip
 SECONDS = 120  # for one test, or one case of `check`
-# Blocks of any size have the same result.
-ONLY_SPEED = {"_samples_in", "_BLOCK_BYTES", "_rows_more", "_block_sizes", "fitting", "even"}
-SYMMETRIC_LOSS = "(y − t)² is (t − y)²"
-ORDER = "NumPy orders float32 and float64 as their sizes do"
-FLOAT32 = "the other argument's is float32 at least"
-EQUIVALENT = {  # key of the mutant (its id without line and column): reason
-    "layers/conv2d.py _input_gradient: (0, 1) -> (1, 0)": "both axes are turned, in either order",
-    "layers/conv2d.py _weight_gradient_by_convolution: (before, size, spread, reach) -> (before, size, reach, spread)":
-        "only their sum is used",
-    **{f"layers/conv2d.py _conv2d_bwd: (0, 1, 2) -> {axes}": "a sum over the same axes"
-       for axes in ("(1, 0, 2)", "(0, 2, 1)")},
-    "layers/conv2d.py _product: groups == 1 -> groups == 0": "the general form, slower",
-    "layers/conv2d.py _product: dw.transpose(1, 3, 2, 0, 4).reshape(left, right, of_group, outputs) -> "
-    "dw.transpose(1, 3, 2, 0, 4)": "with several groups its caller reshapes once more",
-    "layers/conv2d.py _weight_gradient_by_products: i * block -> -(i * block)": "the same blocks, from the last on",
-    **{f"layers/conv2d.py {mutant}": "blocks of another size, the same result" for mutant in (
-        *(f"_weight_gradient_by_products: (oh, ow, kh, kw, x.shape[-1]) -> {shape}" for shape in (
-            "(ow, oh, kh, kw, x.shape[-1])", "(oh, kh, ow, kw, x.shape[-1])", "(oh, ow, kw, kh, x.shape[-1])",
-            "(oh, ow, kh, x.shape[-1], kw)")),
-        *(f"_weight_gradient_by_products: (kh, kw, _, _) -> ({axes}, _)" for axes in ("kw, kh, _", "kh, _, kw")),
-        *(f"_weight_gradient_by_products: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
-    **{f"layers/conv2d.py _convolve: {other}": "any number of rows more has the same result" for other in (
-        "more == 0 -> more != 0", "more == 0 -> more == 1",
-        "functools.partial(with_more_rows, 0) -> functools.partial(with_more_rows, 1)",
-        *("lax.platform_dependent(x, w, cpu=functools.partial(with_more_rows, more), default=as_given) -> "
-          f"lax.platform_dependent(x, w, {path})"
-          for path in ("default=as_given", "cpu=functools.partial(with_more_rows, more)")))},
-    **{f"layers/log_softmax.py _log_softmax_bwd: jnp.where(where, {d}, zero) -> jnp.where(where, {d}, -zero)": "−0"
-       for d in ("dx", "dy")},
-    "_devices.py varying: lax.pcast(x, axes, to='varying') if axes else x -> lax.pcast(x, axes, to='varying')":
-        "over no axes it does nothing",
-    "losses/cross_entropy.py _expected: jnp.issubdtype(targets.dtype, jnp.floating) -> "
-    "jnp.issubdtype(jnp.bfloat16, jnp.floating)": "the general form, slower",
-    "layers/max_pool2d.py _plane_indices: zip(geometry.stride, geometry.outputs, geometry.padding, strict=True) -> "
-    "zip(geometry.stride, geometry.outputs, geometry.padding)": "all three are pairs",
-    "layers/max_pool2d.py _plane_indices: strict=True -> strict=False": "all three are pairs",
-    "losses/nll.py _nll_fwd: jnp.where(_labels.is_label(labels, p.shape[-1]), _at_label(p, labels), "
-    "jnp.ones((), wide(p.dtype))) -> jnp.where(_labels.is_label(labels, p.shape[-1]), _at_label(p, labels), "
-    "-jnp.ones((), wide(p.dtype)))": "any number but 0 does, in a row whose loss and gradient are set afterwards",
-    "losses/nll.py _to_label: jnp.where(_labels.is_label(labels, x.aval.shape[-1])[..., None], dx, jnp.nan) -> "
-    "jnp.where(_labels.is_label(labels, x.aval.shape[-1])[..., None], dx, -jnp.nan)": "NaN has no sign that counts",
-    "losses/nll.py _to_label: jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], zero, dx) -> "
-    "jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], -zero, dx)": "−0",
-    "_softmax.py shifted: jnp.zeros((), x.dtype) -> jnp.ones((), x.dtype)": "−∞ less any number",
-    "_softmax.py shifted: lax.stop_gradient(jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)) -> "
-    "jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)": "the derivative of a shift of all x cancels",
-    "losses/nll.py _by_label: jnp.where(_labels.is_label(labels, classes), l, jnp.nan) -> "
-    "jnp.where(_labels.is_label(labels, classes), l, -jnp.nan)": "NaN has no sign that counts",
-    **{f"layers/max_pool2d.py _max_pool2d_bwd: {shifts}": "more shifts than windows over a pixel add zeros"
-       for shifts in ("-kh // sh -> -kh * sh", "-kh // sh -> -kh", "-kw // sw -> -kw * sw", "-kw // sw -> -kw")},
-    **{f"layers/max_pool2d.py _max_pool2d_bwd: {dtype}": "a sum of two, or of one, is rounded once in either dtype"
-       for dtype in ("wide(dy.dtype) if len(shifts) > 1 else dy.dtype -> wide(dy.dtype)",
-                     "len(shifts) > 1 -> len(shifts) >= 1", "len(shifts) > 1 -> len(shifts) > 0",
-                     "len(shifts) > 1 -> len(shifts) > 2")},
-    **{f"layers/max_pool2d.py _largest: jnp.zeros(x.shape, dtype) -> {other}": "the first pass takes nothing from it"
-       for other in ("jnp.ones(x.shape, dtype)", "jnp.zeros(x.shape, jnp.bfloat16)")},
-    "layers/max_pool2d.py _largest_along: range(1, k) -> range(0, k)": "the first pixel is not larger than itself",
-    "layers/max_pool2d.py _to_pixels: (0, 1) -> (1, 0)": "the axes do not depend on one another",
-    **{f"layers/max_pool2d.py _to_pixels: {more}": "more zeros than needed, cut off afterwards" for more in (
-        *("-(-(p + size) // s) - geometry.outputs[axis] - shift[axis] -> "
-          f"-(-(p + size) // s) - geometry.outputs[axis]{x}"
-          for x in ("", " + shift[axis]")),
-        *(f"-(-(p + size) // s) - geometry.outputs[axis] -> -(-(p + size) // s){x}"
-          for x in ("", " + geometry.outputs[axis]")),
-        *(f"-(p + size) // s -> -(p + size){x}" for x in ("", " * s")))},
-    "layers/max_pool2d.py outputs: zip(self.size, self.padding, self.window, self.stride, strict=True) -> "
-    "zip(self.size, self.padding, self.window, self.stride)": "all are pairs",
-    "layers/max_pool2d.py outputs: strict=True -> strict=False": "all are pairs",
-    "layers/max_pool2d.py _first_pixel: jnp.maximum(0, geometry.padding[axis] - starts) -> "
-    "jnp.maximum(-0, geometry.padding[axis] - starts)": "an integer",
-    "layers/max_pool2d.py _first_pixel: jnp.arange(geometry.outputs[axis], dtype=jnp.int32) -> "
-    "jnp.arange(geometry.outputs[axis])": "becomes the dtype of positions in the end",
-    "losses/_labels.py row_weight: jnp.where(is_ignored(labels, ignore_index), zero, of_row) -> "
-    "jnp.where(is_ignored(labels, ignore_index), -zero, of_row)": "−0",
-    "losses/cross_entropy.py _by_label: jnp.where(valid, x, jnp.asarray(bad, x.dtype)) -> "
-    "jnp.where(valid, x, -jnp.asarray(bad, x.dtype))": "NaN, or a 0 that is added to others",
-    "losses/cross_entropy.py _cross_entropy_bwd: tuple(range(du.ndim - 1)) -> range(du.ndim - 1)":
-        "JAX takes any sequence of axes",
-    "losses/cross_entropy.py _smoothed: u if epsilon == 0 else (1 - epsilon) * u + epsilon / "
-    "max(1, options.classes(like)) -> (1 - epsilon) * u + epsilon / max(1, options.classes(like))": "1 u + 0 is u",
-    **{f"losses/cross_entropy.py {f}: max(1, options.classes({x})) -> max(2, options.classes({x}))":
-       "the loss of a single class is 0" for f, x in (("_smoothed", "like"), ("_expected", "x"))},
-    "losses/linear_cross_entropy.py _arguments: max(1, count) -> max(2, count)": "the loss of a single class is 0",
-    "losses/linear_cross_entropy.py _by_rows: sums if forms_gradient else (None, None) -> sums": "zeros, not used",
-    **{f"losses/linear_cross_entropy.py {f}: {mutant}": "NaN has no sign that counts" for f, mutant in (
-        ("_da", "jnp.where(block.bad, jnp.nan, dl) -> jnp.where(block.bad, -jnp.nan, dl)"),
-        ("_losses", "jnp.where(block.bad, jnp.nan, l) -> jnp.where(block.bad, -jnp.nan, l)"))},
-    "losses/linear_cross_entropy.py _finite: jnp.zeros((), largest.dtype) -> jnp.ones((), largest.dtype)":
-        "−∞ less any number",
-    **{f"losses/linear_cross_entropy.py _linear_cross_entropy_bwd: {mutant}": "both have five" for mutant in (
-        "zip(gradient, types, strict=True) -> zip(gradient, types)", "strict=True -> strict=False")},
-    **{f"losses/linear_cross_entropy.py _losses: s.smoothed is not None and block.beta_sum is not None -> {other}":
-       "both are None, or neither" for other in (
-        "s.smoothed is not None or block.beta_sum is not None", "s.smoothed is not None",
-        "block.beta_sum is not None")},
-    "losses/linear_cross_entropy.py _losses: jnp.where(block.counted, jnp.where(block.bad, jnp.nan, l), zero) -> "
-    "jnp.where(block.counted, jnp.where(block.bad, jnp.nan, l), -zero)": "−0",
-    "losses/linear_cross_entropy.py _losses: jnp.where(block.counted & ~block.bad, gap, zero) -> "
-    "jnp.where(block.counted & ~block.bad, gap, -zero)": "−0",
-    "losses/linear_cross_entropy.py _statistics: _merged(so_far, _of_block(part, z)) -> "
-    "_merged(_of_block(part, z), so_far)": "the larger, and sums, of both",
-    "losses/linear_cross_entropy.py _some_classes: -1 -> -2": "no class, either",
-    "losses/linear_cross_entropy.py _of_block: jnp.where(is_here, _labels.at_label(z, block.labels), zero) -> "
-    "jnp.where(is_here, _labels.at_label(z, block.labels), -zero)": "−0",
-    "losses/linear_cross_entropy.py _losses: block.counted & ~block.bad -> block.counted":
-        "what a row of no class weighs is a constant",
-    "_rules.py cotangent: lax.psum(ct, affected) if affected else ct -> lax.psum(ct, affected)": "a sum over no axes",
-    "_rules.py vary_with: lax.pcast(x, tuple(axes), to='varying') if axes else x -> "
-    "lax.pcast(x, tuple(axes), to='varying')": "over no axes it changes nothing",
-    "_rules.py wide: max(jnp.dtype(dtype), jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize) -> "
-    "max(jnp.dtype(dtype), jnp.dtype(jnp.float32))": ORDER,
-    "losses/_labels.py at_label: jnp.take_along_axis(x, index, -1, mode='promise_in_bounds') -> "
-    "jnp.take_along_axis(x, index, -1)": "the index is in bounds",
-    "losses/_labels.py at_label: (..., 0) -> (..., 1)": "JAX takes the last element for one beyond the end",
-    "losses/_labels.py row_weight: jnp.where(is_label(here, len(weight)), of_label, zero) -> "
-    "jnp.where(is_label(here, len(weight)), of_label, -zero)": "−0",
-    **{f"losses/_labels.py in_range: {mutant}": "JAX clamps an index, and what is found for no label is not used"
-       for mutant in ("jnp.where(is_label(labels, classes), labels, jnp.zeros((), labels.dtype)) -> labels",
-                      "jnp.zeros((), labels.dtype) -> jnp.ones((), labels.dtype)")},
-    "losses/_labels.py in_range: jnp.where(is_label(labels, classes), labels, jnp.zeros((), labels.dtype))"
-    ".astype(jnp.int32) -> jnp.where(is_label(labels, classes), labels, jnp.zeros((), labels.dtype))":
-        "an index in any wide dtype",
-    "layers/dropout.py _keep: (2,) -> (3,)": "threefry's bits do not depend on how many are drawn",
-    "layers/dropout.py _keep: seeds[1] -> seeds[2]": "JAX takes the last element for one beyond the end",
-    "layers/dropout.py dropout: threshold == 0 or key is None -> key is None": "all are kept, times 1",
-    "layers/linear.py _linear_bwd: tuple(range(dy.ndim - 1)) -> range(dy.ndim - 1)": "JAX takes any sequence of axes",
-    "layers/softmax.py _softmax_bwd: jnp.zeros((), dy.dtype) -> jnp.ones((), dy.dtype)": "there y is 0",
-    "losses/_reduction.py _mean_bwd: cotangent(jnp.broadcast_to(dl, l.aval.shape), l) -> "
-    "jnp.broadcast_to(dl, l.aval.shape)": "what a row counts for varies over no axis that its loss does not",
-    **{f"losses/_reduction.py _mean_bwd: jnp.where(total == 0, zero, {d}) -> jnp.where(total == 0, -zero, {d})": "−0"
-       for d in ("dy / total", "-dy * mean / total")},
-    "losses/penalties.py _sum_over: max((wide(w.dtype) for w in leaves), key=lambda dtype: dtype.itemsize, "
-    "default=jnp.float32) -> max((wide(w.dtype) for w in leaves), default=jnp.float32)": ORDER,
-    **{f"losses/{f}: max(wide({v}.dtype), wide(t.dtype), key=lambda dtype: dtype.itemsize) -> "
-       f"max(wide({v}.dtype), wide(t.dtype))": ORDER
-       for f, v in (("squared_error.py _difference", "y"), ("binary_cross_entropy.py _widened", "x"))},
-    **{f"losses/squared_error.py _difference: wide({v}.dtype) -> {v}.dtype": FLOAT32 for v in "yt"},
-    **{f"losses/binary_cross_entropy.py _widened: wide({v}.dtype) -> {v}.dtype": FLOAT32 for v in "xt"},
-    **{f"losses/squared_error.py {swap}": SYMMETRIC_LOSS
-       for swap in ("squared_error: (y, t) -> (t, y)", "squared_error: _squared_error(y, t) -> _squared_error(t, y)",
-                    "_squared_error: _squared_error_fwd(y, t) -> _squared_error_fwd(t, y)",
-                    "_squared_error_fwd: _difference(y, t) -> _difference(t, y)")},
-    **{f"_blocks.py over_blocks: blocks <= 1 -> {other}": "a single block by a loop"
-       for other in ("blocks < 1", "blocks <= 0")},
-    "_blocks.py over_blocks: None if size % block == 0 else start + jnp.arange(block, dtype=first.dtype) >= first -> "
-    "start + jnp.arange(block, dtype=first.dtype) >= first": "a mask that hides nothing",
-    **{f"_blocks.py over_blocks: size % block -> {other}": "a mask that hides nothing"
-       for other in ("size // block", "block % size", "size", "block")},
-    "_blocks.py over_blocks: jnp.int32(0) -> jnp.int8(0)": "0 in any dtype",
-    "_blocks.py add_at: (so_far, part) -> (part, so_far)": "both are added",
-    "_blocks.py add_at: (lax.dynamic_slice_in_dim(total, start, len(part)), cotangent(part, type_of(total))) -> "
-    "(cotangent(part, type_of(total)), lax.dynamic_slice_in_dim(total, start, len(part)))": "both are added",
-    "_blocks.py over_blocks: jnp.arange(blocks, dtype=jnp.int32) -> jnp.arange(blocks)": "a number in any wide dtype",
-    "_softmax.py total: jnp.where(summed(axes, where) > 0, sums, jnp.ones((), exp.dtype)) -> "
-    "jnp.where(summed(axes, where) > 0, sums, -jnp.ones((), exp.dtype))":
-        "divides the zeros of a row without entries, and its logarithm is masked",
-}  # fmt: skip
-
-
-# What a mutant's key contains (a pattern), and why `check`, which judges values, may accept it. The tests do not.
-BEYOND_CHECK = {
-    r"\.astype\(.*\) -> [\w.()]+$|wide\(.*dtype\) -> ([\w.]+dtype|dtype|wide\(jnp\.bfloat16\))( #2)?$|"
-    r"preferred_element_type=.* -> (?!.*preferred)|_max_pool2d_bwd: (wide|len)| wide: max":
-        "a rounding more, within 8 eps of a low precision",
-    r"jnp\.(zeros|ones|arange|asarray)\(.*dtype\) -> jnp\.(zeros|ones|asarray)\(.*jnp\.bfloat16\)|"
-    r"default=jnp\.float32|one_hot: .*dtype|_plane_indices: .*int(8|32\)? -> )|jnp\.arange\((n|geometry\.size.*)\)$":
-        "a small whole number, the same in every dtype",
-    r"resolve_precision: |precision=[\w.]+[,)].* -> (?!.*[ (]precision=)":
-        "a CPU multiplies in full, whatever is asked for",
-    r"platform_dependent": "the other path computes the same",
-    r"_weight_gradient_by_products: (-1 -> |.*(_samples_in|samples // block|\(oh, |_splits_taps|> \(samples))|"
-    r"_largest_divisor: |"
-    r"_LONGEST_REACH: |_MOST_OF_PAIRS: |_splits_taps: .*(reach|kw|inputs|outputs|groups|dilation|stride\[0\]|== 0)|"
-    r"_convolve: _rows_more\(|"
-    r" _arguments: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
-        "blocks of another size, or the other way, the same result",
-    r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
-    r"_by_rows_and_columns: (x\.shape\[2\] -> x\.shape\[1\]|\(kh, kw, inputs|.*dilation)":
-        "images much wider, or wider than high: `check` is given none",
-    r"_weight_gradient_by_products: i \* block -> i$": "images that do not fit in a block: `check` is given none",
-    r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
-    r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that nothing reads",
-    r"max\(1, (options\.)?(classes|count)|and (classes|len\(weight\)) -> |at_label: -1|"
-    r"_sum_over: max|total == 0":
-        "no classes, or no weights at all: `check` is given some",
-    r"_expected: epsilon == 0": "the general form, which is the same there",
-    r"_devices\.py |lax\.p(sum.* -> .*lax\.pmax|max.* -> .*lax\.psum)|axis_name is|_here: -1 |"
-    r"_expected: (.*is_label\(|jnp\.zeros)|row_weight: .*is_label\(here.* -> of_label$|"
-    r"from_first: |_share: |_of_all_devices: |"
-    r"[*/] _devices\.count\(.*\) -> (?!_devices)(len\(w(eight)?\)|x\.shape\[-1\]|[\w. *]+)"
-    r"( [*/] _devices\.count\(.*\))?$":
-        "more than one device has classes: `check` cuts rows alone",
-    r"over_blocks: step\(carry, jnp\.int32\(0\), None\) if blocks": "no rows, or no classes",
-    r"over_blocks: .*(jnp\.arange\(block|bfloat16|int8)": "a small whole number, the same in every dtype",
-    r"(_bwd|add_at): cotangent\(.*\) -> |cotangent: |vary_with: |vary_with\(.*\) -> jnp\.zeros\(":
-        "of the right type already, but over a mesh",
-    r"_nll_fwd: |_to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows|"
-    r"jnp\.where\(block\.bad, jnp\.nan, d?l\) -> d?l$|~block\.bad -> block\.counted$|_whole: counted & .* -> ~_labels":
-        "rows whose label is no class: NaN by contract, whatever was computed",
-    r"_by_rows: .* -> functools\.partial\(jnp\.zeros\)$": "float32 is what JAX takes, and float64 in its mode",
-    r"_finite: ": "a row of −∞ throughout",
-    r"_of_block: .* -> jnp\.max\(z, 1\)$": "the derivative of a shift of all logits cancels",
-    r"_keep: .*greater": "one pattern of 2³² bits",
-    r" dropout: threshold == 0": "all are kept, times 1",
-    r"total: .* > 1$": "a sum of one entry is 1, if that is finite",
-    r"_softmax_bwd: (dy if where|jnp\.where\(where, dy)": "there y is 0",
-    r"_plane_indices: geometry\.window\[1\]|max_pool2d_with_indices: ": "indices of square windows, and their order",
-    r"_first_pixel: |_largest: (\(?row|_first_pixel|\(0, 1\))|"
-    r"_largest_along: (p -> not p|.*_first_pixel.* -> (.*-start|at$|.*(< 0|> 1)$))":
-        "which pixel is taken of a window that is −∞ throughout",
-    r"_largest: (jnp\.uint8|kh)": "positions in more bytes than they need",
-}  # fmt: skip
 
 
 def rules() -> Iterator[tuple[str, str, ast.Module, ast.AST, frozenset[str]]]:
@@ -310,13 +103,13 @@ def is_check(node: ast.AST) -> bool:
         return isinstance(node.body[0], ast.Raise)
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant)
-    return isinstance(node, ast.Raise | ast.JoinedStr) or "check" in name_of(node)
+    return isinstance(node, ast.Raise | ast.JoinedStr) or "check" in name_of(node) or "arguments." in name_of(node)
 
 
 def name_of(node: ast.AST) -> str:
-    """Return the called function's name: "where" of `jnp.where(...)`, "_checks.pair" of a function of ours."""
+    """Return the called function's name: "where" of `jnp.where(...)`, "arguments.pair" of a function of ours."""
     text = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-    return text if text.startswith("_") else text.rpartition(".")[2]
+    return text if text.startswith((*OURS, "arguments.")) else text.rpartition(".")[2]
 
 
 OPERATORS = {
@@ -338,7 +131,8 @@ NAMES = {
 STRINGS = {"NCHW": "NHWC", "OIHW": "HWIO", "HWIO": "OIHW", "H": "W", "W": "H", "O": "I", "I": "O", "N": "C", "C": "N",
            "HW": "WH", "sum": "none", "none": "sum"}  # fmt: skip
 UNWRAPPED = {"abs", "exp", "log", "log1p", "sign", "square", "logistic", "rev", "stop_gradient", "cotangent",
-             "vary_with", "wide", "broadcast_to", "psum", "pcast", "tuple", "moveaxis", "repeat", "pad"}  # fmt: skip
+             "vary_with", "accumulation_dtype", "broadcast_to", "psum", "pcast", "tuple", "moveaxis", "repeat",
+             "pad"}  # fmt: skip
 METHODS = {"astype", "reshape", "swapaxes", "transpose"}  # dropped likewise
 SIGNED = {"where": (1, 2), "sum": (0,), "exp": (0,), "log": (0,), "log1p": (0,), "logistic": (0,),
           "maximum": (0, 1), "cotangent": (0,), "dot_general": (0,), "broadcast_to": (0,), "max": (0,)}  # fmt: skip
@@ -401,10 +195,10 @@ def edits_of_call(node: ast.Call) -> Iterator[ast.AST]:
         return ast.Call(node.func, [changed.get(i, a) for i, a in enumerate(args)], node.keywords)
 
     for i in SIGNED.get(name, ()):
-        if i < len(args) and not isinstance(args[i], ast.UnaryOp) and "zero" not in name_of(args[i]):
+        if i < len(args) and not isinstance(args[i], ast.UnaryOp) and not name_of(args[i]).startswith("zeros"):
             yield with_arguments({i: ast.UnaryOp(ast.USub(), args[i])})
     i = SWAPPED.get(name, 0)
-    if (name in SWAPPED or name.startswith("_")) and len(args) > i + 1:
+    if (name in SWAPPED or name.startswith(OURS)) and len(args) > i + 1:
         yield with_arguments({i: args[i + 1], i + 1: args[i]})
     if name == "where":
         yield from args[1:]
@@ -498,6 +292,15 @@ def words_of(source: Any) -> set[str]:
     return set(re.findall(r"(?:jaxnn\.)?\w+", inspect.getsource(source) if source else ""))
 
 
+def text_of(function: Any) -> str:
+    """Return a function's code without its docstring, or a constant's: what decides over its verdicts."""
+    documented = isinstance(function, ast.FunctionDef) and ast.get_docstring(function) is not None
+    shown = copy.copy(function)
+    if documented:
+        shown.body = function.body[1:]
+    return ast.unparse(shown)
+
+
 Kills = collections.Counter[str]  # what killed how many mutants of a file: it comes first for the next
 
 
@@ -522,7 +325,7 @@ class Selection:
 
     def is_about(self, item: Any) -> bool:
         """Tell whether its name (a case's begins with the component) or its source says so: OWN tests', the file's."""
-        whole = item.path.stem.removeprefix("test_") in OWN.split()
+        whole = f"{item.path.parent.name}/{item.path.stem}" in OWN
         named = {f"jaxnn.{word}" for word in re.findall(r"\w+", item.nodeid)}
         return not self.wanted.isdisjoint(named | words_of(getattr(item, "module" if whole else "function", None)))
 
@@ -542,7 +345,7 @@ def by_tests(mutant: Mutant, code: Any, kills: Kills) -> str:
     import jaxnn  # noqa: F401 (before pytest, which would load files that it is given in its own way)
 
     selection = Selection(mutant, kills)
-    files = [f"tests/test_{name}.py" for name in f"{SHARED} {OWN}".split()]
+    files = [f"tests/{name}.py" for name in SHARED + OWN]
     files.append(str(PACKAGE / mutant.file))  # its doctests
     spared = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "--tb=no"]  # what takes time and tells nothing
     status = pytest.main(["-xq", *spared, *files], plugins=[selection])
@@ -680,7 +483,7 @@ class Ledger:
         self.mutants: dict[str, list[Mutant]] = collections.defaultdict(list)
         for mutant in mutants:
             self.mutants[mutant.of].append(mutant)
-        self.texts = {f"{file} {name}": ast.unparse(function) for file, name, _, function, _ in rules()}
+        self.texts = {f"{file} {name}": text_of(function) for file, name, _, function, _ in rules()}
         kept = json.loads(self.FILE.read_text()) if self.FILE.exists() else {}
         self.kept = {of: kept[of] for of in self.mutants if kept.get(of, {}).get("mutants") == self._digest(of)}
         self.verdicts: dict[tuple[str, str], collections.Counter[bool]] = collections.defaultdict(collections.Counter)
@@ -763,7 +566,9 @@ def main() -> int:
     tasks = [(j, m) for j in judges for m in chosen if options.only or ledger.lacks(j, m)]
     with tempfile.TemporaryDirectory() as programs:
         if any(judge == "tests" for judge, _ in tasks):
-            unchanged = Mutant(frozenset().union(*(m.components for j, m in tasks if j == "tests")), "_rules.py")
+            unchanged = Mutant(
+                frozenset().union(*(m.components for j, m in tasks if j == "tests")), "rules/cotangents.py"
+            )
             for *_, failed, _ in judged([("tests", unchanged)], 1, programs):
                 if failed:
                     sys.exit(f"fails without any mutation: {failed}")

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxnn._files import lock
 from jaxnn.data.idx import DataError, read_idx
 from jaxnn.data.mnist import FILES, SOURCES, check
+from jaxnn.files import lock
 
 REACH_SECONDS = 5.0
 _SPLITS = {"train": "train", "t10k": "test"}  # our name, and theirs

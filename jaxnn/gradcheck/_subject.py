@@ -1,62 +1,19 @@
 """The function under check, as a function of a flat list of floating-point arrays that returns one."""
 
-import contextlib
-import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck import _jaxprs
-from jaxnn.gradcheck.automatic import BRANCHED, is_array, replaced
+from jaxnn.tracing import jaxprs, kinds
+from jaxnn.tracing.automatic import replaced
+from jaxnn.tracing.functions import function_name, is_array, is_inexact
 
 Arrays = list[Any]
 Function = Callable[..., Any]
-
-NOT_TRACEABLE = (*BRANCHED, jax.errors.UnexpectedTracerError)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Run with JAX's debugging switches off, whatever the caller's are: a check looks at NaN on purpose."""
-    with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False), jax.check_tracer_leaks(False):
-        yield
-
-
-@contextlib.contextmanager
-def wide() -> Iterator[None]:
-    """Compute in float64, the oracle's precision."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("highest"):
-        yield
-
-
-def is_inexact(leaf: Any) -> bool:
-    """Whether an array, or its type, has a floating-point or complex dtype."""
-    return bool(jnp.issubdtype(leaf.dtype, np.inexact))
-
-
-def first_line(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def is_missing_in_jax(error: BaseException) -> bool:
-    """Whether JAX says that it has not got an operation for a dtype: no mistake of a rule."""
-    words = str(error)
-    if isinstance(error, NotImplementedError):
-        return "dtype" in words
-    return words.startswith("UNIMPLEMENTED") or "does not accept dtype" in words
-
-
-def name_of(f: Any) -> str:
-    """Return a function's name."""
-    if isinstance(f, functools.partial):
-        return name_of(f.func)
-    return str(getattr(f, "__name__", type(f).__name__))
 
 
 def as64(x: Any) -> np.ndarray[Any, Any]:
@@ -82,7 +39,7 @@ class Subject:
         self, f: Function, args: tuple[Any, ...], kwargs: dict[str, Any], reference: Function | None,
         argnums: tuple[int, ...] | None,
     ) -> None:  # fmt: skip
-        self.f, self.reference, self.name = f, reference, name_of(f)
+        self.f, self.reference, self.name = f, reference, function_name(f)
         leaves, self.tree = jax.tree.flatten((args, kwargs))
         self.leaves = _with_arrays(leaves)
         named = jax.tree_util.tree_flatten_with_path((args, kwargs))[0]
@@ -168,7 +125,7 @@ class Subject:
 
     def trace(self, kind: str = "custom") -> Any:
         """Return the jaxpr of the floating-point outputs."""
-        return _jaxprs.trace(lambda p, r: self.value(kind, p, r), self.points, self.rest)
+        return jaxprs.trace(lambda p, r: self.value(kind, p, r), self.points, self.rest)
 
     def find_automatic(self) -> None:
         """Provide JAX's derivative: of the reference if there is one, else of f without its rules.
@@ -178,11 +135,11 @@ class Subject:
         whole = isinstance(self.f, jax.custom_jvp)
         own = None
         if whole:
-            top = next((e for e in _jaxprs.equations(self.trace()) if _jaxprs.is_custom_jvp(e)), None)
-            own = None if top is None else _jaxprs.name_of(top)
+            top = next((e for e in jaxprs.equations(self.trace()) if kinds.is_custom_jvp(e)), None)
+            own = None if top is None else kinds.rule_name(top)
 
         def strip(eqn: Any) -> bool:
-            return not _jaxprs.written_in_jax(eqn) or (own is not None and _jaxprs.name_of(eqn) == own)
+            return not kinds.written_in_jax(eqn) or (own is not None and kinds.rule_name(eqn) == own)
 
         self.functions["definition"] = replaced(self.f, strip)
         self.functions["automatic"] = self.reference or self.functions["definition"]
@@ -235,7 +192,7 @@ class Subject:
         return [jnp.asarray(cotangent(y)) for y in self.outputs]
 
     def widened(self, arrays: Arrays) -> Arrays:
-        """Return inexact arrays in float64; call it inside `wide()`."""
+        """Return inexact arrays in float64; call it inside `float64_mode()`."""
         return [jnp.asarray(as64(x)) if is_array(x) and is_inexact(x) else x for x in arrays]
 
 

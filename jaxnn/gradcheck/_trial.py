@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck import _jaxprs, _numeric, _tolerance
-from jaxnn.gradcheck._subject import Arrays, Subject, as64, wide
+from jaxnn.gradcheck import _numeric, _tolerance
+from jaxnn.gradcheck._subject import Arrays, Subject, as64
 from jaxnn.gradcheck._tolerance import C, Truth, finfo
 from jaxnn.gradcheck.report import Row
+from jaxnn.tracing import jaxprs, kinds
+from jaxnn.tracing.contexts import float64_mode
 
 Rows = Iterator[Row]
 LARGE = 100_000  # elements, above which fewer probes are taken
@@ -66,15 +68,15 @@ class Trial:
 
     @functools.cached_property
     def stops_gradients(self) -> bool:
-        return any(e.primitive.name == "stop_gradient" for e in _jaxprs.equations(self.jaxpr))
+        return any(e.primitive.name == "stop_gradient" for e in jaxprs.equations(self.jaxpr))
 
     @functools.cached_property
     def has_symbolic_zeros(self) -> bool:
-        return any(e.params.get("symbolic_zeros") for e in _jaxprs.equations(self.jaxpr))
+        return any(e.params.get("symbolic_zeros") for e in jaxprs.equations(self.jaxpr))
 
     @functools.cached_property
-    def backward_rules(self) -> list[_jaxprs.BackwardRule]:
-        return list(_jaxprs.backward_rules(self.jaxpr))
+    def backward_rules(self) -> list[kinds.BackwardRule]:
+        return list(kinds.backward_rules(self.jaxpr))
 
     def is_free(self, x: Any) -> bool:
         """Whether an argument looks unconstrained: it may be scaled, and is of both signs."""
@@ -102,13 +104,13 @@ class Trial:
 
     def gradients64(self, kind: str, points: Arrays, dy: Arrays) -> Arrays:
         """Return the cotangents computed in float64 from arrays of float64."""
-        with wide():
+        with float64_mode():
             operands = [jnp.asarray(x) for x in points], self.rest64, [jnp.asarray(d) for d in dy]
             return [as64(g) for g in self.subject.run("vjp", kind, *operands)[1]]
 
     def moved64(self, points: Arrays, dy: Arrays, delta: float, phase: float = 0.0) -> Arrays:
         """Return the rule's cotangents in float64, its residuals off by up to `delta`."""
-        with wide():
+        with float64_mode():
             operands = [jnp.asarray(x) for x in points], self.rest64, [jnp.asarray(d) for d in dy]
             moved = self.subject.run("moved_vjp", "custom", *operands, jnp.float64(delta), jnp.float64(phase))
             return [as64(g) for g in moved]
@@ -237,7 +239,7 @@ class Trial:
             if self.no_oracle:
                 own = [jnp.asarray(a).astype(p.dtype) for a, p in zip(x, self.subject.points, strict=True)]
                 return [as64(y) for y in self.subject.run("value", kind, own, self.subject.rest)]
-            with wide():
+            with float64_mode():
                 return [as64(y) for y in self.subject.run("value", kind, [jnp.asarray(a) for a in x], self.rest64)]
 
         steps = [2.0 ** (first - stride * k) for k in range(count)]
@@ -252,7 +254,7 @@ class Trial:
 
         def value(delta: float) -> Arrays:
             moved = [x * (1 + delta * _tolerance.signs(x.shape, i)) for i, x in enumerate(points)]
-            with wide():
+            with float64_mode():
                 operands = [jnp.asarray(x) for x in moved], self.rest64
                 return [as64(y) for y in self.subject.run("value", "custom", *operands)]
 
@@ -267,7 +269,7 @@ class Trial:
     @functools.cached_property
     def wide_outputs_are_narrow(self) -> bool:
         """Whether what is differentiated computes in float32 even when it is given float64."""
-        with wide():
+        with float64_mode():
             points = self.subject.widened(self.subject.points)
             structs = jax.eval_shape(lambda p, r: self.subject.value(self.differentiated, p, r), points, self.rest64)
         return any(y.dtype.itemsize < 8 for y in structs)

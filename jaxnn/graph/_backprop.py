@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.gradcheck._subject import first_line
 from jaxnn.graph._program import Step
+from jaxnn.tracing.functions import first_line
 
 LARGEST_JACOBIAN = 4096  # elements
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck._subject import wide
 from jaxnn.graph._program import compute, needed, steps_of
+from jaxnn.tracing.contexts import float64_mode
 
 MOST = 2000  # elements of one input
 FINER = 100
@@ -37,7 +37,7 @@ class Differences(NamedTuple):
 
 def differences(f: Callable[..., Any], inputs: Sequence[Any], which: Sequence[int], value: float) -> Differences:
     """Differentiate the scalar f by the inputs `which`, in float64; elsewhere if f is another function there."""
-    with wide():
+    with float64_mode():
         try:
             here, result = _differences(f, _in_dtype(inputs, which, jnp.float64), which)
             reason = "f has another value in float64, as one that draws random numbers has"

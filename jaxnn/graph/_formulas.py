@@ -8,10 +8,10 @@ import ast
 import re
 from typing import Any, NamedTuple
 
-from jaxnn._rules import WRITTEN, Formulas
-from jaxnn.gradcheck import _jaxprs
 from jaxnn.graph import _source
 from jaxnn.graph._program import Step, operation_of
+from jaxnn.rules.component import FORMULAS, Formulas
+from jaxnn.tracing import kinds
 
 AS_IT_IS = "The gradient arrives here as it is."
 OTHER_WAY = "The gradient arrives here with the other sign."
@@ -265,7 +265,7 @@ def _of_rule(eqn: Any) -> tuple[Formulas, list[str], str]:
     """Return a hand-written rule's formulas, its operands' names, and what is said of those without a formula."""
     place = _source.place_of(eqn.params["call_jaxpr"])
     function = None if place is None else _source.function_at(place)
-    formulas = NONE if place is None else WRITTEN.get((place.file, place.name), NONE)
+    formulas = NONE if place is None else FORMULAS.get((place.file, place.name), NONE)
     docstring = "" if function is None else (ast.get_docstring(function) or "").split("\n")[0]
     said = f"Hand-written rule {operation_of(eqn)}" + (f": {docstring}" if docstring else "")
     return formulas, _source.arguments_of(eqn, function), said
@@ -282,7 +282,7 @@ def _of_operation(eqn: Any) -> tuple[Formulas, list[str], str]:
     names = [name for name in formulas.gradients if name != "*"]
     if not names and eqn.primitive.name == "jit":
         names = list(getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"]).debug_info.arg_names or ())
-    elif not names and _jaxprs.is_custom_jvp(eqn):
+    elif not names and kinds.is_custom_jvp(eqn):
         names = _source.arguments_of(eqn, None)
     if not names or len(names) > count:
         names = _source.numbered_arguments(count)

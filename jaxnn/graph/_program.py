@@ -15,8 +15,8 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck import _jaxprs
 from jaxnn.graph import _source
+from jaxnn.tracing import kinds
 
 Array = Any
 View = Callable[[Array], Array]
@@ -228,8 +228,8 @@ def _is_bookkeeping(eqn: Any) -> bool:
 
 def operation_of(eqn: Any) -> str:
     """Return the name under which people know what an equation does."""
-    if _jaxprs.is_custom_vjp(eqn) or _jaxprs.is_custom_jvp(eqn):
-        return _jaxprs.name_of(eqn).strip("_<>")
+    if kinds.is_custom_vjp(eqn) or kinds.is_custom_jvp(eqn):
+        return kinds.rule_name(eqn).strip("_<>")
     if eqn.primitive.name == "jit":
         return str(eqn.params["name"]).strip("_<>")
     primitive = str(eqn.primitive.name)
@@ -243,6 +243,6 @@ def _is_users(jaxpr: Any) -> bool:
 
 def kind_of(eqn: Any) -> str:
     """Return "rule" for what has a hand-written derivative, else "operation"."""
-    if _jaxprs.is_custom_vjp(eqn) or (_jaxprs.is_custom_jvp(eqn) and not _jaxprs.written_in_jax(eqn)):
+    if kinds.is_custom_vjp(eqn) or (kinds.is_custom_jvp(eqn) and not kinds.written_in_jax(eqn)):
         return "rule"
     return "operation"

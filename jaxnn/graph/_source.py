@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxnn._rules import WRITTEN
+from jaxnn.rules.component import FORMULAS
 
 _PACKAGE = str(Path(__file__).parents[1])
 _JAX = str(Path(jax.__file__).parent)
@@ -48,7 +48,7 @@ def line_of(eqn: Any) -> str:
 
 def is_components(eqn: Any) -> bool:
     """Whether an equation is part of a component, a function whose file has a rule with formulas."""
-    files = {file for file, _ in WRITTEN}
+    files = {file for file, _ in FORMULAS}
     return any(file in files for file, _ in _frames(eqn))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnn._files import write_whole
+from jaxnn.files import write_whole
 
 Array = np.ndarray[Any, Any]
 LARGE = 20_000  # elements, above which to_dict() holds a summary

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck._subject import first_line, name_of, quiet
-from jaxnn.gradcheck.automatic import BRANCHED, automatic, branched, is_array
 from jaxnn.graph import _formulas, _names
 from jaxnn.graph._backprop import back_propagate
 from jaxnn.graph._differences import differences
 from jaxnn.graph._formulas import Argument
 from jaxnn.graph._program import Step, is_inexact, needed, on_host, steps_of
 from jaxnn.graph.graph import Edge, Graph, Node
+from jaxnn.tracing.automatic import automatic
+from jaxnn.tracing.contexts import quiet
+from jaxnn.tracing.functions import BRANCHED, branched, first_line, function_name, is_array
 
 
 def trace(f: Callable[..., Any], *args: Any) -> Graph:
@@ -69,7 +70,7 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
     if not callable(f):
         raise TypeError(f"`f` ({type(f).__name__} {f!r}) must be a function of arrays".replace("\n", " "))
     with quiet():
-        return _traced(f, name_of(f), args)
+        return _traced(f, function_name(f), args)
 
 
 def _traced(f: Callable[..., Any], name: str, args: tuple[Any, ...]) -> Graph:

@@ -37,9 +37,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxnn import _checks
-from jaxnn._devices import cut, on_any_mesh
-from jaxnn._rules import cotangent, defined_by, on_paper, resolve_precision, type_of, vary_with, wide
+from jaxnn.rules import arguments
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import accumulation_dtype, cotangent, resolve_precision, type_of, vary_with
+from jaxnn.rules.sharding import on_any_mesh, sharding_of
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
@@ -86,7 +87,7 @@ def _definition(
 
 def _cut_out(given: dict[str, Any]) -> tuple[Any, ...]:
     """The batch is cut as x's, the channels as the filters, and no image is."""
-    x, w = cut(given["x"]), cut(given["w"])
+    x, w = sharding_of(given["x"]), sharding_of(given["w"])
     return (*x[:-3], *w[:1], None, None) if given["layout"] == "NCHW" else (*x[:-3], None, None, *w[-1:])
 
 
@@ -145,7 +146,7 @@ def conv2d(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-@on_paper(
+@with_formulas(
     r"y_{s,oc,i,j} = \sum_{ic,i',j'} w_{oc,ic,i',j'}\,x_{s,ic,Si+Di'-P,Sj+Dj'-P} \;(+\,b_{oc})",
     x=(
         r"dx_{s,ic,h,w} = \sum_{oc,i',j'} dy_{s,oc,i,j}\,w_{oc,ic,i',j'}, \quad h = Si+Di'-P, w = Sj+Dj'-P",
@@ -186,7 +187,7 @@ def _conv2d_bwd(geometry: _Geometry, residuals: Any, dy: Array) -> tuple[Array, 
         cpu=lambda x, dy: _weight_gradient_by_products(geometry, w.shape, x, dy),
         default=lambda x, dy: _weight_gradient_by_convolution(geometry, w.shape, x, dy),
     )
-    db = None if b is None else cotangent(jnp.sum(dy.astype(wide(dy.dtype)), axis=(0, 1, 2)), b)
+    db = None if b is None else cotangent(jnp.sum(dy.astype(accumulation_dtype(dy.dtype)), axis=(0, 1, 2)), b)
     return cotangent(dx, given[0]), cotangent(_filters_as_given(geometry, dw), given[1]), db
 
 
@@ -328,7 +329,7 @@ def _weight_gradient_by_products(geometry: _Geometry, w_shape: tuple[int, ...], 
     if block == samples:
         dw = of_block(geometry, w_shape, x, dy)
     else:
-        zero = vary_with(jnp.zeros(w_shape, wide(x.dtype)), type_of(x), type_of(dy))
+        zero = vary_with(jnp.zeros(w_shape, accumulation_dtype(x.dtype)), type_of(x), type_of(dy))
         dw = lax.fori_loop(0, samples // block, add_block, zero)
     return dw.astype(x.dtype)
 
@@ -413,7 +414,9 @@ def _patches(geometry: _Geometry, window: Pair, outputs: Pair, x: Array) -> Arra
 def _product(geometry: _Geometry, x: Array, dy: Array) -> Array:
     """Return Σ_s,i,j x_s,i,j,l,ic dy_s,i,j,r,oc as (l, r, ic, oc), where ic is of oc's group."""
     groups, (left, inputs), (right, outputs) = geometry.groups, x.shape[3:], dy.shape[3:]
-    product = functools.partial(lax.dot_general, precision=geometry.precision, preferred_element_type=wide(x.dtype))
+    product = functools.partial(
+        lax.dot_general, precision=geometry.precision, preferred_element_type=accumulation_dtype(x.dtype)
+    )
     pixels, of_group = math.prod(x.shape[:3]), inputs // groups
     if groups == 1:  # a plain matrix product: XLA runs one with a batch axis of size 1 far slower
         x, dy = x.reshape(pixels, left * inputs), dy.reshape(pixels, right * outputs)
@@ -441,36 +444,36 @@ def _checked(
     layout: str,
     precision: Any,
 ) -> tuple[Array, Array, Array | None, _Geometry]:
-    x, w = _checks.floating("x", x), _checks.floating("w", w)
-    b = None if b is None else _checks.floating("b", b)
-    layout = _checks.layout(layout)
-    groups = _checks.integer("groups", groups, 1)
+    x, w = arguments.floating("x", x), arguments.floating("w", w)
+    b = None if b is None else arguments.floating("b", b)
+    layout = arguments.layout(layout)
+    groups = arguments.integer("groups", groups, 1)
     filters = "OIHW" if layout == "NCHW" else "HWIO"
     if x.ndim < 3:
-        raise ValueError(f"{_checks.described('x', x)} must end in the three axes {', '.join(layout[1:])}")
+        raise ValueError(f"{arguments.described('x', x)} must end in the three axes {', '.join(layout[1:])}")
     if w.ndim != 4:
-        raise ValueError(f"{_checks.described('w', w)} must have the four axes {', '.join(filters)}")
+        raise ValueError(f"{arguments.described('w', w)} must have the four axes {', '.join(filters)}")
     size = dict(zip(layout[1:], x.shape[-3:], strict=True))
     filter_size = dict(zip(filters, w.shape, strict=True))
     if size["C"] % groups or filter_size["O"] % groups:
         raise ValueError(
-            f"`groups` ({groups}) must divide the {size['C']} channels of {_checks.described('x', x)} "
-            f"and the {filter_size['O']} of {_checks.described('w', w)}"
+            f"`groups` ({groups}) must divide the {size['C']} channels of {arguments.described('x', x)} "
+            f"and the {filter_size['O']} of {arguments.described('w', w)}"
         )
     if filter_size["I"] != size["C"] // groups:
         raise ValueError(
-            f"{_checks.described('w', w)} must have {size['C'] // groups} input channels to match "
-            f"{_checks.described('x', x)} in {layout} with groups {groups}; `w` is {filters} there: check `layout`"
+            f"{arguments.described('w', w)} must have {size['C'] // groups} input channels to match "
+            f"{arguments.described('x', x)} in {layout} with groups {groups}; `w` is {filters} there: check `layout`"
         )
     if b is not None and b.shape != (filter_size["O"],):
         raise ValueError(
-            f"{_checks.described('b', b)} must have shape ({filter_size['O']},), one bias a filter; "
+            f"{arguments.described('b', b)} must have shape ({filter_size['O']},), one bias a filter; "
             f"drop axes of size 1 with `b.reshape(-1)`"
         )
     geometry = _Geometry(
-        stride=_checks.pair("stride", stride, 1),
+        stride=arguments.pair("stride", stride, 1),
         pads=((0, 0), (0, 0)),
-        dilation=_checks.pair("dilation", dilation, 1),
+        dilation=arguments.pair("dilation", dilation, 1),
         groups=groups,
         layout=layout,
         precision=resolve_precision(precision),
@@ -480,8 +483,9 @@ def _checked(
     for axis, (before, after), extent in zip("HW", pads, reach, strict=True):
         if filter_size[axis] < 1 or size[axis] + before + after < extent:
             raise ValueError(
-                f"{_checks.described('w', w)} must fit into the padded {_checks.described('x', x)}: along {axis} it "
-                f"spans {extent} of {size[axis] + before + after} pixels; add `padding` or lower `dilation`"
+                f"{arguments.described('w', w)} must fit into the padded {arguments.described('x', x)}: "
+                f"along {axis} it spans {extent} of {size[axis] + before + after} pixels; add `padding` or lower "
+                f"`dilation`"
             )
     dtype = jnp.result_type(x, w) if b is None else jnp.result_type(x, w, b)
     b = None if b is None else b.astype(dtype)
@@ -499,6 +503,6 @@ def _pads(padding: Padding, size: Pair, reach: tuple[int, ...], stride: Pair) ->
     if isinstance(padding, (tuple, list)) and any(isinstance(p, (tuple, list)) for p in padding):
         if len(padding) != 2 or any(not isinstance(p, (tuple, list)) for p in padding):
             raise ValueError(f"`padding` ({padding!r}) must be ((top, bottom), (left, right))")
-        return _checks.pair("padding", padding[0], 0), _checks.pair("padding", padding[1], 0)
-    height, width = _checks.pair("padding", padding, 0)
+        return arguments.pair("padding", padding[0], 0), arguments.pair("padding", padding[1], 0)
+    height, width = arguments.pair("padding", padding, 0)
     return (height, height), (width, width)

@@ -32,8 +32,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxnn import _checks
-from jaxnn._rules import Type, cotangent, defined_by, on_paper, type_of, wide
+from jaxnn.rules import arguments
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import Type, accumulation_dtype, cotangent, type_of
 
 Key = Array
 
@@ -88,7 +89,7 @@ def dropout(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-@on_paper(
+@with_formulas(
     r"y_i = \frac{m_i\,x_i}{1 - P}",
     x=(r"dx_i = \frac{dy_i\,m_i}{1 - P}", "0 for a value that was dropped, 1 / (1 − P) for one that was kept."),
 )
@@ -111,7 +112,7 @@ _dropout.defvjp(_dropout_fwd, _dropout_bwd)
 def _drop(threshold: int, x: Array, key: Key) -> Array:
     """Return m_i x_i / (1 − P)."""
     scale = 1 / (1 - threshold / 2**32)
-    kept = (x.astype(wide(x.dtype)) * scale).astype(x.dtype)
+    kept = (x.astype(accumulation_dtype(x.dtype)) * scale).astype(x.dtype)
     return jnp.where(_keep(threshold, x.shape, key), kept, jnp.zeros((), x.dtype))
 
 
@@ -138,10 +139,10 @@ def _mix(h: Array) -> Array:
 
 
 def _checked(x: ArrayLike, rate: float, key: Key | None, deterministic: bool) -> tuple[Array, int, Key | None]:
-    x = _checks.floating("x", x)
-    rate = _checks.fraction("rate", rate)
+    x = arguments.floating("x", x)
+    rate = arguments.fraction("rate", rate)
     threshold = round(rate * 2**32)
-    if _checks.flag("deterministic", deterministic):
+    if arguments.flag("deterministic", deterministic):
         return x, threshold, None
     if key is None and threshold > 0:
         raise ValueError(
@@ -151,7 +152,7 @@ def _checked(x: ArrayLike, rate: float, key: Key | None, deterministic: bool) ->
     if key is None:
         return x, threshold, None
     if x.size > 1 << 32:
-        raise ValueError(f"{_checks.described('x', x)} must have at most 2**32 elements; drop it in parts")
+        raise ValueError(f"{arguments.described('x', x)} must have at most 2**32 elements; drop it in parts")
     return x, threshold, _checked_key(key)
 
 

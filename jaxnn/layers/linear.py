@@ -30,19 +30,20 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxnn import _checks
-from jaxnn._devices import cut, on_any_mesh
-from jaxnn._rules import cotangent, defined_by, on_paper, resolve_precision, type_of, wide
+from jaxnn.rules import arguments
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import accumulation_dtype, cotangent, resolve_precision, type_of
+from jaxnn.rules.sharding import on_any_mesh, sharding_of
 
 
 def _definition(x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, *, precision: Any = None) -> Array:
-    x, w, b = _checks.linear(x, w, b)
+    x, w, b = arguments.linear(x, w, b)
     y = jnp.matmul(x, w.T, precision=precision)
     return y if b is None else y + jnp.broadcast_to(b, y.shape)
 
 
 @defined_by(_definition)
-@on_any_mesh(lambda given: cut(given["x"])[:-1] + cut(given["w"])[:1])
+@on_any_mesh(lambda given: sharding_of(given["x"])[:-1] + sharding_of(given["w"])[:1])
 def linear(
     x: Float[ArrayLike, "*batch inputs"],
     w: Float[ArrayLike, "outputs inputs"],
@@ -76,12 +77,12 @@ def linear(
     References:
         Taura, Neural Networks Basics, "Linear (a.k.a. Fully Connected Layer)".
     """
-    x, w, b = _checks.linear(x, w, b)
+    x, w, b = arguments.linear(x, w, b)
     return _linear(resolve_precision(precision), x, w, b)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-@on_paper(
+@with_formulas(
     r"y_{si} = \sum_j W_{ij}\,x_{sj} \;(+\,b_i)",
     x=(r"dx_{sj} = \sum_i dy_{si}\,W_{ij}", "Output i moves with input j by the weight between them, W_ij."),
     w=(
@@ -105,9 +106,9 @@ def _linear_bwd(precision: Any, residuals: Any, dy: Array) -> tuple[Array, Array
     samples = tuple(range(dy.ndim - 1))
     dx = _contract(dy, w, dy.ndim - 1, 0, precision)
     dw = lax.dot_general(
-        dy, x, ((samples, samples), ((), ())), precision=precision, preferred_element_type=wide(x.dtype)
+        dy, x, ((samples, samples), ((), ())), precision=precision, preferred_element_type=accumulation_dtype(x.dtype)
     )
-    db = None if b is None else cotangent(jnp.sum(dy.astype(wide(dy.dtype)), axis=samples), b)
+    db = None if b is None else cotangent(jnp.sum(dy.astype(accumulation_dtype(dy.dtype)), axis=samples), b)
     return cotangent(dx, type_of(x)), cotangent(dw, type_of(w)), db
 
 
@@ -116,4 +117,4 @@ _linear.defvjp(_linear_fwd, _linear_bwd)
 
 def _contract(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any) -> Array:
     contracted = (((a_axis,), (b_axis,)), ((), ()))
-    return lax.dot_general(a, b, contracted, precision=precision, preferred_element_type=wide(a.dtype))
+    return lax.dot_general(a, b, contracted, precision=precision, preferred_element_type=accumulation_dtype(a.dtype))

@@ -29,9 +29,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from jaxnn._devices import AxisName
-from jaxnn._rules import cotangent, defined_by, on_paper, type_of
-from jaxnn._softmax import Axes, checked, shifted, summed, total
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import cotangent, type_of
+from jaxnn.rules.sharding import AxisName
+from jaxnn.rules.softmax_sums import Axes, checked, shifted, summed, total
 
 
 def _definition(
@@ -86,7 +87,7 @@ def log_softmax(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-@on_paper(
+@with_formulas(
     r"y_a = x_a - \log \sum_k e^{x_k}",
     x=(
         r"dx_j = dy_j - p_j \sum_a dy_a",

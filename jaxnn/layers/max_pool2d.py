@@ -32,9 +32,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from jaxnn import _checks
-from jaxnn._devices import cut, on_any_mesh
-from jaxnn._rules import defined_by, on_paper, wide
+from jaxnn.rules import arguments
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import accumulation_dtype
+from jaxnn.rules.sharding import on_any_mesh, sharding_of
 
 Pair = tuple[int, int]
 
@@ -80,7 +81,7 @@ def _definition(
 
 def _cut_out(given: dict[str, Any]) -> tuple[Any, ...]:
     """Batch and channels are cut as x's, and no image is."""
-    x = cut(given["x"])
+    x = sharding_of(given["x"])
     return (*x[:-2], None, None) if given["layout"] == "NCHW" else (*x[:-3], None, None, *x[-1:])
 
 
@@ -185,7 +186,7 @@ def max_pool2d_with_indices(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-@on_paper(
+@with_formulas(
     r"y_{s,c,i,j} = \max_{i',j'} x_{s,c,Si+i'-P,Sj+j'-P}",
     x=(
         r"dx_{h,w} = \sum_{(i,j)} dy_{i,j}\,[(h,w)\text{ is the maximum of window }(i,j)]",
@@ -208,7 +209,7 @@ def _max_pool2d_bwd(geometry: _Geometry, position: Array, cotangents: tuple[Arra
     (kh, kw), (sh, sw) = geometry.window, geometry.stride
     shifts = [(a, b) for a in range(-(-kh // sh)) for b in range(-(-kw // sw))]
     # Overlapping windows add up, in at least float32; with one window a pixel there is nothing to add.
-    dtype = wide(dy.dtype) if len(shifts) > 1 else dy.dtype
+    dtype = accumulation_dtype(dy.dtype) if len(shifts) > 1 else dy.dtype
     dx = jnp.zeros((), dtype)
     for shift in shifts:
         row, column = (_place_in_window(geometry, axis, shift[axis], dy.ndim) for axis in (0, 1))
@@ -302,22 +303,22 @@ def _plane_indices(geometry: _Geometry, position: Array) -> Array:
 def _checked(
     x: ArrayLike, window: int | Pair, stride: int | Pair | None, padding: int | Pair, layout: str
 ) -> tuple[Array, _Geometry]:
-    x = _checks.floating("x", x)
-    layout = _checks.layout(layout)
+    x = arguments.floating("x", x)
+    layout = arguments.layout(layout)
     if x.ndim < 3:
-        raise ValueError(f"{_checks.described('x', x)} must end in the three axes {', '.join(layout[1:])}")
-    window = _checks.pair("window", window, 1)
-    stride = window if stride is None else _checks.pair("stride", stride, 1)
+        raise ValueError(f"{arguments.described('x', x)} must end in the three axes {', '.join(layout[1:])}")
+    window = arguments.pair("window", window, 1)
+    stride = window if stride is None else arguments.pair("stride", stride, 1)
     if isinstance(padding, str):
         raise TypeError(f"`padding` ({padding!r}) must be an int or a pair of ints, at most half of `window`")
-    padding = _checks.pair("padding", padding, 0)
+    padding = arguments.pair("padding", padding, 0)
     if any(2 * p > k for p, k in zip(padding, window, strict=True)):
         raise ValueError(f"`padding` ({padding}) must be at most half of `window` ({window})")
     size = x.shape[-2:] if layout == "NCHW" else x.shape[-3:-1]
     geometry = _Geometry(window, stride, padding, (size[0], size[1]), layout)
     if min(*geometry.outputs, *geometry.size) < 1:
         raise ValueError(
-            f"`window` ({window}) must fit into the padded {_checks.described('x', x)} in {layout}; "
+            f"`window` ({window}) must fit into the padded {arguments.described('x', x)} in {layout}; "
             f"use a smaller window"
         )
     return x, geometry

@@ -23,12 +23,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from jaxnn import _checks
-from jaxnn._rules import defined_by, on_paper
+from jaxnn.rules import arguments
+from jaxnn.rules.component import defined_by, with_formulas
 
 
 def _definition(x: ArrayLike) -> Array:
-    return jax.nn.relu(_checks.floating("x", x))
+    return jax.nn.relu(arguments.floating("x", x))
 
 
 @defined_by(_definition)
@@ -57,11 +57,11 @@ def relu(x: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     References:
         Taura, Neural Networks Basics, "ReLU".
     """
-    return _relu(_checks.floating("x", x))
+    return _relu(arguments.floating("x", x))
 
 
 @jax.custom_vjp
-@on_paper(
+@with_formulas(
     r"y_i = \max(x_i, 0)",
     x=(r"dx_j = dy_j\,[x_j > 0]", "1 where x is positive, else 0: a gradient passes as it is, or stops."),
 )

@@ -23,12 +23,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxnn import _checks
-from jaxnn._rules import defined_by, on_paper, wide
+from jaxnn.rules import arguments
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import accumulation_dtype
 
 
 def _definition(x: ArrayLike) -> Array:
-    return jax.nn.sigmoid(_checks.floating("x", x))
+    return jax.nn.sigmoid(arguments.floating("x", x))
 
 
 @defined_by(_definition)
@@ -56,11 +57,11 @@ def sigmoid(x: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     References:
         Derived here; see the module's docstring.
     """
-    return _sigmoid(_checks.floating("x", x))
+    return _sigmoid(arguments.floating("x", x))
 
 
 @jax.custom_vjp
-@on_paper(
+@with_formulas(
     r"y_i = \frac{1}{1 + e^{-x_i}}",
     x=(r"dx_i = dy_i\,\sigma(x_i)\,\sigma(-x_i)", "At most 1/4, at x = 0; far from 0 a sigmoid hardly moves."),
 )
@@ -69,11 +70,11 @@ def _sigmoid(x: Array) -> Array:
 
 
 def _sigmoid_fwd(x: Array) -> tuple[Array, Array]:
-    return jax.lax.logistic(x.astype(wide(x.dtype))).astype(x.dtype), x
+    return jax.lax.logistic(x.astype(accumulation_dtype(x.dtype))).astype(x.dtype), x
 
 
 def _sigmoid_bwd(x: Array, dy: Array) -> tuple[Array]:
-    small = jnp.exp(-jnp.abs(x.astype(wide(x.dtype))))  # σ(x) σ(−x) = e^−x / (1 + e^−x)², which is even
+    small = jnp.exp(-jnp.abs(x.astype(accumulation_dtype(x.dtype))))  # σ(x) σ(−x) = e^−x / (1 + e^−x)², which is even
     dx = dy.astype(small.dtype) * (small / jnp.square(1 + small))
     return (dx.astype(x.dtype),)
 

@@ -31,9 +31,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from jaxnn._devices import AxisName
-from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
-from jaxnn._softmax import Axes, checked, shifted, summed, total
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import accumulation_dtype, cotangent, type_of
+from jaxnn.rules.sharding import AxisName
+from jaxnn.rules.softmax_sums import Axes, checked, shifted, summed, total
 
 
 def _definition(
@@ -89,7 +90,7 @@ def softmax(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-@on_paper(
+@with_formulas(
     r"y_a = \frac{e^{x_a}}{\sum_k e^{x_k}}",
     x=(
         r"dx_j = y_j \left(dy_j - \sum_a dy_a\,y_a\right)",
@@ -109,7 +110,7 @@ def _softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, Any]
 def _softmax_bwd(axes: Axes, residuals: Any, dy: Array) -> tuple[Array, None]:
     y, where, x = residuals
     dtype = y.dtype
-    y, dy = y.astype(wide(dtype)), dy.astype(wide(dtype))
+    y, dy = y.astype(accumulation_dtype(dtype)), dy.astype(accumulation_dtype(dtype))
     dy = dy if where is None else jnp.where(where, dy, jnp.zeros((), dy.dtype))
     dx = y * (dy - summed(axes, dy * y))
     return cotangent(dx, x), None

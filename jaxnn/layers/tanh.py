@@ -23,12 +23,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxnn import _checks
-from jaxnn._rules import defined_by, on_paper, wide
+from jaxnn.rules import arguments
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import accumulation_dtype
 
 
 def _definition(x: ArrayLike) -> Array:
-    return jnp.tanh(_checks.floating("x", x))
+    return jnp.tanh(arguments.floating("x", x))
 
 
 @defined_by(_definition)
@@ -54,11 +55,11 @@ def tanh(x: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     References:
         Derived here; see the module's docstring.
     """
-    return _tanh(_checks.floating("x", x))
+    return _tanh(arguments.floating("x", x))
 
 
 @jax.custom_vjp
-@on_paper(
+@with_formulas(
     r"y_i = \frac{e^{x_i} - e^{-x_i}}{e^{x_i} + e^{-x_i}}",
     x=(r"dx_i = 4\,dy_i\,\sigma(2 x_i)\,\sigma(-2 x_i)", "At most 1, at x = 0; far from 0 tanh hardly moves."),
 )
@@ -67,11 +68,13 @@ def _tanh(x: Array) -> Array:
 
 
 def _tanh_fwd(x: Array) -> tuple[Array, Array]:
-    return jnp.tanh(x.astype(wide(x.dtype))).astype(x.dtype), x
+    return jnp.tanh(x.astype(accumulation_dtype(x.dtype))).astype(x.dtype), x
 
 
 def _tanh_bwd(x: Array, dy: Array) -> tuple[Array]:
-    small = jnp.exp(-2 * jnp.abs(x.astype(wide(x.dtype))))  # σ(2x) σ(−2x) = e^−2x / (1 + e^−2x)², which is even
+    small = jnp.exp(
+        -2 * jnp.abs(x.astype(accumulation_dtype(x.dtype)))
+    )  # σ(2x) σ(−2x) = e^−2x / (1 + e^−2x)², which is even
     dx = dy.astype(small.dtype) * (4 * small / jnp.square(1 + small))
     return (dx.astype(x.dtype),)
 

@@ -7,8 +7,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxnn import _checks, _devices
-from jaxnn._rules import wide
+from jaxnn.rules import arguments, sharding
+from jaxnn.rules.cotangents import accumulation_dtype
 
 
 class Rows(NamedTuple):
@@ -25,32 +25,32 @@ def checked(
 ) -> Rows:
     """Check the arguments of a loss over class ids and move the class axis to the end."""
     x = class_axis_last(name, x, axis)
-    labels = _checks.class_ids("targets", targets)
+    labels = arguments.class_ids("targets", targets)
     if labels.shape != x.shape[:-1]:
         raise ValueError(
-            f"{_checks.described('targets', labels)} must have shape {x.shape[:-1]}, that of `{name}` without its "
+            f"{arguments.described('targets', labels)} must have shape {x.shape[:-1]}, that of `{name}` without its "
             f"class axis"
         )
-    index = None if ignore_index is None else _checks.integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
+    index = None if ignore_index is None else arguments.integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
     return Rows(x, labels, class_weight(weight, x.shape[-1]), index)
 
 
 def class_axis_last(name: str, x: ArrayLike, axis: int) -> Array:
     """Return `x` with its class axis at the end."""
-    x = _checks.floating(name, x)
+    x = arguments.floating(name, x)
     if x.ndim < 1:
         raise ValueError(f"`{name}` (shape ()) must have at least one axis, of classes")
-    return jnp.moveaxis(x, _checks.axis_in_range(name, axis, x), -1)
+    return jnp.moveaxis(x, arguments.axis_in_range(name, axis, x), -1)
 
 
 def class_weight(weight: ArrayLike | None, classes: int) -> Array | None:
     """Return the class weights, in at least float32."""
     if weight is None:
         return None
-    weight = _checks.floating("weight", weight)
+    weight = arguments.floating("weight", weight)
     if weight.shape != (classes,):
-        raise ValueError(f"{_checks.described('weight', weight)} must have shape ({classes},), one weight a class")
-    return weight.astype(wide(weight.dtype))
+        raise ValueError(f"{arguments.described('weight', weight)} must have shape ({classes},), one weight a class")
+    return weight.astype(accumulation_dtype(weight.dtype))
 
 
 def is_label(labels: Int[Array, "*rows"], classes: int) -> Bool[Array, "*rows"]:
@@ -87,19 +87,19 @@ def row_weight(
     weight: Float[Array, " classes"] | None,
     ignore_index: int | None,
     dtype: Any,
-    axis_name: _devices.AxisName | None = None,
+    axis_name: sharding.AxisName | None = None,
 ) -> Float[Array, "*rows"]:
     """Return the weight of each row's label: 0 where it is ignored, 1 where it is no label."""
     ones, zero = jnp.ones(labels.shape, dtype), jnp.zeros((), dtype)
     of_row = ones
     if weight is not None and len(weight):
-        here = from_first(labels, len(weight), axis_name)
+        here = local_labels(labels, len(weight), axis_name)
         of_label = weight.astype(dtype)[in_range(here, len(weight))]
-        of_label = _devices.over(axis_name, lax.psum, jnp.where(is_label(here, len(weight)), of_label, zero))
-        of_row = jnp.where(is_label(labels, len(weight) * _devices.count(axis_name)), of_label, ones)
+        of_label = sharding.all_reduce(axis_name, lax.psum, jnp.where(is_label(here, len(weight)), of_label, zero))
+        of_row = jnp.where(is_label(labels, len(weight) * sharding.axis_size(axis_name)), of_label, ones)
     return jnp.where(is_ignored(labels, ignore_index), zero, of_row)
 
 
-def from_first(labels: Int[Array, "*rows"], classes: int, axis_name: _devices.AxisName | None) -> Int[Array, "*rows"]:
+def local_labels(labels: Int[Array, "*rows"], classes: int, axis_name: sharding.AxisName | None) -> Int[Array, "*rows"]:
     """Return the labels counted from the first of this device's classes."""
     return labels if axis_name is None else labels - (lax.axis_index(axis_name) * classes).astype(labels.dtype)

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxnn._rules import cotangent, on_paper, type_of
+from jaxnn.rules.component import with_formulas
+from jaxnn.rules.cotangents import cotangent, type_of
 
 
 def reduce(l: Float[Array, "*rows"], d: Float[Array, "*rows"], reduction: str) -> Array:
@@ -31,7 +32,7 @@ def reduce(l: Float[Array, "*rows"], d: Float[Array, "*rows"], reduction: str) -
 
 
 @jax.custom_vjp
-@on_paper(
+@with_formulas(
     r"L = \frac{1}{D} \sum_n l_n, \quad D = \sum_n d_n",
     l=(r"dl_n = \frac{dL}{D}", "Each row's loss moves the mean by its share, 1/D."),
     d=(r"dd_n = -\frac{dL\,L}{D}", "A row that counts for more lowers the mean of all the others."),

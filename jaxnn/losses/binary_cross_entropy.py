@@ -31,11 +31,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxnn import _checks
-from jaxnn._devices import cut_as_rows, on_any_mesh
-from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
-from jaxnn._softmax import times
 from jaxnn.losses._reduction import reduce
+from jaxnn.rules import arguments
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import accumulation_dtype, cotangent, type_of
+from jaxnn.rules.sharding import on_any_mesh, rows_sharding
+from jaxnn.rules.softmax_sums import zero_safe_product
 
 
 def _definition(logits: ArrayLike, targets: ArrayLike, *, reduction: str = "mean") -> Array:
@@ -48,7 +49,7 @@ def _definition(logits: ArrayLike, targets: ArrayLike, *, reduction: str = "mean
 
 
 @defined_by(_definition)
-@on_any_mesh(cut_as_rows("logits"))
+@on_any_mesh(rows_sharding("logits"))
 def binary_cross_entropy(
     logits: Float[ArrayLike, "*shape"], targets: ArrayLike, *, reduction: str = "mean"
 ) -> Float[Array, "..."]:
@@ -83,7 +84,7 @@ def binary_cross_entropy(
 
 
 @jax.custom_vjp
-@on_paper(
+@with_formulas(
     r"l = -t \log \sigma(x) - (1 - t) \log \sigma(-x)",
     x=(r"dx = dl\,\bigl((1 - t)\,\sigma(x) - t\,\sigma(-x)\bigr)", "Prediction less truth, σ(x) − t."),
     t=(r"dt = -dl\,x", "The larger the logit, the more a 'yes' lowers the loss."),
@@ -95,7 +96,7 @@ def _binary_cross_entropy(x: Array, t: Array) -> Array:
 def _binary_cross_entropy_fwd(x: Array, t: Array) -> tuple[Array, Any]:
     wide_x, wide_t = _widened(x, t)
     size, _, wrong = _sides(wide_x, wide_t)
-    return times(wrong, size) + jnp.log1p(jnp.exp(-size)), (x, t)
+    return zero_safe_product(wrong, size) + jnp.log1p(jnp.exp(-size)), (x, t)
 
 
 def _binary_cross_entropy_bwd(residuals: Any, dl: Array) -> tuple[Array, Array]:
@@ -112,7 +113,7 @@ _binary_cross_entropy.defvjp(_binary_cross_entropy_fwd, _binary_cross_entropy_bw
 
 
 def _widened(x: Array, t: Array) -> tuple[Array, Array]:
-    dtype = max(wide(x.dtype), wide(t.dtype), key=lambda dtype: dtype.itemsize)
+    dtype = max(accumulation_dtype(x.dtype), accumulation_dtype(t.dtype), key=lambda dtype: dtype.itemsize)
     return x.astype(dtype), t.astype(dtype)
 
 
@@ -124,12 +125,12 @@ def _sides(x: Array, t: Array) -> tuple[Array, Array, Array]:
 
 
 def _checked(logits: ArrayLike, targets: ArrayLike, reduction: str) -> tuple[Array, Array]:
-    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
-    x, t = _checks.floating("logits", logits), _checks.array("targets", targets)
-    _checks.same_shape("targets", t, "logits", x)
+    arguments.one_of("reduction", reduction, arguments.REDUCTIONS)
+    x, t = arguments.floating("logits", logits), arguments.array("targets", targets)
+    arguments.same_shape("targets", t, "logits", x)
     if jnp.issubdtype(t.dtype, jnp.floating):
         return x, t
     if not (jnp.issubdtype(t.dtype, jnp.integer) or t.dtype == jnp.bool_):
         raise TypeError(f"`targets` (dtype {t.dtype}) must be floating, integer or boolean")
-    answers = t.astype(wide(x.dtype))
+    answers = t.astype(accumulation_dtype(x.dtype))
     return x, jnp.where((answers == 0) | (answers == 1), answers, jnp.nan)

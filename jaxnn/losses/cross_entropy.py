@@ -38,12 +38,13 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from jaxnn import _checks, _devices
-from jaxnn._devices import AxisName, cut_as_rows, on_any_mesh
-from jaxnn._rules import cotangent, defined_by, on_paper, type_of
-from jaxnn._softmax import Axes, shifted, summed, times
 from jaxnn.losses import _labels
 from jaxnn.losses._reduction import reduce
+from jaxnn.rules import arguments, sharding
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import cotangent, type_of
+from jaxnn.rules.sharding import AxisName, on_any_mesh, rows_sharding
+from jaxnn.rules.softmax_sums import Axes, shifted, summed, zero_safe_product
 
 
 class _Options(NamedTuple):
@@ -58,7 +59,7 @@ class _Options(NamedTuple):
 
     def classes(self, x: Array) -> int:
         """Return the number of classes, of all devices."""
-        return x.shape[-1] * _devices.count(self.axis_name)
+        return x.shape[-1] * sharding.axis_size(self.axis_name)
 
 
 def _definition(
@@ -76,7 +77,7 @@ def _definition(
     from_largest = shifted(options.axes, rows.x)
     log_p = from_largest - jnp.log(summed(options.axes, jnp.exp(from_largest)))
     q = _weighted(rows.weight, _smoothed(options, rows.labels, log_p))
-    l = _devices.over(axis_name, lax.psum, jnp.sum(times(q, -log_p), -1))
+    l = sharding.all_reduce(axis_name, lax.psum, jnp.sum(zero_safe_product(q, -log_p), -1))
     l = _by_label(options, rows.labels, options.classes(log_p), l)
     if reduction == "none":
         return l
@@ -84,7 +85,7 @@ def _definition(
 
 
 @defined_by(_definition)
-@on_any_mesh(cut_as_rows("logits"))
+@on_any_mesh(rows_sharding("logits"))
 def cross_entropy(
     logits: Float[ArrayLike, "*rows"],
     targets: Int[ArrayLike, "..."] | Float[ArrayLike, "*rows"],
@@ -132,12 +133,12 @@ def cross_entropy(
         smoothing).
     """
     rows, options = _checked(logits, targets, axis, weight, ignore_index, label_smoothing, reduction, axis_name)
-    l = _devices.over(axis_name, lax.psum, _cross_entropy(options, rows.x, rows.labels, rows.weight))
+    l = sharding.all_reduce(axis_name, lax.psum, _cross_entropy(options, rows.x, rows.labels, rows.weight))
     return reduce(l, _counts(options, rows, l), reduction)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-@on_paper(
+@with_formulas(
     r"l = -\sum_c q_c \log p_c, \quad p = \operatorname{softmax}(x)",
     x=(
         r"dx_c = dl \left(p_c \sum_t q_t - q_c\right), \quad dx = dl\,(p - e(t))\text{ for a class } t",
@@ -165,7 +166,7 @@ def _cross_entropy_bwd(options: _Options, residuals: Any, dl: Array) -> tuple[Ar
     from_largest, dl, classes = shifted(options.axes, x), dl[..., None], options.classes(x)
     u = _smoothed(options, targets, from_largest)
     all_q = _expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
-    all_q = _devices.over(options.axis_name, lax.psum, all_q)
+    all_q = sharding.all_reduce(options.axis_name, lax.psum, all_q)
     dx = dl * (jnp.exp(from_largest) * (all_q / total) - _weighted(weight, u))
     dx = _by_label(options, targets, classes, dx)
 
@@ -174,7 +175,7 @@ def _cross_entropy_bwd(options: _Options, residuals: Any, dl: Array) -> tuple[Ar
     dt = (1 - options.label_smoothing) * dl * _weighted(weight, minus_log_p) if floating else None
     dweight = None
     if weight is not None:
-        du = _by_label(options, targets, classes, dl * times(u, minus_log_p), bad=0.0)
+        du = _by_label(options, targets, classes, dl * zero_safe_product(u, minus_log_p), bad=0.0)
         dweight = cotangent(jnp.sum(du, tuple(range(du.ndim - 1))), type_of(weight))
     return cotangent(dx, type_of(x)), None if dt is None else cotangent(dt, type_of(targets)), dweight
 
@@ -197,23 +198,23 @@ def _weighted(weight: Array | None, u: Array) -> Array:
 def _expected(options: _Options, targets: Array, weight: Array | None, x: Array) -> Array:
     """Return Σ_c q_c x_c of this device's classes, which for a class id is (1 − ε) ω_t x_t + ε/C Σ_c ω_c x_c."""
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        return jnp.sum(times(_weighted(weight, _smoothed(options, targets, x)), x), -1)
+        return jnp.sum(zero_safe_product(_weighted(weight, _smoothed(options, targets, x)), x), -1)
     classes, epsilon, here = x.shape[-1], options.label_smoothing, _here(options, targets, x)
     at_label = _labels.at_label(x, here)
     if weight is not None and classes:
-        at_label = times(weight.astype(x.dtype)[_labels.in_range(here, classes)], at_label)
+        at_label = zero_safe_product(weight.astype(x.dtype)[_labels.in_range(here, classes)], at_label)
     if options.axis_name is not None:  # the label may be another device's
         at_label = jnp.where(_labels.is_label(here, classes), at_label, jnp.zeros((), x.dtype))
     if epsilon == 0:
         return at_label
     share = jnp.full(x.shape, epsilon / max(1, options.classes(x)), x.dtype)
-    at_label = times(jnp.full((), 1 - epsilon, x.dtype), at_label)
-    return at_label + jnp.sum(times(_weighted(weight, share), x), -1)
+    at_label = zero_safe_product(jnp.full((), 1 - epsilon, x.dtype), at_label)
+    return at_label + jnp.sum(zero_safe_product(_weighted(weight, share), x), -1)
 
 
 def _here(options: _Options, labels: Array, x: Array) -> Array:
     """Return the labels counted from the first of this device's classes."""
-    return _labels.from_first(labels, x.shape[-1], options.axis_name)
+    return _labels.local_labels(labels, x.shape[-1], options.axis_name)
 
 
 def _by_label(options: _Options, targets: Array, classes: int, x: Array, bad: float = jnp.nan) -> Array:
@@ -243,10 +244,10 @@ def _checked(
     reduction: str,
     axis_name: AxisName | None,
 ) -> tuple[_labels.Rows, _Options]:
-    _devices.count(axis_name)
-    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
-    label_smoothing = _checks.fraction("label_smoothing", label_smoothing)
-    t = _checks.array("targets", targets)
+    sharding.axis_size(axis_name)
+    arguments.one_of("reduction", reduction, arguments.REDUCTIONS)
+    label_smoothing = arguments.fraction("label_smoothing", label_smoothing)
+    t = arguments.array("targets", targets)
     if not jnp.issubdtype(t.dtype, jnp.floating):
         rows = _labels.checked("logits", logits, t, axis, weight, ignore_index)
         return rows, _Options(label_smoothing, rows.ignore_index, axis_name)
@@ -257,6 +258,6 @@ def _checked(
         )
     x = _labels.class_axis_last("logits", logits, axis)
     t = _labels.class_axis_last("targets", t, axis)
-    _checks.same_shape("targets", t, "logits", x)
+    arguments.same_shape("targets", t, "logits", x)
     rows = _labels.Rows(x, t, _labels.class_weight(weight, x.shape[-1]), None)
     return rows, _Options(label_smoothing, None, axis_name)

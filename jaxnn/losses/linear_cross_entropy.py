@@ -50,13 +50,14 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxnn import _checks, _devices
-from jaxnn._blocks import add_at, even, fitting, over_blocks
-from jaxnn._devices import AxisName, cut_as_rows, on_any_mesh
-from jaxnn._rules import cotangent, defined_by, on_paper, resolve_precision, type_of, vary_with, wide
-from jaxnn._softmax import times
 from jaxnn.losses import _labels
 from jaxnn.losses._reduction import reduce
+from jaxnn.rules import arguments, sharding
+from jaxnn.rules.blocks import add_at, even, fitting, over_blocks
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import accumulation_dtype, cotangent, resolve_precision, type_of, vary_with
+from jaxnn.rules.sharding import AxisName, on_any_mesh, rows_sharding
+from jaxnn.rules.softmax_sums import zero_safe_product
 
 
 class _Options(NamedTuple):
@@ -101,22 +102,25 @@ def _definition(
     precision: Any = None,
     axis_name: AxisName | None = None,
 ) -> Array:
-    arguments = _arguments(
+    given = _arguments(
         x, w, targets, b, weight, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, memory, block_size,
         precision, axis_name,
     )  # fmt: skip
-    (x, w, b, alpha, beta, labels), options, d = arguments
-    accumulator = wide(x.dtype)
+    (x, w, b, alpha, beta, labels), options, d = given
+    accumulator = accumulation_dtype(x.dtype)
     z = jnp.matmul(x.astype(accumulator), w.T.astype(accumulator), precision=precision)
     z = z if b is None else z + jnp.broadcast_to(b.astype(accumulator), z.shape)
     z = z if logit_softcap is None else logit_softcap * jnp.tanh(z / logit_softcap)
-    largest = _devices.over(axis_name, lax.pmax, lax.stop_gradient(jnp.max(z, -1, initial=-jnp.inf)))
-    log_total = largest + jnp.log(_devices.over(axis_name, lax.psum, jnp.sum(jnp.exp(z - largest[:, None]), -1)))
-    is_label = _labels.one_hot(_labels.from_first(labels, len(w), axis_name), len(w))
+    largest = sharding.all_reduce(axis_name, lax.pmax, lax.stop_gradient(jnp.max(z, -1, initial=-jnp.inf)))
+    log_total = largest + jnp.log(sharding.all_reduce(axis_name, lax.psum, jnp.sum(jnp.exp(z - largest[:, None]), -1)))
+    is_label = _labels.one_hot(_labels.local_labels(labels, len(w), axis_name), len(w))
     q = jnp.where(is_label, alpha[:, None], jnp.zeros((), alpha.dtype))
     q = q if beta is None else q + jnp.broadcast_to(beta, q.shape)
-    l = _devices.over(axis_name, lax.psum, jnp.sum(times(q, log_total[:, None] - z), -1)) + z_loss * log_total**2
-    l = jnp.where(_labels.is_label(labels, len(w) * _devices.count(axis_name)), l, jnp.nan)
+    l = (
+        sharding.all_reduce(axis_name, lax.psum, jnp.sum(zero_safe_product(q, log_total[:, None] - z), -1))
+        + z_loss * log_total**2
+    )
+    l = jnp.where(_labels.is_label(labels, len(w) * sharding.axis_size(axis_name)), l, jnp.nan)
     l = jnp.where(_labels.is_ignored(labels, options.ignore_index), jnp.zeros((), l.dtype), l)
     if reduction == "none":
         return l.reshape(d.shape)
@@ -124,7 +128,7 @@ def _definition(
 
 
 @defined_by(_definition)
-@on_any_mesh(cut_as_rows("targets"))
+@on_any_mesh(rows_sharding("targets"))
 def linear_cross_entropy(
     x: Float[ArrayLike, "*rows inputs"],
     w: Float[ArrayLike, "classes inputs"],
@@ -192,17 +196,17 @@ def linear_cross_entropy(
         Wijmans et al. 2024, arXiv:2411.09009 (blocks of the vocabulary); Chowdhery et al. 2022, arXiv:2204.02311
         (z-loss); Gemma Team 2024, arXiv:2408.00118 (softcap).
     """
-    arguments = _arguments(
+    given = _arguments(
         x, w, targets, b, weight, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, memory, block_size,
         precision, axis_name,
     )  # fmt: skip
-    inputs, options, d = arguments
-    l = _devices.over(axis_name, lax.psum, _linear_cross_entropy(options, *inputs))
+    inputs, options, d = given
+    l = sharding.all_reduce(axis_name, lax.psum, _linear_cross_entropy(options, *inputs))
     return reduce(l.reshape(d.shape) if reduction == "none" else l, d, reduction)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-@on_paper(
+@with_formulas(
     r"l = \sum_c q_c \left(Z - z_c\right) + \zeta Z^2, \quad Z = \log \sum_k e^{z_k}, \quad z = Wx + b",
     x=(
         r"dx_{nj} = \sum_c da_{nc}\,W_{cj}, \quad da_n = dl_n\,(p_n - e(t_n))\text{ for } q = e(t)",
@@ -300,7 +304,7 @@ def _by_rows(options: _Options, inputs: _Inputs, forms_gradient: bool = False) -
     if not forms_gradient:
         return total, None
     (dx, dalpha), (dw, db, dbeta) = for_rows, for_classes
-    return total, (dx, dw, db, dalpha / _devices.count(options.axis_name), dbeta)
+    return total, (dx, dw, db, dalpha / sharding.axis_size(options.axis_name), dbeta)
 
 
 def _by_classes(options: _Options, inputs: _Inputs) -> tuple[Array, Array, Array]:
@@ -320,7 +324,7 @@ def _gradient_by_classes(options: _Options, inputs: _Inputs, log_total: Array, g
     dx, (dw, db, dbeta) = _gradient(
         options, _whole(options, inputs), lambda part, _: _linear(options, part), log_total, dl, for_classes
     )
-    return dx, dw, db, dl * gap / _devices.count(options.axis_name), dbeta
+    return dx, dw, db, dl * gap / sharding.axis_size(options.axis_name), dbeta
 
 
 def _statistics(options: _Options, rows: _Block, linear: Linear, varied: Callable[[Array], Array]) -> _Statistics:
@@ -371,9 +375,9 @@ def _whole(options: _Options, inputs: _Inputs) -> _Block:
     """Return all rows and classes as one block."""
     x, w, b, alpha, beta, labels = inputs
     counted = ~_labels.is_ignored(labels, options.ignore_index)
-    bad = counted & ~_labels.is_label(labels, len(w) * _devices.count(options.axis_name))
-    beta_sum = None if beta is None else _devices.over(options.axis_name, lax.psum, jnp.sum(beta))
-    here = _labels.from_first(labels, len(w), options.axis_name)
+    bad = counted & ~_labels.is_label(labels, len(w) * sharding.axis_size(options.axis_name))
+    beta_sum = None if beta is None else sharding.all_reduce(options.axis_name, lax.psum, jnp.sum(beta))
+    here = _labels.local_labels(labels, len(w), options.axis_name)
     return _Block(x, alpha, here, counted, bad, w, b, beta, None, beta_sum)
 
 
@@ -396,7 +400,9 @@ def _some_classes(block: _Block, start: Array, size: int, fresh: Array | None) -
 
 def _product(options: _Options, a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
     contracted = (((a_axis,), (b_axis,)), ((), ()))
-    return lax.dot_general(a, b, contracted, precision=options.precision, preferred_element_type=wide(a.dtype))
+    return lax.dot_general(
+        a, b, contracted, precision=options.precision, preferred_element_type=accumulation_dtype(a.dtype)
+    )
 
 
 def _linear(options: _Options, block: _Block) -> Array:
@@ -417,7 +423,7 @@ def _logits(options: _Options, block: _Block, a: Array) -> tuple[Array, Array | 
 def _of_block(block: _Block, z: Array) -> _Statistics:
     largest = lax.stop_gradient(jnp.max(z, 1))
     total = jnp.sum(jnp.exp(z - _finite(largest)[:, None]), 1)
-    smoothed = None if block.beta is None else jnp.sum(times(block.beta[None, :], z), 1)
+    smoothed = None if block.beta is None else jnp.sum(zero_safe_product(block.beta[None, :], z), 1)
     is_here, zero = _labels.is_label(block.labels, z.shape[1]), jnp.zeros((), z.dtype)
     return _Statistics(largest, total, jnp.where(is_here, _labels.at_label(z, block.labels), zero), smoothed)
 
@@ -433,9 +439,9 @@ def _merged(s: _Statistics, t: _Statistics) -> _Statistics:
 
 def _of_all_devices(options: _Options, s: _Statistics) -> _Statistics:
     """Return what is known of a row after the classes of all devices."""
-    largest = _devices.over(options.axis_name, lax.pmax, s.largest)
+    largest = sharding.all_reduce(options.axis_name, lax.pmax, s.largest)
     sums = (s.total * jnp.exp(s.largest - _finite(largest)), s.at_label, s.smoothed)
-    return _Statistics(largest, *_devices.over(options.axis_name, lax.psum, sums))
+    return _Statistics(largest, *sharding.all_reduce(options.axis_name, lax.psum, sums))
 
 
 def _finite(largest: Array) -> Array:
@@ -446,7 +452,7 @@ def _losses(options: _Options, block: _Block, s: _Statistics) -> tuple[Array, Ar
     """Return each row's loss l = α (Z − z_t) + Σ β (Z − z) + ζ Z², its Z, and its Z − z_t (0 for no label)."""
     log_sum = jnp.log(s.total)
     gap, log_total = (s.largest - s.at_label) + log_sum, s.largest + log_sum
-    l = times(block.alpha, gap) + options.z_loss * log_total**2
+    l = zero_safe_product(block.alpha, gap) + options.z_loss * log_total**2
     if s.smoothed is not None and block.beta_sum is not None:
         l = l + (block.beta_sum * s.largest - s.smoothed) + block.beta_sum * log_sum
     zero = jnp.zeros((), l.dtype)
@@ -476,7 +482,7 @@ def _dbeta(block: _Block, z: Array, log_total: Array, dl: Array) -> Array:
 
 def _share(options: _Options, inputs: _Inputs, l: Array) -> Array:
     """Return the device's share of the loss."""
-    return _varied(options, inputs)(l / _devices.count(options.axis_name))
+    return _varied(options, inputs)(l / sharding.axis_size(options.axis_name))
 
 
 def _types(inputs: _Inputs) -> list[Any]:
@@ -485,7 +491,7 @@ def _types(inputs: _Inputs) -> list[Any]:
 
 def _varied(options: _Options, inputs: _Inputs) -> Callable[[Array], Array]:
     """Return what marks an array as varying over the axes that some argument varies over, and that of the classes."""
-    return lambda a: _devices.varying(options.axis_name, vary_with(a, *map(type_of, jax.tree.leaves(inputs))))
+    return lambda a: sharding.mark_varying(options.axis_name, vary_with(a, *map(type_of, jax.tree.leaves(inputs))))
 
 
 def _block_sizes(
@@ -526,27 +532,30 @@ def _arguments(
     axis_name: AxisName | None,
 ) -> tuple[_Inputs, _Options, Array]:
     """Check the arguments; return the rule's, with the rows in one axis, and what each row counts for in the mean."""
-    x, w, b = _checks.linear(x, w, b)
+    x, w, b = arguments.linear(x, w, b)
     d, v = w.shape[1], w.shape[0]
-    labels = _checks.class_ids("targets", targets)
+    labels = arguments.class_ids("targets", targets)
     if labels.shape != x.shape[:-1]:
         raise ValueError(
-            f"{_checks.described('targets', labels)} must have shape {x.shape[:-1]}, that of `x` without its last axis"
+            f"{arguments.described('targets', labels)} must have shape {x.shape[:-1]}, that of `x` without its last "
+            f"axis"
         )
     weight = _labels.class_weight(weight, v)
-    epsilon = _checks.fraction("label_smoothing", label_smoothing)
-    z_loss = _checks.number("z_loss", z_loss, 0)
-    softcap = None if logit_softcap is None else _checks.number("logit_softcap", logit_softcap, 0, exclusive=True)
-    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
-    _checks.one_of("memory", memory, ("fast", "lean"))
-    block_size = None if block_size is None else _checks.integer("block_size", block_size, 1)
-    ignore_index = None if ignore_index is None else _checks.integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
-    count = v * _devices.count(axis_name)
+    epsilon = arguments.fraction("label_smoothing", label_smoothing)
+    z_loss = arguments.number("z_loss", z_loss, 0)
+    softcap = None if logit_softcap is None else arguments.number("logit_softcap", logit_softcap, 0, exclusive=True)
+    arguments.one_of("reduction", reduction, arguments.REDUCTIONS)
+    arguments.one_of("memory", memory, ("fast", "lean"))
+    block_size = None if block_size is None else arguments.integer("block_size", block_size, 1)
+    ignore_index = (
+        None if ignore_index is None else arguments.integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
+    )
+    count = v * sharding.axis_size(axis_name)
 
     forms_gradient = memory == "fast" and reduction != "none"
     blocks = _block_sizes(forms_gradient, softcap, epsilon, block_size, labels.size, v, d)
     options = _Options(z_loss, softcap, ignore_index, forms_gradient, *blocks, axis_name, resolve_precision(precision))
-    dtype = wide(x.dtype)
+    dtype = accumulation_dtype(x.dtype)
     counts = _labels.row_weight(labels, weight, ignore_index, dtype, axis_name)
     beta = None
     if epsilon:

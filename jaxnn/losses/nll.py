@@ -30,11 +30,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from jaxnn import _checks
-from jaxnn._devices import cut_as_rows, on_any_mesh
-from jaxnn._rules import Type, cotangent, defined_by, on_paper, type_of, wide
 from jaxnn.losses import _labels
 from jaxnn.losses._reduction import reduce
+from jaxnn.rules import arguments
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import Type, accumulation_dtype, cotangent, type_of
+from jaxnn.rules.sharding import on_any_mesh, rows_sharding
 
 
 def _plain(log_p: Array, rows: _labels.Rows, reduction: str) -> Array:
@@ -61,12 +62,12 @@ def _nll_definition(
     reduction: str = "mean",
 ) -> Array:
     rows = _labels.checked("p", p, targets, axis, weight, ignore_index)
-    p = rows.x.astype(wide(rows.x.dtype))
-    return _plain(jnp.log(p), rows, _checks.one_of("reduction", reduction, _checks.REDUCTIONS))
+    p = rows.x.astype(accumulation_dtype(rows.x.dtype))
+    return _plain(jnp.log(p), rows, arguments.one_of("reduction", reduction, arguments.REDUCTIONS))
 
 
 @defined_by(_nll_definition)
-@on_any_mesh(cut_as_rows("p"))
+@on_any_mesh(rows_sharding("p"))
 def nll(
     p: Float[ArrayLike, "*rows"],
     targets: Int[ArrayLike, "*rows"],
@@ -110,11 +111,15 @@ def nll(
     rows = _labels.checked("p", p, targets, axis, weight, ignore_index)
     l = _nll(rows.ignore_index, rows.x, rows.labels)
     d = _labels.row_weight(rows.labels, rows.weight, rows.ignore_index, l.dtype)
-    return reduce(l if rows.weight is None else d * l, d, _checks.one_of("reduction", reduction, _checks.REDUCTIONS))
+    return reduce(
+        l if rows.weight is None else d * l,
+        d,
+        arguments.one_of("reduction", reduction, arguments.REDUCTIONS),
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-@on_paper(
+@with_formulas(
     r"l = -\log p_t",
     p=(
         r"dp = -dl\,\frac{e(t)}{p_t}",
@@ -127,7 +132,9 @@ def _nll(ignore_index: int | None, p: Array, labels: Array) -> Array:
 
 def _nll_fwd(ignore_index: int | None, p: Array, labels: Array) -> tuple[Array, Any]:
     # 1 where there is no p_t: the row's loss is set below, and a 0 would leave NaN in derivatives of the gradient.
-    p_t = jnp.where(_labels.is_label(labels, p.shape[-1]), _at_label(p, labels), jnp.ones((), wide(p.dtype)))
+    p_t = jnp.where(
+        _labels.is_label(labels, p.shape[-1]), _at_label(p, labels), jnp.ones((), accumulation_dtype(p.dtype))
+    )
     return _by_label(ignore_index, labels, p.shape[-1], -jnp.log(p_t)), (p_t, labels, type_of(p))
 
 
@@ -149,12 +156,12 @@ def _nll_loss_definition(
     reduction: str = "mean",
 ) -> Array:
     rows = _labels.checked("log_p", log_p, targets, axis, weight, ignore_index)
-    log_p = rows.x.astype(wide(rows.x.dtype))
-    return _plain(log_p, rows, _checks.one_of("reduction", reduction, _checks.REDUCTIONS))
+    log_p = rows.x.astype(accumulation_dtype(rows.x.dtype))
+    return _plain(log_p, rows, arguments.one_of("reduction", reduction, arguments.REDUCTIONS))
 
 
 @defined_by(_nll_loss_definition)
-@on_any_mesh(cut_as_rows("log_p"))
+@on_any_mesh(rows_sharding("log_p"))
 def nll_loss(
     log_p: Float[ArrayLike, "*rows"],
     targets: Int[ArrayLike, "*rows"],
@@ -196,11 +203,15 @@ def nll_loss(
     rows = _labels.checked("log_p", log_p, targets, axis, weight, ignore_index)
     l = _nll_loss(rows.ignore_index, rows.x, rows.labels)
     d = _labels.row_weight(rows.labels, rows.weight, rows.ignore_index, l.dtype)
-    return reduce(l if rows.weight is None else d * l, d, _checks.one_of("reduction", reduction, _checks.REDUCTIONS))
+    return reduce(
+        l if rows.weight is None else d * l,
+        d,
+        arguments.one_of("reduction", reduction, arguments.REDUCTIONS),
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-@on_paper(
+@with_formulas(
     r"l = -y_t, \quad y = \log p",
     log_p=(r"dy = -dl\,e(t)", "Only the log-probability of the true class counts, and the loss falls one for one."),
 )
@@ -223,7 +234,7 @@ _nll_loss.defvjp(_nll_loss_fwd, _nll_loss_bwd)
 
 def _at_label(x: Array, labels: Array) -> Array:
     """Return x_t of each row, in at least float32."""
-    return _labels.at_label(x, labels).astype(wide(x.dtype))
+    return _labels.at_label(x, labels).astype(accumulation_dtype(x.dtype))
 
 
 def _by_label(ignore_index: int | None, labels: Array, classes: int, l: Array) -> Array:

@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxnn import _checks
-from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
+from jaxnn.rules import arguments
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import accumulation_dtype, cotangent, type_of
 
 
 def _l1_definition(params: PyTree[Array]) -> Array:
@@ -63,7 +64,7 @@ def l1_penalty(params: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
 
 
 @jax.custom_vjp
-@on_paper(
+@with_formulas(
     r"\Omega = \sum |w|",
     leaves=(r"dw = d\Omega\,\operatorname{sign}(w)", "+1 or −1, however large the weight is, and 0 at 0."),
 )
@@ -76,7 +77,14 @@ def _l1_penalty_fwd(leaves: list[Array]) -> tuple[Array, list[Array]]:
 
 
 def _l1_penalty_bwd(leaves: list[Array], d: Array) -> tuple[list[Array]]:
-    return ([cotangent(jnp.sign(w).astype(wide(w.dtype)) * d.astype(wide(w.dtype)), type_of(w)) for w in leaves],)
+    return (
+        [
+            cotangent(
+                jnp.sign(w).astype(accumulation_dtype(w.dtype)) * d.astype(accumulation_dtype(w.dtype)), type_of(w)
+            )
+            for w in leaves
+        ],
+    )
 
 
 _l1_penalty.defvjp(_l1_penalty_fwd, _l1_penalty_bwd)
@@ -114,7 +122,7 @@ def l2_penalty(params: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
 
 
 @jax.custom_vjp
-@on_paper(
+@with_formulas(
     r"\Omega = \sum w^2",
     leaves=(r"dw = 2\,w\,d\Omega", "Twice the weight: large weights are pulled hardest."),
 )
@@ -127,17 +135,24 @@ def _l2_penalty_fwd(leaves: list[Array]) -> tuple[Array, list[Array]]:
 
 
 def _l2_penalty_bwd(leaves: list[Array], d: Array) -> tuple[list[Array]]:
-    return ([cotangent(2 * w.astype(wide(w.dtype)) * d.astype(wide(w.dtype)), type_of(w)) for w in leaves],)
+    return (
+        [
+            cotangent(2 * w.astype(accumulation_dtype(w.dtype)) * d.astype(accumulation_dtype(w.dtype)), type_of(w))
+            for w in leaves
+        ],
+    )
 
 
 _l2_penalty.defvjp(_l2_penalty_fwd, _l2_penalty_bwd)
 
 
 def _sum_over(of: Callable[[Array], Array], leaves: list[Array]) -> Array:
-    dtype: Any = max((wide(w.dtype) for w in leaves), key=lambda dtype: dtype.itemsize, default=jnp.float32)
+    dtype: Any = max(
+        (accumulation_dtype(w.dtype) for w in leaves), key=lambda dtype: dtype.itemsize, default=jnp.float32
+    )
     return functools.reduce(jnp.add, (jnp.sum(of(w.astype(dtype))) for w in leaves), jnp.zeros((), dtype))
 
 
 def _checked(params: PyTree[Array]) -> list[Array]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return [_checks.floating(f"params{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
+    return [arguments.floating(f"params{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]

@@ -24,10 +24,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxnn import _checks
-from jaxnn._devices import cut_as_rows, on_any_mesh
-from jaxnn._rules import cotangent, defined_by, on_paper, type_of, wide
 from jaxnn.losses._reduction import reduce
+from jaxnn.rules import arguments
+from jaxnn.rules.component import defined_by, with_formulas
+from jaxnn.rules.cotangents import accumulation_dtype, cotangent, type_of
+from jaxnn.rules.sharding import on_any_mesh, rows_sharding
 
 
 def _definition(y: ArrayLike, t: ArrayLike, *, reduction: str = "mean") -> Array:
@@ -39,7 +40,7 @@ def _definition(y: ArrayLike, t: ArrayLike, *, reduction: str = "mean") -> Array
 
 
 @defined_by(_definition)
-@on_any_mesh(cut_as_rows("y"))
+@on_any_mesh(rows_sharding("y"))
 def squared_error(
     y: Float[ArrayLike, "*shape"], t: Float[ArrayLike, "*shape"], *, reduction: str = "mean"
 ) -> Float[Array, "..."]:
@@ -73,7 +74,7 @@ def squared_error(
 
 
 @jax.custom_vjp
-@on_paper(
+@with_formulas(
     r"l_n = (y_n - t_n)^2",
     y=(r"dy_n = 2\,(y_n - t_n)\,dl_n", "Twice the error: far off it pulls hard, at the truth not at all."),
     t=(r"dt_n = -dy_n", "The same as for y, with the other sign."),
@@ -96,12 +97,12 @@ _squared_error.defvjp(_squared_error_fwd, _squared_error_bwd)
 
 
 def _difference(y: Array, t: Array) -> Array:
-    dtype = max(wide(y.dtype), wide(t.dtype), key=lambda dtype: dtype.itemsize)
+    dtype = max(accumulation_dtype(y.dtype), accumulation_dtype(t.dtype), key=lambda dtype: dtype.itemsize)
     return y.astype(dtype) - t.astype(dtype)
 
 
 def _checked(y: ArrayLike, t: ArrayLike, reduction: str) -> tuple[Array, Array]:
-    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
-    y, t = _checks.floating("y", y), _checks.floating("t", t)
-    _checks.same_shape("y", y, "t", t)
+    arguments.one_of("reduction", reduction, arguments.REDUCTIONS)
+    y, t = arguments.floating("y", y), arguments.floating("t", t)
+    arguments.same_shape("y", y, "t", t)
     return y, t

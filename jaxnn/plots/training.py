@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from jaxnn._files import write_whole
+from jaxnn.files import write_whole
 
 FilePath = str | os.PathLike[str]
 Rows = Sequence[Mapping[str, Any]]

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxnn._files import lock, sync_folder, write_synced, write_whole
+from jaxnn.files import lock, sync_folder, write_synced, write_whole
 
 FORMAT = 1  # of a step: another is not read
 MAX_BYTES = 1 << 34  # of a step: what a manifest may claim before it is believed

@@ -23,8 +23,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int, PyTree
 
-from jaxnn import _checks
-from jaxnn._rules import wide
+from jaxnn.rules import arguments
+from jaxnn.rules.cotangents import accumulation_dtype
 
 Loss = Callable[[PyTree[Array], Any, Array], tuple[Array, dict[str, Array]]]
 
@@ -145,7 +145,7 @@ def _part(loss: Loss, params: PyTree[Array], batch: Any, key: Array) -> _Sums:
     """Return a part's c_i ∇L_i, c_i L_i and c_i; a part without rows adds nothing, though its mean is NaN."""
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
     metrics = jax.tree.map(jnp.asarray, metrics)
-    gradient, value = jax.tree.map(lambda a: a.astype(wide(a.dtype)), (gradient, value))
+    gradient, value = jax.tree.map(lambda a: a.astype(accumulation_dtype(a.dtype)), (gradient, value))
     count = jnp.asarray(metrics.get("count", 1), value.dtype)
     gradient, value = jax.tree.map(
         lambda a: jnp.where(count > 0, a * count.astype(a.dtype), jnp.zeros_like(a)), (gradient, value)
@@ -192,4 +192,4 @@ def make_step(
     """
     if not isinstance(axis_name, str | None):
         raise TypeError(f"`axis_name` ({axis_name!r}) must be the name of a mesh axis, or None")
-    return Step(loss, optimizer, axis_name, _checks.integer("accumulate", accumulate, 1))
+    return Step(loss, optimizer, axis_name, arguments.integer("accumulate", accumulate, 1))

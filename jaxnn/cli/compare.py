@@ -1,0 +1,135 @@
+"""`jaxnn compare`: custom rules beside automatic gradients, for the library's functions and for one's own."""
+
+import importlib
+import importlib.util
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxnn import gradcheck
+from jaxnn.cli.terminal import Failure
+from jaxnn.components import Case, components
+
+
+def find(names: list[str]) -> list[Case]:
+    """Return the cases of the given names: a component, `module:function` or `file.py:function`; all for none."""
+    if not names:
+        return components()
+    known = {case.name: case for case in components()} if any(":" not in name for name in names) else {}
+    found: list[Case] = []
+    for name in names:
+        if ":" in name:
+            found += _own(name)
+        elif name in known:
+            found.append(known[name])
+        else:
+            raise Failure(f"{name!r} must be one of {', '.join(known)}, or module:function, or file.py:function")
+    return found
+
+
+def _own(name: str) -> list[Case]:
+    """Call the user's function, which returns a function and its example arguments, or a list of such cases."""
+    where, _, attribute = name.rpartition(":")
+    make = getattr(_module(where, name), attribute, None)
+    if not callable(make):
+        raise Failure(f"{name!r} must name a function without arguments; {where!r} has no function {attribute!r}")
+    try:
+        made = make()
+    except (Exception, SystemExit) as error:
+        raise Failure(f"{name!r} must return a function and its arguments, but raises {_line(error)}") from error
+    several = isinstance(made, list)
+    cases = [_case(name if not several else f"{name}[{i}]", one) for i, one in enumerate(made if several else [made])]
+    if not cases:
+        raise Failure(f"{name!r} must return a case, (function, (argument, ...)), or a list of them; it is empty")
+    return cases
+
+
+def _case(name: str, made: Any) -> Case:
+    shaped = isinstance(made, tuple) and len(made) in (2, 3) and callable(made[0]) and isinstance(made[1], tuple)
+    if not shaped or not isinstance(made[2] if len(made) == 3 else {}, dict):
+        found = type(made).__name__
+        if isinstance(made, tuple):
+            found = f"({', '.join(type(each).__name__ for each in made)})"
+        raise Failure(
+            f"{name!r} must return (function, (argument, ...)), or with a dict of options of gradcheck.check behind; "
+            f"it returns {found}"
+        )
+    return Case(name, *made)
+
+
+def _module(where: str, name: str) -> Any:
+    try:
+        if not where.endswith(".py"):
+            sys.path.insert(0, "")
+            return importlib.import_module(where)
+        path = Path(where).expanduser()
+        if not path.is_file():
+            raise Failure(f"{where!r} must be a Python file; there is none")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None  # the name ends in .py
+        sys.path.insert(0, str(path.resolve().parent))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except Failure:
+        raise
+    except (Exception, SystemExit) as error:
+        raise Failure(f"{name!r} must be importable, but raises {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def run(cases: list[Case], level: str, seed: int) -> Iterator[tuple[Case, gradcheck.Report]]:
+    """Check the cases one by one."""
+    for case in cases:
+        try:
+            yield case, gradcheck.check(case.f, *case.args, level=level, seed=seed, **case.options)
+        except (TypeError, ValueError) as error:
+            raise Failure(f"{case.name}: {' '.join(str(error).split())}") from error
+
+
+def entry(case: Case, report: gradcheck.Report) -> dict[str, Any]:
+    """Return a report under its case's name, as JSON holds it."""
+    return {**report.to_dict(), "name": case.name}
+
+
+HEAD = ("function", "verdict", "vs automatic", "vs numeric", "residuals", "temporaries", "time")
+
+
+def table(found: list[tuple[Case, gradcheck.Report]]) -> str:
+    """Write the verdicts, errors and custom/automatic ratios as lines of a terminal."""
+    rows = [HEAD, *(_table_row(case, report) for case, report in found)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    aligned = [[cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+               for row in rows]  # fmt: skip
+    return "\n".join("  ".join(row).rstrip() for row in aligned)
+
+
+def _table_row(case: Case, report: gradcheck.Report) -> tuple[str, ...]:
+    errors = [f"{report.errors[k]:.1e}" if k in report.errors else "–" for k in ("automatic", "numeric")]
+    keys = ("residual_bytes", "temporary_bytes", "milliseconds")
+    return case.name, "ok" if report.ok else "FAIL", *errors, *(_ratio(report.costs, key) for key in keys)
+
+
+def _ratio(costs: dict[str, dict[str, float]], key: str) -> str:
+    ours, theirs = (costs.get(kind, {}).get(key) for kind in ("custom", "automatic"))
+    if ours is None or theirs is None:
+        return "–"
+    return f"{ours / theirs:.2f}" if theirs else ("1.00" if not ours else f"{ours:,.0f} B / 0")
+
+
+def versions() -> dict[str, str]:
+    """Return what the figures depend on."""
+    return {"python": platform.python_version(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+
+
+def to_json(found: list[tuple[Case, gradcheck.Report]]) -> str:
+    """Write everything as JSON."""
+    return json.dumps({"versions": versions(), "functions": [entry(*one) for one in found]}, indent=1)

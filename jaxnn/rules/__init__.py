@@ -1,0 +1,1 @@
+"""What every hand-written rule shares. Knows no component."""

@@ -1,0 +1,57 @@
+"""Work on an axis block by block, for arrays that are too large, or too far from the cache, as a whole."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxnn.rules.cotangents import accumulation_dtype, cotangent, type_of
+
+T = TypeVar("T")
+
+
+def over_blocks(size: int, block: int, step: Callable[[T, Array, Array | None], T], carry: T) -> T:
+    """Fold `step(carry, start, fresh)` over the blocks of an axis; the last one starts where a whole block still fits.
+
+    `fresh` tells which of a block's elements no earlier block had, None if that is all of them.
+    """
+    blocks = -(-size // block)
+    if blocks <= 1:
+        return step(carry, jnp.int32(0), None) if blocks else carry
+
+    # A second derivative, too, makes the logits of a block again instead of keeping those of all blocks.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def next_block(carry: T, number: Array) -> tuple[T, None]:
+        first = number * block
+        start = jnp.minimum(first, size - block)
+        fresh = None if size % block == 0 else start + jnp.arange(block, dtype=first.dtype) >= first
+        return step(carry, start, fresh), None
+
+    return lax.scan(next_block, carry, jnp.arange(blocks, dtype=jnp.int32))[0]
+
+
+def add_at(start: Array, sums: Any, parts: Any) -> Any:
+    """Add a block's parts, in the type of the sums."""
+
+    def add(total: Array, part: Array) -> Array:
+        so_far, part = lax.dynamic_slice_in_dim(total, start, len(part)), cotangent(part, type_of(total))
+        added = so_far.astype(accumulation_dtype(total.dtype)) + part.astype(accumulation_dtype(total.dtype))
+        return lax.dynamic_update_slice_in_dim(total, added.astype(total.dtype), start, 0)
+
+    return jax.tree.map(add, sums, parts)
+
+
+def fitting(size: int, elements: int) -> int:
+    """Return how many float32 rows of so many elements fit in `size` bytes: a power of two, at least 32."""
+    return 1 << max(5, (size // (4 * max(1, elements))).bit_length() - 1)
+
+
+def even(size: int, block: int) -> int:
+    """Return the length, at most `block`, at which as many blocks overlap least; a multiple of 8 where it is less."""
+    if size == 0:
+        return 1
+    blocks = -(-size // block)
+    return min(block, size, -(-size // (8 * blocks)) * 8)

@@ -1,0 +1,70 @@
+"""What softmax, log-softmax and the cross entropies share: shifted logits, their sums, 0 · ∞, and checks."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool
+
+from jaxnn.rules import arguments, sharding
+from jaxnn.rules.cotangents import accumulation_dtype
+
+
+class Axes(NamedTuple):
+    """What to sum over: axes of an array, and of a mesh over whose devices they are cut."""
+
+    of_array: tuple[int, ...]
+    of_mesh: sharding.AxisName | None
+
+
+def shifted(axes: Axes, x: Array, where: Array | None = None) -> Array:
+    """Return x less its maximum over `axes`, in at least float32; −∞ where `where` is False.
+
+    Softmax does not change when all logits do by the same amount, so the shift has no derivative.
+    """
+    x = x.astype(accumulation_dtype(x.dtype))
+    x = x if where is None else jnp.where(where, x, -jnp.inf)
+    largest = lax.stop_gradient(jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf))
+    largest = sharding.all_reduce(axes.of_mesh, lax.pmax, largest)
+    return x - jnp.where(largest == -jnp.inf, jnp.zeros((), x.dtype), largest)
+
+
+def total(axes: Axes, exp: Array, where: Array | None = None) -> Array:
+    """Return Σ exp over `axes`; 1 where `where` leaves nothing to sum, so that nothing is divided by 0."""
+    sums = summed(axes, exp)
+    if where is None:
+        return sums
+    return jnp.where(summed(axes, where) > 0, sums, jnp.ones((), exp.dtype))
+
+
+def summed(axes: Axes, x: Array) -> Array:
+    """Return Σ x over `axes`, which stay with length 1."""
+    return sharding.all_reduce(axes.of_mesh, lax.psum, jnp.sum(x, axes.of_array, keepdims=True))
+
+
+def zero_safe_product(q: Array, x: Array) -> Array:
+    """Return q x, with 0 where q is 0 and x infinite: a class that has no part in the target adds nothing."""
+    return jnp.where(q == 0, jnp.zeros((), x.dtype), q * x)
+
+
+def checked(
+    x: ArrayLike, axis: int | tuple[int, ...], where: Bool[ArrayLike, "..."] | None, axis_name: sharding.AxisName | None
+) -> tuple[Array, Axes, Array | None]:
+    """Check the arguments of softmax and log-softmax; axes are counted from the front."""
+    x = arguments.floating("x", x)
+    sharding.axis_size(axis_name)
+    axes = tuple(arguments.axis_in_range("x", a, x) for a in (axis if isinstance(axis, tuple) else (axis,)))
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"`axis` ({axis}) must name each axis once")
+    if where is None:
+        return x, Axes(axes, axis_name), None
+    where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"`where` (dtype {where.dtype}) must be boolean; convert it with `where.astype(bool)`")
+    try:
+        where = jnp.broadcast_to(where, x.shape)
+    except ValueError:
+        message = f"{arguments.described('where', where)} must broadcast to {arguments.described('x', x)}"
+        raise ValueError(message) from None
+    return x, Axes(axes, axis_name), where

@@ -1,0 +1,58 @@
+"""The README's gallery is what its script makes of the committed results."""
+
+import argparse
+import importlib.util
+import io
+from pathlib import Path
+
+import matplotlib
+import matplotlib.image
+import numpy as np
+import pytest
+import run_all
+from _experiment import STYLE, digest, run_of
+from PIL import Image
+
+pytestmark = pytest.mark.once
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("gallery", ROOT / "scripts" / "gallery.py")
+gallery = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(gallery)
+
+
+def test_every_experiment_is_in_the_gallery():
+    assert gallery.names() == list(run_all.EXPERIMENTS)
+    scripts = {path.stem for path in (ROOT / "experiments").glob("[!_]*.py")}
+    assert scripts == {*run_all.EXPERIMENTS, "run_all", "ecosystem"}
+
+
+def test_the_readme_says_what_was_measured():
+    text = gallery.README.read_text()
+    assert gallery.readme(text) == text
+    assert gallery.readme(text.replace("holds if", "holds when")) == text
+
+
+def test_the_command_is_what_was_typed():
+    """A switch has no value, what is not given is left out, and no folder of the machine is shown."""
+    options = argparse.Namespace(epochs=3, data_dir="mnist", output="pictures", validate=True, quick=False, model=None)
+    said = run_of(options)["options"]
+    assert said == {"epochs": 3, "validate": True}
+    assert gallery.command("speedrun", said) == "python experiments/speedrun.py --epochs 3 --validate"
+
+
+@pytest.mark.parametrize("name", gallery.names())
+def test_figures_come_from_the_results(name):
+    results = gallery.results_of(name)
+    assert all(claim["holds"] for claim in results["claims"])
+    with matplotlib.rc_context(STYLE):
+        drawn = importlib.import_module(name).draw(results)
+    assert sorted(drawn) == gallery.figures_of(name)
+    for figure, canvas in drawn.items():
+        with Image.open(gallery.GALLERY / f"{figure}.png") as image:
+            assert image.text["Source"] == digest(results), "run scripts/gallery.py"
+            if image.text["Software"].startswith(f"Matplotlib version{matplotlib.__version__},"):
+                committed = np.asarray(image.convert("RGB"))
+                with matplotlib.rc_context(STYLE):
+                    canvas.savefig(buffer := io.BytesIO())
+                assert np.array_equal(committed, np.asarray(Image.open(buffer).convert("RGB")))
