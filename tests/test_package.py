@@ -15,16 +15,16 @@ from jaxnn import components
 ROOT = Path(jaxnn.__file__).parent
 
 # The house, from the ground up. A room (a folder of the package, or a file at its top) imports from lower floors and
-# from itself. The front door, `jaxnn/__init__.py` and `__main__.py`, imports from any.
+# from itself. The front door, `jaxnn/__init__.py` and `__main__.py`, opens to all of them.
 FLOORS = [
-    {"errors", "files", "rules"},
-    {"layers", "losses", "tracing"},
-    {"gradcheck", "graph"},
+    {"errors", "files", "rules", "tracing"},
+    {"layers", "losses", "gradcheck", "graph"},
     {"components", "models", "training", "data", "plots"},
     {"cli"},
+    {"experiments", "scripts"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-GENERIC = {"tracing", "gradcheck", "graph", "training"}  # they take functions, and know no component
+GENERIC = {"training", "plots", "data"}  # they take functions and arrays, and know no component
 # Who may import what else.
 OUTSIDE = {
     "jax": set(FLOOR) - {"errors", "files", "data", "plots"},
@@ -95,10 +95,10 @@ def test_imports_point_down(path):
     assert not list(forbidden(path))
 
 
-def test_every_room_is_on_a_floor_and_every_floor_has_its_rooms():
+def test_every_room_is_on_one_of_five_floors():
     rooms = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in FILES}
-    assert rooms == set(FLOOR)
-    assert len(FLOORS) == 5
+    assert rooms | {"experiments", "scripts"} == set(FLOOR)
+    assert len(FLOORS) == 5 and sum(map(len, FLOORS)) == len(FLOOR)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,8 @@ def test_every_room_is_on_a_floor_and_every_floor_has_its_rooms():
         ("graph/trace.py", "from jaxnn.losses import nll"),
         ("graph/trace.py", "from jaxnn.gradcheck._subject import Subject"),
         ("tracing/kinds.py", "from jaxnn.layers import relu"),
+        ("gradcheck/report.py", "from jaxnn import components"),
+        ("cli/train.py", "import experiments.digit_cnn"),
         ("rules/blocks.py", "import optax"),
         ("layers/relu.py", "def f():\n    import sklearn"),
     ],
@@ -146,6 +148,29 @@ print(xla_bridge.backends_are_initialized())
         "wadler_lindig",
     }
     assert started == "False"
+
+
+def test_the_parts_of_the_library_are_attributes_that_are_imported_when_used():
+    code = """
+import sys, jaxnn
+parts = ["data", "gradcheck", "graph", "models", "training"]
+print([part for part in parts if f"jaxnn.{part}" in sys.modules], set(parts) <= set(dir(jaxnn)))
+print([getattr(jaxnn, part).__name__ for part in parts])
+try:
+    jaxnn.nothing
+except AttributeError as error:
+    print(error)
+"""
+    before, after, missing = python(code).splitlines()
+    assert before == "[] True"
+    assert after == "['jaxnn.data', 'jaxnn.gradcheck', 'jaxnn.graph', 'jaxnn.models', 'jaxnn.training']"
+    assert missing == "module 'jaxnn' has no attribute 'nothing'"
+
+
+def test_the_module_is_the_command():
+    for module in ("jaxnn", "jaxnn.cli"):
+        help_text = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+        assert help_text.stdout.startswith("usage: jaxnn ")
 
 
 def test_every_public_name_is_documented():
