@@ -11,8 +11,9 @@ import pytest
 from cases import CASES
 
 import jaxnn
+from jaxnn.layers._conv2d_geometry import Geometry
 
-module = import_module("jaxnn.layers.conv2d")
+module = import_module("jaxnn.layers._conv2d_cpu")
 pytestmark = pytest.mark.once
 CONV = {case.id: case for case in CASES if case.f is jaxnn.conv2d}
 
@@ -141,14 +142,14 @@ def test_an_infinity_reaches_no_weight_that_never_meets_it(options, infinite, co
     ((3, 1, 16, 0), 4, 1, 1, 1, False),
 ])  # fmt: skip
 def test_which_weight_gradients_split_their_taps(filters, columns, stride, dilation, groups, splits):
-    geometry = module._Geometry((3, stride), ((0, 0), (0, 0)), (9, dilation), groups, "NHWC", None)
+    geometry = Geometry((3, stride), ((0, 0), (0, 0)), (9, dilation), groups, "NHWC", None)
     assert module._splits_taps(geometry, filters, columns) == splits
 
 
 @pytest.fixture(params=[1, 3])
 def more_rows(request, monkeypatch):
     """The convolutions with rows of zeros more, whatever JAX's version and their size."""
-    monkeypatch.setattr(module, "_rows_more", lambda *_: request.param)
+    monkeypatch.setattr(module, "rows_more", lambda *_: request.param)
 
 
 @pytest.mark.parametrize("id", [id for id in CONV if id.endswith(("padding", "asymmetric", "batch-0"))])
@@ -198,8 +199,8 @@ UNPADDED = ((0, 0), (0, 0))
 def test_how_many_rows_more_a_convolution_gets(more, changed, monkeypatch):
     given = {"rows": 10, "filters": (3, 3, 16, 32), "groups": 1, "pads": UNPADDED, "spread": (1, 1), "stride": (1, 1)}
     given |= {"dilation": (1, 1), "dtype": "float32", "version": (0, 10, 2)} | changed
-    geometry = module._Geometry((1, 1), UNPADDED, given["dilation"], given["groups"], "NHWC", None)
+    geometry = Geometry((1, 1), UNPADDED, given["dilation"], given["groups"], "NHWC", None)
     monkeypatch.setattr(jax, "__version_info__", given["version"])
     with jax.enable_x64(True):
         x, w = jnp.zeros((1, given["rows"], 1, 1), given["dtype"]), jnp.zeros(given["filters"])
-        assert module._rows_more(geometry, x, w, given["stride"], given["pads"], given["spread"]) == more
+        assert module.rows_more(geometry, x, w, given["stride"], given["pads"], given["spread"]) == more

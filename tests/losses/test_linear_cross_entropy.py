@@ -15,7 +15,7 @@ from test_components import DELTA, assert_close, x64
 from test_transformations import operations
 
 import jaxnn
-from jaxnn.rules.blocks import even
+from jaxnn.rules.blocks import least_overlapping
 
 loss = jaxnn.linear_cross_entropy
 memories = pytest.mark.parametrize("memory", ["fast", "lean"])
@@ -120,7 +120,7 @@ def test_every_size_of_block_is_the_same(memory):
 )
 def test_blocks_of_even_length(size, block, length):
     """As many as of the greatest length, at multiples of 8 below it: the last overlaps the one before little."""
-    assert even(size, block) == length
+    assert least_overlapping(size, block) == length
     assert -(-size // length) == -(-size // block)
 
 
@@ -128,7 +128,7 @@ def test_blocks_of_even_length(size, block, length):
 @pytest.mark.parametrize("summed", [3, 5, 100])
 def test_blocks_of_the_sum_for_w_are_the_same(monkeypatch, summed):
     """In the fast form the vocabulary is blocked too, where it is large: here by force."""
-    module = importlib.import_module(loss.__module__)
+    module = importlib.import_module("jaxnn.losses._linear_cross_entropy_inputs")
     with jax.enable_x64(True):
         primals, labels = arrays()
         monkeypatch.setattr(module, "_block_sizes", lambda *_: (4, 3, min(summed, len(primals[1]))))
