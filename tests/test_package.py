@@ -150,6 +150,29 @@ print(xla_bridge.backends_are_initialized())
     assert started == "False"
 
 
+def test_the_parts_of_the_library_are_attributes_that_are_imported_when_used():
+    code = """
+import sys, jaxnn
+parts = ["data", "gradcheck", "graph", "models", "training"]
+print([part for part in parts if f"jaxnn.{part}" in sys.modules], set(parts) <= set(dir(jaxnn)))
+print([getattr(jaxnn, part).__name__ for part in parts])
+try:
+    jaxnn.nothing
+except AttributeError as error:
+    print(error)
+"""
+    before, after, missing = python(code).splitlines()
+    assert before == "[] True"
+    assert after == "['jaxnn.data', 'jaxnn.gradcheck', 'jaxnn.graph', 'jaxnn.models', 'jaxnn.training']"
+    assert missing == "module 'jaxnn' has no attribute 'nothing'"
+
+
+def test_the_module_is_the_command():
+    for module in ("jaxnn", "jaxnn.cli"):
+        help_text = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+        assert help_text.stdout.startswith("usage: jaxnn ")
+
+
 def test_every_public_name_is_documented():
     for name, value in vars(jaxnn).items():
         if callable(value) and not name.startswith("_"):
