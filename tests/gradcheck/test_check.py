@@ -257,7 +257,7 @@ def test_indices_are_compared_with_the_references():
     )
     failures = gradcheck.check(kernel, x, reference=lambda x: (x.max(), jnp.argmax(x)), level="rule").failures
     assert [(row.check, row.message) for row in failures] == [
-        ("primal", "f returns another int32[] than the reference, at 1 of 1")
+        ("primal", "f and the reference return different int32[]: 1 of 1 elements")
     ]
 
 
@@ -482,7 +482,7 @@ def test_arguments_without_a_finite_element_tell_nothing():
     double = jax.custom_vjp(lambda x: 2 * x)
     double.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
     (row,) = [r for r in gradcheck.check(double, jnp.array([jnp.inf]), level="rule").rows if r.check == "gradient"]
-    assert row.status == "INCONCLUSIVE" and "give arguments that are" in row.message
+    assert row.status == "INCONCLUSIVE" and "give finite arguments" in row.message
 
 
 def test_a_small_error_is_not_called_a_constant_factor():
@@ -496,7 +496,7 @@ def test_off_in_every_precision_is_not_a_question_of_sums():
     cube = jax.custom_vjp(lambda x: x**3)
     cube.defvjp(lambda x: (x**3, x), lambda x, g: (2.91 * g * x**2,))
     rows = gradcheck.check(cube, jnp.array([0.5, -0.3, 1.2], jnp.bfloat16)).failures
-    assert {row.hint for row in rows if row.check == "precision"} == {"the derivative is off in every precision"}
+    assert {row.hint for row in rows if row.check == "precision"} == {"the derivative is wrong in every precision"}
 
 
 @pytest.mark.parametrize("name", BAD)
