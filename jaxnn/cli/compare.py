@@ -5,30 +5,50 @@ import importlib.util
 import json
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from jaxnn import gradcheck
+from jaxnn import components, gradcheck
 from jaxnn.cli.terminal import Failure
-from jaxnn.components import Case, components
+from jaxnn.components import Component
+
+
+class Case(NamedTuple):
+    """A function with example arguments and options of `gradcheck.check`."""
+
+    name: str
+    f: Callable[..., Any]
+    args: tuple[Any, ...]
+    options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+
+
+def of_component(component: Component) -> Case:
+    """Return a line of the table of components, at a size where time and memory mean something."""
+    args = component.example(components.SMALL)
+    positional = len(args) - len(component.keywords)
+    kwargs = dict(zip(component.keywords, args[positional:], strict=True)) | component.options
+    # A definition that draws other random numbers is no reference: that rule is compared with its own body.
+    reference = None if component.is_random else component.f.definition
+    return Case(component.name, component.f, args[:positional], {"kwargs": kwargs, "reference": reference})
 
 
 def find(names: list[str]) -> list[Case]:
     """Return the cases of the given names: a component, `module:function` or `file.py:function`; all for none."""
     if not names:
-        return components()
-    known = {case.name: case for case in components()} if any(":" not in name for name in names) else {}
+        return list(map(of_component, components.COMPONENTS))
     found: list[Case] = []
     for name in names:
+        lines = [line for line in components.COMPONENTS if name in (line.name, line.f.__name__)]
         if ":" in name:
             found += _own(name)
-        elif name in known:
-            found.append(known[name])
+        elif lines:
+            found += map(of_component, lines)
         else:
-            raise Failure(f"{name!r} must be one of {', '.join(known)}, or module:function, or file.py:function")
+            known = ", ".join(dict.fromkeys(line.f.__name__ for line in components.COMPONENTS))
+            raise Failure(f"{name!r} must be one of {known}, or module:function, or file.py:function")
     return found
 
 
