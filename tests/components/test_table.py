@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxnn import components
+from jaxnn import components, graph
 from jaxnn.cli import compare
 from jaxnn.components import Component
 
@@ -46,3 +46,28 @@ def test_the_cases_of_the_tests_have_it_and_judge_it(with_a_toy):
     assert checked(case, "rule").ok
     wrong = case._replace(options={"power": 4})
     assert not np.allclose(wrong.oracle(*exact), y)
+
+
+def first(y):
+    """The output that has a gradient."""
+    return y[0] if isinstance(y, tuple) else y
+
+
+def traced(line):
+    """The graph of the sum of a line's outputs, as a function of its first argument."""
+    args = line.example(components.TINY)
+    return graph.trace(lambda x: first(line(x, *args[1:])).sum(), jax.numpy.asarray(args[0]))
+
+
+@pytest.mark.parametrize("line", components.COMPONENTS, ids=lambda line: line.name)
+def test_the_graph_shows_the_formula_of_every_line(line):
+    found = traced(line)
+    name = line.f.__name__.removesuffix("_with_indices")
+    (node,) = (node for node in found.nodes if node.operation.partition("[")[0] in (name, line.f.__name__))
+    assert node.formula and r"\text{" + name not in node.formula
+    assert any(edge.formula.startswith("d") and r"\partial" not in edge.formula for edge in node.inputs)
+
+
+def test_the_graph_has_the_toy(with_a_toy):
+    (node,) = (node for node in traced(components.COMPONENTS[-1]).nodes if node.operation == "toy")
+    assert node.inputs[0].downstream is not None
