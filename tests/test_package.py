@@ -202,7 +202,7 @@ def test_every_public_function_is_in_the_table_of_components():
     assert len({line.name for line in components.COMPONENTS}) == len(components.COMPONENTS)
 
 
-@pytest.mark.once
+@pytest.mark.more
 def test_the_wheel_alone_in_an_empty_environment_differentiates_every_layer(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", ROOT.parent],

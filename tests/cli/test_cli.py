@@ -42,6 +42,7 @@ def test_every_model_has_defaults():
     assert {model for _, model in train_command.DEFAULTS} == set(jaxnn.models.MODELS)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("model", jaxnn.models.MODELS)
 def test_every_model_trains_and_writes_its_files(model, tmp_path, capsys):
     assert train("--model", model, "--epochs", 2, "--output", tmp_path / "new" / "folder") == 0
@@ -222,7 +223,7 @@ def command(*options):
     ]
 
 
-@pytest.mark.once
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("number, code, earlier", [
     (signal.SIGINT, 130, False), (signal.SIGTERM, 143, True),
     pytest.param(signal.SIGHUP, 129, False, marks=pytest.mark.more),

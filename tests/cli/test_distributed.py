@@ -81,7 +81,7 @@ def params(folder):
     return load_params(folder / "params.npz")[0]
 
 
-@pytest.mark.once
+@pytest.mark.more
 def test_processes_and_devices_give_the_same_bits(tmp_path):
     """Two processes of one device equal one process of two devices, bit for bit. Other numbers agree up to rounding.
 
@@ -110,6 +110,7 @@ def test_processes_and_devices_give_the_same_bits(tmp_path):
             assert np.linalg.norm(of_two[name] - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("how, who", [
     ("kill", 0), ("stop", 1),
     *(pytest.param(*case, marks=pytest.mark.more)
@@ -130,6 +131,7 @@ def test_a_process_that_dies_or_stops_ends_the_others(how, who, tmp_path):
     assert not run.output.exists() or (how == "kill" and who == 0)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("given, name, values", [
     ("--seed 1|--seed 2", "--seed", "12"),
     ("--model softmax|--model mlp", "--model", ("softmax", "mlp")),
@@ -155,6 +157,7 @@ def test_the_checkpoint_folder_must_be_shared(tmp_path):
         assert code == 1 and words in error and "--checkpoint-dir, which all must share" in error
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("number, name, expected", [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
 def test_a_signal_to_one_process_ends_all(number, name, expected, tmp_path):
     run = Run(tmp_path, 2, "--model", "softmax", "--epochs", "100000", "--checkpoint-dir", str(tmp_path / "steps"))
@@ -167,9 +170,9 @@ def test_a_signal_to_one_process_ends_all(number, name, expected, tmp_path):
     assert newest_step(tmp_path / "steps")[0].about["machine"]["processes"] == 2
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("number, name, expected", [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
 @pytest.mark.parametrize("seconds", [pytest.param(0.7, marks=pytest.mark.more), 4.0])
-@pytest.mark.once
 def test_a_signal_before_the_processes_have_connected(number, name, expected, seconds):
     process = subprocess.Popen(
         [*COMMAND, "--distributed", "--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process-id", "0"],
@@ -265,7 +268,7 @@ def test_a_signal_that_comes_twice(apart, ends, monkeypatch):
     assert (ended == [143]) == ends and stop()
 
 
-@pytest.mark.once
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "words, how, why, seconds",
     [

@@ -20,8 +20,6 @@ from jaxnn import cli, data, files
 from jaxnn.data import dataset, prepared
 from jaxnn.data.mnist import read_folder
 
-pytestmark = pytest.mark.once
-
 pytest.importorskip("tensorflow_datasets")
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 needs_mnist = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the published files")
@@ -60,6 +58,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "socket", no_socket)
 
 
+@pytest.mark.more
 @needs_mnist
 def test_a_copy_is_the_published_data_in_the_published_order(copies, monkeypatch):
     no_network(monkeypatch)
@@ -150,6 +149,7 @@ def test_a_signal_ends_a_download(tmp_path, monkeypatch, capsys):
     ended.set()
 
 
+@pytest.mark.more
 @needs_mnist
 def test_mnist_under_the_name_of_fashion_mnist_is_refused(copies, tmp_path):
     """Two preparations in one folder can cause this: the file names are the same for both data sets."""

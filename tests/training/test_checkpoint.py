@@ -365,6 +365,7 @@ def test_damage_is_reported_and_the_earlier_step_is_used(whole, tmp_path, capsys
     assert "no step can be resumed" in capsys.readouterr().err
 
 
+@pytest.mark.more
 def test_on_other_devices_it_resumes_up_to_rounding(tmp_path, capsys, monkeypatch):
     """Two steps of plain SGD, one before and one after the stop: over more steps a rounding would grow."""
     options = ("--dropout", "0", "--epochs", "1", "--batch-size", "647", "--optimizer", "sgd", "--devices")

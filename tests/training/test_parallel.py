@@ -48,6 +48,7 @@ def alone():
     return train(None)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("devices, accumulate", [(1, 1), (2, 1), (4, 1), (None, 4), (3, 2)])
 def test_any_number_of_devices_and_micro_batches_trains_the_same(devices, accumulate):
     """The second batch has 2 rows, so most parts of it have none. The bound is relative to what the steps change."""
@@ -77,6 +78,7 @@ def test_devices_exchange_only_one_sum_per_step():
     assert sum(sizes) == sum(p.size for p in jax.tree.leaves(state.params)) + 5  # loss, rows, and three metrics
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("model", ["convnet", "mlp"])
 @pytest.mark.parametrize("how", ["shard_map", "unchecked", "pmap", "Auto", "Explicit"])
 def test_the_step_is_the_same_under_every_transformation(how, model):
@@ -139,6 +141,7 @@ def test_bfloat16_computes_and_float32_is_stored():
         assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(b - c)  # bfloat16 has 8 bits, four layers
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int64"])
 @pytest.mark.parametrize("devices", [None, 2])
 def test_labels_of_any_integer_dtype(devices, dtype):
@@ -149,6 +152,7 @@ def test_labels_of_any_integer_dtype(devices, dtype):
     assert (last.metrics["count"], int(sums["count"])) == (50, 50)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("devices, accumulate", [(4, 1), (None, 4)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_loss_of_low_precision_has_an_exact_count_of_rows(dtype, devices, accumulate):
