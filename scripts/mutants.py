@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxnn"
 RULES = ("cotangents", "softmax_sums", "blocks", "sharding")
 FILES = ["layers/*.py", "losses/*.py", *(f"rules/{name}.py" for name in RULES)]
-# How the names of functions of ours begin, where a rule calls them.
+# How the names of our own functions and classes begin in a call whose first two arguments a mutant exchanges.
 OURS = ("_", "sharding.", "Options", "Inputs", "Block", "Statistics", "matrix_product", "smoothed", "weighted")
 
 
 def rules() -> Iterator[tuple[str, str, ast.Module, ast.AST, frozenset[str]]]:
-    """Yield file, name, tree, node and components of each function or constant that a component reaches."""
+    """Yield file, name, tree, node and components of each function or constant that a component's rule uses."""
     trees = {str(p.relative_to(PACKAGE)): ast.parse(p.read_text()) for g in FILES for p in sorted(PACKAGE.glob(g))}
     modules = {"jaxnn." + file[:-3].replace("/", "."): file for file in trees}
     nodes: dict[tuple[str, str], ast.AST] = {}
@@ -61,7 +61,7 @@ def rules() -> Iterator[tuple[str, str, ast.Module, ast.AST, frozenset[str]]]:
 
 
 def inner(node: ast.AST) -> Iterator[tuple[Any, ast.AST, Any, Any]]:
-    """Yield each node below that computes something: itself, its parent, and the container and key it is put at."""
+    """Yield each node below that computes something, with its parent, and its container and key there."""
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list", "defaults", "kw_defaults", "ctx"):
             continue
@@ -72,7 +72,7 @@ def inner(node: ast.AST) -> Iterator[tuple[Any, ast.AST, Any, Any]]:
 
 
 def is_check(node: ast.AST) -> bool:
-    """Tell what only checks or documents: raise, a condition to raise, messages, docstrings, calls of checks."""
+    """Tell whether a node only checks or documents: raise, its condition, messages, docstrings, calls of checks."""
     if isinstance(node, ast.If):
         return isinstance(node.body[0], ast.Raise)
     if isinstance(node, ast.Expr):
@@ -114,7 +114,7 @@ SWAPPED = {"where": 1, "dot_general": 0, "conv_general_dilated": 0, "greater_equ
 
 
 def edits(node: Any, parent: Any) -> Iterator[ast.AST]:
-    """Yield what may stand in a node's place."""
+    """Yield the nodes to put in a node's place."""
     match node:
         case ast.UnaryOp():
             yield node.operand
@@ -162,7 +162,7 @@ def edits(node: Any, parent: Any) -> Iterator[ast.AST]:
 
 
 def edits_of_call(node: ast.Call) -> Iterator[ast.AST]:
-    """A sign put before an operand, operands exchanged, the call dropped around one, a keyword argument dropped."""
+    """Yield the call with a sign before an operand, with operands exchanged, replaced by one, or less a keyword."""
     name, args = name_of(node), node.args
 
     def with_arguments(changed: dict[int, ast.expr]) -> ast.Call:
@@ -185,17 +185,17 @@ def edits_of_call(node: ast.Call) -> Iterator[ast.AST]:
 
 
 def is_equivalent(mutant: "Mutant") -> bool:
-    """Tell whether no test can notice it."""
+    """Tell whether no test can notice a mutant."""
     return mutant.key in EQUIVALENT or mutant.function in ONLY_SPEED
 
 
 def is_beyond_check(mutant: "Mutant") -> bool:
-    """Tell whether `check` may accept it, though the tests may not."""
+    """Tell whether `check` may accept a mutant that the tests must notice."""
     return not is_equivalent(mutant) and any(re.search(pattern, mutant.key) for pattern in BEYOND_CHECK)
 
 
 def must_notice(judge: str, mutant: "Mutant") -> bool:
-    """Tell whether a judge has to notice it."""
+    """Tell whether a judge must notice a mutant."""
     return not is_equivalent(mutant) and not (judge == "check" and is_beyond_check(mutant))
 
 
@@ -253,7 +253,7 @@ def mutants() -> list[Mutant]:
 
 
 class _Undocumented(ast.NodeTransformer):
-    """Takes out what no mutant is made of and no verdict depends on: docstrings, annotations, formulas, messages."""
+    """Removes what no mutant changes and no verdict depends on: docstrings, annotations, formulas and messages."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.decorator_list = [d for d in node.decorator_list if not ast.unparse(d).startswith("with_formulas(")]
@@ -273,7 +273,7 @@ class _Undocumented(ast.NodeTransformer):
 
 
 def text_of(function: ast.AST) -> str:
-    """Return a function's code, or a constant's, without what documents it: a change of this needs new verdicts."""
+    """Return the code of a function or constant without its documentation: if that changes, it is judged again."""
     return ast.unparse(ast.fix_missing_locations(_Undocumented().visit(copy.deepcopy(function))))
 
 

@@ -37,7 +37,7 @@ from typing import Any
 from accepted_mutants import BEYOND_CHECK, EQUIVALENT
 from mutants import FILES, PACKAGE, ROOT, Mutant, is_beyond_check, is_equivalent, must_notice, mutants, rules, text_of
 
-# Tests of every component: those whose names or sources say so are about a mutant's. Tests of one component alone.
+# SHARED tests are of every component: a mutant runs those that name one of its own. OWN tests are of one component.
 SHARED = ["components/test_components", "components/test_transformations", "components/test_residuals",
           "components/test_errors", "scripts/test_sharding_modes"]  # fmt: skip
 OWN = ["layers/test_pooling_indices", "losses/test_penalties", "layers/test_dropout", "layers/test_conv2d_paths",
@@ -46,7 +46,7 @@ SECONDS = 120  # for one test, or one case of `check`
 
 
 def install(file: str, code: Any) -> None:
-    """Make Python load the code in place of the file. For a process of its own."""
+    """Make Python load the code in place of the file, in this process."""
     load, path = importlib.machinery.SourceFileLoader.get_code, str(PACKAGE / file)
     importlib.machinery.SourceFileLoader.get_code = lambda s, name: code if s.path == path else load(s, name)
 
@@ -108,7 +108,13 @@ def by_tests(mutant: Mutant, code: Any, kills: Kills) -> str:
         str(path) for glob in FILES for path in PACKAGE.glob(glob)
         if any(f"\ndef {component}(" in path.read_text() for component in mutant.components)
     ]  # fmt: skip
-    spared = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "--tb=no"]  # what takes time and tells nothing
+    spared = [
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:unraisableexception",
+        "--tb=no",
+    ]  # they take time and say nothing here
     status = pytest.main(["-xq", *spared, *files], plugins=[selection])
     return "" if status == pytest.ExitCode.OK else selection.failed or f"pytest: {status!r}"
 
@@ -232,7 +238,7 @@ def judged(tasks: list[tuple[str, Mutant]], jobs: int, programs: str) -> Iterato
 
 
 def alone(judge: Callable[[], str], write: int, programs: str) -> None:
-    """Run a judge in this forked process, silently, hand over what it says, and end."""
+    """Run a judge in this forked process, silently, write its verdict to the pipe, and end."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -250,7 +256,7 @@ def alone(judge: Callable[[], str], write: int, programs: str) -> None:
 
 
 class Ledger:
-    """What the judges have noticed, for good in `mutants.json` where it is all of a function's mutants."""
+    """What the judges have noticed; kept in `mutants.json` for functions of which it is every mutant."""
 
     FILE = Path(__file__).with_name("mutants.json")
     COLUMNS = ("mutants", "equivalent", "beyond check", *(f"{judge} {how}" for judge in JUDGES for how in (
@@ -275,11 +281,11 @@ class Ledger:
         return sum(must_notice(judge, mutant) for mutant in self.mutants[of])
 
     def lacks(self, judge: str, mutant: Mutant) -> bool:
-        """Tell whether a judge has to be asked about a mutant."""
+        """Tell whether a judge has yet to judge a mutant."""
         return must_notice(judge, mutant) and self.kept.get(mutant.of, {}).get(judge) != self.asked(judge, mutant.of)
 
     def add(self, judge: str, mutant: Mutant, noticed: bool) -> None:
-        """Take a verdict; keep the function's when it is complete."""
+        """Add a verdict; keep the function's verdicts when they are complete."""
         of, count = mutant.of, self.verdicts[judge, mutant.of]
         count[noticed] += 1
         if count[True] == self.asked(judge, of):
@@ -338,7 +344,7 @@ def main() -> int:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     judges, ledger = list(JUDGES) if options.judge == "both" else [options.judge], Ledger(everything)
-    # What few components reach is judged fast.
+    # Functions that few components reach are judged first: they have few tests.
     chosen.sort(key=lambda m: (len(m.components), m.of))
     tasks = [(j, m) for j in judges for m in chosen if options.only or ledger.lacks(j, m)]
     with tempfile.TemporaryDirectory() as programs:

@@ -56,31 +56,30 @@ def dropout(
 ) -> Float[Array, "*shape"]:
     """Zero each value with probability `rate` and scale the rest by 1 / (1 − rate).
 
-        .. math:: y_i = m_i x_i / (1 - P)
+    .. math:: y_i = m_i x_i / (1 - P)
 
-        Args:
-            x: input, any shape (at most 2³² elements) and floating dtype.
-            rate: probability of dropping a value, a static float in [0, 1].
-            key: PRNG key for the mask, from `jax.random.key`; needed when something can drop.
-            deterministic: True returns x unchanged, as in evaluation.
+    Args:
+        x: input, any shape (at most 2³² elements) and floating dtype.
+        rate: probability of dropping a value, a static float in [0, 1].
+        key: PRNG key for the mask, from `jax.random.key`; needed when something can drop.
+        deterministic: True returns x unchanged, as in evaluation.
 
-        Returns:
-            y, of x's shape and dtype.
+    Returns:
+        y, of x's shape and dtype.
 
-        Raises:
-            TypeError: `x` is not of a floating-point dtype, `rate` not a static number, or `key` not a single key.
-            ValueError: `rate` lies outside [0, 1], or `key` is missing.
+    Raises:
+        TypeError: `x` is not of a floating-point dtype, `rate` not a static number, or `key` not a single key.
+        ValueError: `rate` lies outside [0, 1], or `key` is missing.
 
-        Example:
-            >>> import jax
-            >>> import jax.numpy as jnp
-    import numpy as np
-            >>> y = dropout(jnp.ones(1000), 0.25, jax.random.key(0))
-            >>> sorted(set(y.tolist()))
-            [0.0, 1.3333333730697632]
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> y = dropout(jnp.ones(1000), 0.25, jax.random.key(0))
+        >>> sorted(set(y.tolist()))
+        [0.0, 1.3333333730697632]
 
-        References:
-            Taura, Neural Networks Basics, "Component functions".
+    References:
+        Taura, Neural Networks Basics, "Component functions".
     """
     x, threshold, key = _checked(x, rate, key, deterministic)
     if threshold == 0 or key is None:

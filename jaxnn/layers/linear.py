@@ -106,7 +106,9 @@ def _linear_fwd(precision: Any, x: Array, w: Array, b: Array | None) -> tuple[Ar
 def _linear_bwd(precision: Any, residuals: Residuals, dy: Array) -> tuple[Array, Array, Array | None]:
     x, w, b = residuals
     samples = tuple(range(dy.ndim - 1))
+    # dx_sj = Σ_i dy_si W_ij
     dx = _contract(dy, w, dy.ndim - 1, 0, precision)
+    # dW_ij = Σ_s dy_si x_sj
     dw = lax.dot_general(
         dy, x, ((samples, samples), ((), ())), precision=precision, preferred_element_type=accumulation_dtype(x.dtype)
     )

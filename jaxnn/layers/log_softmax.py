@@ -111,6 +111,7 @@ def _log_softmax_bwd(axes: Axes, residuals: Residuals, dy: Array) -> tuple[Array
     x, sums, where = residuals
     zero, dy = jnp.zeros((), sums.dtype), dy.astype(sums.dtype)
     dy = dy if where is None else jnp.where(where, dy, zero)
+    # dx_j = dy_j − p_j Σ_a dy_a
     dx = dy - jnp.exp(shifted(axes, x, where)) * (summed(axes, dy) / sums)
     return cotangent(dx if where is None else jnp.where(where, dx, zero), type_of(x)), None
 

@@ -114,6 +114,7 @@ def _softmax_bwd(axes: Axes, residuals: Residuals, dy: Array) -> tuple[Array, No
     dtype = y.dtype
     y, dy = y.astype(accumulation_dtype(dtype)), dy.astype(accumulation_dtype(dtype))
     dy = dy if where is None else jnp.where(where, dy, jnp.zeros((), dy.dtype))
+    # dx_j = y_j (dy_j − Σ_a dy_a y_a)
     dx = y * (dy - summed(axes, dy * y))
     return cotangent(dx, x), None
 

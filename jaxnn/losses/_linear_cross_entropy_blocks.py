@@ -102,6 +102,7 @@ def _gradient(
         z, slope = _terms.logits(options, part, linear(part, start))
         da = _terms.da(options, part, z, slope, log_total, dl)
         factor = da.astype(part.x.dtype)
+        # dW_cj = Σ_n da_nc x_nj; dx_nj = Σ_c da_nc W_cj
         dw = _terms.matrix_product(options, factor, part.x, 0, 0)
         db = None if part.b is None else jnp.sum(da, 0)
         dbeta = None if part.beta is None else _terms.dbeta(part, z, log_total, dl)

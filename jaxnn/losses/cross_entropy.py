@@ -154,14 +154,17 @@ def _cross_entropy_bwd(options: Options, residuals: Residuals, dl: Array) -> tup
     u = _targets.smoothed(options, targets, from_largest)
     all_q = _targets.expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
     all_q = sharding.all_reduce(options.axis_name, lax.psum, all_q)
+    # dx_c = dl (p_c Σ_t q_t − q_c)
     dx = dl * (jnp.exp(from_largest) * (all_q / total) - _targets.weighted(weight, u))
     dx = _targets.by_label(options, targets, classes, dx)
 
     floating = jnp.issubdtype(targets.dtype, jnp.floating)
     minus_log_p = jnp.log(total) - from_largest
+    # dT_c = −dl (1 − ε) ω_c log p_c
     dt = (1 - options.label_smoothing) * dl * _targets.weighted(weight, minus_log_p) if floating else None
     dweight = None
     if weight is not None:
+        # dω_c = −Σ_n dl_n u_nc log p_nc
         du = _targets.by_label(options, targets, classes, dl * zero_safe_product(u, minus_log_p), bad=0.0)
         dweight = cotangent(jnp.sum(du, tuple(range(du.ndim - 1))), type_of(weight))
     return cotangent(dx, type_of(x)), None if dt is None else cotangent(dt, type_of(targets)), dweight
