@@ -8,7 +8,6 @@ import pytest
 
 from jaxnn.components import COMPONENTS, TINY
 
-pytestmark = pytest.mark.once
 LINES = {component.f.__name__: component for component in COMPONENTS}  # one line of the table for each function
 
 
