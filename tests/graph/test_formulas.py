@@ -12,7 +12,6 @@ import jaxnn
 from jaxnn.graph import trace
 from jaxnn.graph._formulas import OPERATIONS
 
-
 COMPONENTS = {
     "linear": lambda x: jaxnn.linear(x, W, jnp.ones(2)).sum(),
     "conv2d": lambda x: jaxnn.conv2d(x.reshape(1, 3, 1), jnp.ones((1, 1, 2, 1)), jnp.ones(1)).sum(),
