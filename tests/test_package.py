@@ -10,23 +10,24 @@ from pathlib import Path
 import pytest
 
 import jaxnn
+from jaxnn import components
 
 ROOT = Path(jaxnn.__file__).parent
 
 # The house, from the ground up. A room (a folder of the package, or a file at its top) imports from lower floors and
-# from itself. The front door, `jaxnn/__init__.py` and `__main__.py`, imports from any.
+# from itself. The front door, `jaxnn/__init__.py` and `__main__.py`, opens to all of them.
 FLOORS = [
-    {"rules", "files"},
-    {"layers", "losses", "tracing"},
-    {"gradcheck", "graph"},
+    {"errors", "files", "rules", "tracing"},
+    {"layers", "losses", "gradcheck", "graph"},
     {"components", "models", "training", "data", "plots"},
     {"cli"},
+    {"experiments", "scripts"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-GENERIC = {"tracing", "gradcheck", "graph", "training"}  # they take functions, and know no component
+GENERIC = {"training", "plots", "data"}  # they take functions and arrays, and know no component
 # Who may import what else.
 OUTSIDE = {
-    "jax": set(FLOOR) - {"files", "data", "plots"},
+    "jax": set(FLOOR) - {"errors", "files", "data", "plots"},
     "numpy": set(FLOOR),
     "jaxtyping": set(FLOOR),
     "optax": {"training"},
@@ -94,10 +95,10 @@ def test_imports_point_down(path):
     assert not list(forbidden(path))
 
 
-def test_every_room_is_on_a_floor_and_every_floor_has_its_rooms():
+def test_every_room_is_on_one_of_five_floors():
     rooms = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in FILES}
-    assert rooms == set(FLOOR)
-    assert len(FLOORS) == 5
+    assert rooms | {"experiments", "scripts"} == set(FLOOR)
+    assert len(FLOORS) == 5 and sum(map(len, FLOORS)) == len(FLOOR)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,8 @@ def test_every_room_is_on_a_floor_and_every_floor_has_its_rooms():
         ("graph/trace.py", "from jaxnn.losses import nll"),
         ("graph/trace.py", "from jaxnn.gradcheck._subject import Subject"),
         ("tracing/kinds.py", "from jaxnn.layers import relu"),
+        ("gradcheck/report.py", "from jaxnn import components"),
+        ("cli/train.py", "import experiments.digit_cnn"),
         ("rules/blocks.py", "import optax"),
         ("layers/relu.py", "def f():\n    import sklearn"),
     ],
@@ -147,6 +150,29 @@ print(xla_bridge.backends_are_initialized())
     assert started == "False"
 
 
+def test_the_parts_of_the_library_are_attributes_that_are_imported_when_used():
+    code = """
+import sys, jaxnn
+parts = ["data", "gradcheck", "graph", "models", "training"]
+print([part for part in parts if f"jaxnn.{part}" in sys.modules], set(parts) <= set(dir(jaxnn)))
+print([getattr(jaxnn, part).__name__ for part in parts])
+try:
+    jaxnn.nothing
+except AttributeError as error:
+    print(error)
+"""
+    before, after, missing = python(code).splitlines()
+    assert before == "[] True"
+    assert after == "['jaxnn.data', 'jaxnn.gradcheck', 'jaxnn.graph', 'jaxnn.models', 'jaxnn.training']"
+    assert missing == "module 'jaxnn' has no attribute 'nothing'"
+
+
+def test_the_module_is_the_command():
+    for module in ("jaxnn", "jaxnn.cli"):
+        help_text = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+        assert help_text.stdout.startswith("usage: jaxnn ")
+
+
 def test_every_public_name_is_documented():
     for name, value in vars(jaxnn).items():
         if callable(value) and not name.startswith("_"):
@@ -157,33 +183,26 @@ def test_every_public_name_is_documented():
 
 WHEEL_CHECK = """
 import jax, jax.numpy as jnp, jaxnn
-x, t = jnp.linspace(-1.0, 1.0, 2 * 6 * 6).reshape(2, 1, 6, 6), jnp.array([0, 1])
-w, key = jnp.ones((1, 1, 3, 3)) / 9, jax.random.key(0)
-rows = x.reshape(2, 36)[:, :4]
-losses = {
-    "linear": lambda x: jaxnn.linear(x, jnp.ones((3, 4)), jnp.ones(3)).sum(), "relu": lambda x: jaxnn.relu(x).sum(),
-    "sigmoid": lambda x: jaxnn.sigmoid(x).sum(), "tanh": lambda x: jaxnn.tanh(x).sum(),
-    "dropout": lambda x: jaxnn.dropout(x, 0.5, key).sum(), "softmax": lambda x: jaxnn.softmax(x)[:, 0].sum(),
-    "log_softmax": lambda x: jaxnn.log_softmax(x)[:, 0].sum(), "nll": lambda x: jaxnn.nll(jaxnn.softmax(x), t),
-    "nll_loss": lambda x: jaxnn.nll_loss(x, t), "cross_entropy": lambda x: jaxnn.cross_entropy(x, t),
-    "linear_cross_entropy": lambda x: jaxnn.linear_cross_entropy(x, jnp.arange(12.0).reshape(3, 4), t),
-    "binary_cross_entropy": lambda x: jaxnn.binary_cross_entropy(x, jnp.ones_like(x)),
-    "squared_error": lambda x: jaxnn.squared_error(x, 2 * x), "l1_penalty": jaxnn.l1_penalty, "l2_penalty": jaxnn.l2_penalty,
-}
-images = {
-    "conv2d": lambda x: jaxnn.conv2d(x, w).sum(), "max_pool2d": lambda x: jaxnn.max_pool2d(x).sum(),
-    "max_pool2d_with_indices": lambda x: jaxnn.max_pool2d_with_indices(x)[0].sum(),
-}
-for f, x in [(f, rows) for f in losses.values()] + [(f, x) for f in images.values()]:
-    gradient = jax.grad(f)(x)
-    assert gradient.shape == x.shape and jnp.isfinite(gradient).all() and jnp.any(gradient != 0)
-public = {name for name, value in vars(jaxnn).items() if hasattr(value, "definition")}
-assert public == set(losses) | set(images), public ^ (set(losses) | set(images))
+from jaxnn import components
+for line in components.COMPONENTS:
+    args = line.example(components.TINY)
+    def loss(x):
+        y = line(x, *args[1:])
+        y = y[0] if isinstance(y, tuple) else y
+        return (y * jnp.arange(1.0, y.size + 1).reshape(y.shape)).sum()
+    gradient = jax.grad(loss)(jnp.asarray(args[0]))
+    assert gradient.shape == args[0].shape and jnp.isfinite(gradient).all() and jnp.any(gradient != 0), line.name
 print(jaxnn.__file__)
 """
 
 
-@pytest.mark.once
+def test_every_public_function_is_in_the_table_of_components():
+    public = {name for name, value in vars(jaxnn).items() if hasattr(value, "definition")}
+    assert {line.f.__name__ for line in components.COMPONENTS} == public
+    assert len({line.name for line in components.COMPONENTS}) == len(components.COMPONENTS)
+
+
+@pytest.mark.more
 def test_the_wheel_alone_in_an_empty_environment_differentiates_every_layer(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", ROOT.parent],

@@ -13,7 +13,11 @@ from cases import CASES, CHOSEN
 import jaxnn
 
 BY_ID = {case.id: case for case in CASES}
-chosen = pytest.mark.parametrize("id", sorted(CHOSEN))
+
+
+def chosen(test):
+    """One or two cases of each component; one in six by default."""
+    return pytest.mark.one_in(6)(pytest.mark.parametrize("id", sorted(CHOSEN))(test))
 
 
 class Plain:

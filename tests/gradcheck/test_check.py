@@ -7,6 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from rules_to_check import W, X, dense, statuses, with_rule
 
 import jaxnn
@@ -140,6 +141,7 @@ def test_custom_jvp_rules_are_checked():
     assert row.check == "gradient" and row.evidence.agree == "automatic and numeric agree"
 
 
+@pytest.mark.more
 def test_one_device_is_inconclusive_about_values():
     code = """
 import jax, jax.numpy as jnp, jaxnn

@@ -25,6 +25,7 @@ def only(check):
     return {"skip": tuple(set(FULL) - set(RULE) - {check})}
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("specimen", zoo.WRONG, ids=lambda s: s.id)
 def test_a_wrong_rule_is_caught_by_the_right_check(specimen):
     f, args = specimen.make()
@@ -41,6 +42,7 @@ def right(i, specimen):
     return pytest.param(specimen, level, marks=pytest.mark.more if i % 6 and not WHOLE else [], id=specimen.id)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("specimen, level", [right(i, s) for i, s in enumerate(zoo.RIGHT)])
 def test_a_right_rule_is_not_failed(specimen, level):
     f, args = specimen.make()

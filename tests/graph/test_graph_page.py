@@ -12,7 +12,7 @@ from pages import GRAPHS, OPERATIONS, ZEROS, added_up, at, digits, graph, large,
 
 from jaxnn.graph._page import page
 
-pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"), pytest.mark.once]
+pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
 
 
 # ------------------------------------------------------------------------------------------ what a reader can do

@@ -40,6 +40,7 @@ def asked(f, x, forward):
     }  # fmt: skip
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("id", PLACEMENTS)
 def test_a_rule_is_replaced_wherever_it_stands(id):
     build, c, p = PLACEMENTS[id]
