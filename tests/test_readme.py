@@ -1,6 +1,7 @@
 """What a README shows is true: its code runs, its transcripts are what the code prints, its links lead to files."""
 
 import contextlib
+import inspect
 import io
 import math
 import os
@@ -13,6 +14,10 @@ from typing import NamedTuple
 import jax
 import pytest
 import zoo
+from test_package import FLOORS
+
+import jaxnn
+from jaxnn import components
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -212,6 +217,21 @@ def files_named(page):
 def test_every_file_that_a_readme_names_exists(page):
     places = (page.parent, ROOT, ROOT / "jaxnn" / "layers")  # the last for `__init__.py`, which every room has
     assert not [n for n in files_named(page) if "NAME" not in n and not any((at / n).exists() for at in places)]
+
+
+def test_the_table_of_layers_has_every_component_and_options_that_exist():
+    table = text_of(README).split("## The layers")[1].split("\n## ")[0]
+    first = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`(\w+)", first)) == {component.f.__name__ for component in components.COMPONENTS}
+    for name, arguments in re.findall(r"(\w+)\(([^)]*)\)", first):
+        options = set(re.findall(r"\w+", arguments.partition("*,")[2]))
+        assert options <= set(inspect.signature(getattr(jaxnn, name)).parameters)
+
+
+def test_the_layout_has_the_floors_of_the_house():
+    layout = text_of(README).split("## Layout")[1].split("```")[1]
+    lines = [re.findall(r"(\w+)(?:/|\.py)", re.split(r"\s{3,}", line.strip())[0]) for line in layout.splitlines()]
+    assert [set(rooms) for rooms in lines if rooms and rooms not in (["jaxnn"], ["tests"])] == FLOORS
 
 
 def test_the_zoo_is_as_large_as_the_readmes_say():
