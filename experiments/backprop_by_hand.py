@@ -13,246 +13,37 @@ a Deeper Neural Network", "Backpropagation: Layer Abstraction", "Dealing with Ve
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import _experiment as experiment
 import jax
 import numpy as np
-from matplotlib.figure import Figure
+from _backprop_by_hand_network import (
+    CLASSES,
+    CNN,
+    FILTERS,
+    LAYERS,
+    NUDGES,
+    RESIDUAL,
+    WINDOW,
+    arrive,
+    backward,
+    blocks,
+    by_jacobians,
+    by_sums,
+    forget,
+    forward,
+    jacobian,
+)
+from _backprop_by_hand_pictures import CAPTIONS, draw
 
-import jaxnn
 from jaxnn.data import Split, load
 
-FILTERS, WINDOW, CLASSES = 4, 3, 10
+__all__ = ["CAPTIONS", "add_options", "draw", "measure"]  # what the gallery looks for
+
 RATE = 0.01  # of the training, one example at a time
-NUDGES = np.geomspace(1e-6, 1, 61)
 SMOOTH = (NUDGES > 1e-5) & (NUDGES < 1e-3)  # small enough for the first terms of Taylor's series, above rounding
 EPS = np.finfo(np.float64).eps
 ROUNDINGS = 1000  # at most: a path has some hundred sums and products, there and back, and exp multiplies those of x₄
-
-
-# ------------------------------------------------------------------------------------------ layers
-# Each is its forward function f(h, w); `…_to_h(dy, y, h, w)`, the upstream gradient dy times ∂y/∂h as the notes' sums;
-# and `…_by_h(y, h, w)`, the Jacobian ∂y/∂h itself, rows outputs and columns inputs. The same for w.
-
-
-def patches(x: np.ndarray) -> np.ndarray:
-    """Return x_ic,i+i',j+j' at [ic, i, j, i', j']."""
-    return np.lib.stride_tricks.sliding_window_view(x, (WINDOW, WINDOW), axis=(1, 2))
-
-
-def conv(x, w):
-    return np.einsum("ocab,cijab->oij", w, patches(x))
-
-
-def conv_to_x(dy, y, x, w):
-    dx = np.zeros_like(x)
-    for a, b in np.ndindex(WINDOW, WINDOW):
-        dx[:, a : a + y.shape[1], b : b + y.shape[2]] += np.einsum("oij,oc->cij", dy, w[:, :, a, b])
-    return dx
-
-
-def conv_to_w(dy, y, x, w):
-    return np.einsum("oij,cijab->ocab", dy, patches(x))
-
-
-def conv_by_x(y, x, w):
-    jacobian = np.zeros(y.shape + x.shape)
-    for o, i, j in np.ndindex(y.shape):
-        jacobian[o, i, j, :, i : i + WINDOW, j : j + WINDOW] = w[o]
-    return jacobian
-
-
-def conv_by_w(y, x, w):
-    jacobian = np.zeros(y.shape + w.shape)
-    for o, i, j in np.ndindex(y.shape):
-        jacobian[o, i, j, o] = x[:, i : i + WINDOW, j : j + WINDOW]
-    return jacobian
-
-
-def relu(x):
-    return np.maximum(x, 0)
-
-
-def relu_to_x(dy, y, x):
-    return np.where(x > 0, dy, 0)
-
-
-def relu_by_x(y, x):
-    return np.diag(np.where(x.ravel() > 0, 1.0, 0.0))
-
-
-def blocks(x):
-    """Return the four pixels of each 2x2 patch at [c, i, j, :]."""
-    c, height, width = x.shape
-    return x.reshape(c, height // 2, 2, width // 2, 2).swapaxes(2, 3).reshape(c, height // 2, width // 2, 4)
-
-
-def maxpool(x):
-    return blocks(x).max(axis=-1)
-
-
-def maxpool_to_x(dy, y, x):
-    largest = np.arange(4) == blocks(x).argmax(axis=-1)[..., None]  # the first of equals
-    c, height, width = y.shape
-    spread = (largest * dy[..., None]).reshape(c, height, width, 2, 2)
-    return spread.swapaxes(2, 3).reshape(x.shape)
-
-
-def maxpool_by_x(y, x):
-    jacobian = np.zeros(y.shape + x.shape)
-    for (c, i, j), place in np.ndenumerate(blocks(x).argmax(axis=-1)):
-        jacobian[c, i, j, c, 2 * i + place // 2, 2 * j + place % 2] = 1
-    return jacobian
-
-
-def linear(x, w):
-    return w @ x.ravel()
-
-
-def linear_to_x(dy, y, x, w):
-    return (dy @ w).reshape(x.shape)
-
-
-def linear_to_w(dy, y, x, w):
-    return np.outer(dy, x)
-
-
-def linear_by_x(y, x, w):
-    return w
-
-
-def linear_by_w(y, x, w):
-    return np.kron(np.eye(len(y)), x.ravel())
-
-
-def softmax(x):
-    e = np.exp(x - x.max())
-    return e / e.sum()
-
-
-def softmax_to_x(dp, p, x):
-    return p * (dp - dp @ p)
-
-
-def softmax_by_x(p, x):
-    return np.array([[(1 - p[j]) * p[a] if a == j else -p[j] * p[a] for j in range(len(p))] for a in range(len(p))])
-
-
-def nll(p, t):
-    return -np.log(p[t])
-
-
-def nll_to_p(dy, y, p, t):
-    return np.where(np.arange(len(p)) == t, -dy / p[t], 0)
-
-
-def nll_by_p(y, p, t):
-    return nll_to_p(1.0, y, p, t)[None]
-
-
-class Layer(NamedTuple):
-    """A component: its function, upstream × local and Jacobian for each input that has them, and jaxnn's function."""
-
-    forward: Callable[..., Any]
-    to: tuple[Callable[..., Any], ...]
-    by: tuple[Callable[..., Any], ...]
-    library: Callable[..., Any]
-
-
-LAYERS = {
-    "W * x": Layer(conv, (conv_to_x, conv_to_w), (conv_by_x, conv_by_w), jaxnn.conv2d),
-    "ReLU": Layer(relu, (relu_to_x,), (relu_by_x,), jaxnn.relu),
-    "maxpool": Layer(maxpool, (maxpool_to_x,), (maxpool_by_x,), jaxnn.max_pool2d),
-    "Wx": Layer(
-        linear, (linear_to_x, linear_to_w), (linear_by_x, linear_by_w), lambda x, w: jaxnn.linear(x.reshape(-1), w)
-    ),
-    "softmax": Layer(softmax, (softmax_to_x,), (softmax_by_x,), jaxnn.softmax),
-    "NLL": Layer(nll, (nll_to_p,), (nll_by_p,), jaxnn.nll),
-    "+": Layer(
-        lambda a, b: a.ravel() + b,
-        (lambda dy, y, a, b: dy.reshape(a.shape), lambda dy, y, a, b: dy),
-        (lambda y, a, b: np.eye(y.size), lambda y, a, b: np.eye(y.size)),
-        lambda a, b: a.reshape(-1) + b,
-    ),
-}
-
-
-# ------------------------------------------------------------------------------------------ the algorithm
-# A computation graph: (variable, layer, inputs) in an order in which every input comes before its consumers.
-
-CNN = (
-    ("x₁", "W * x", ("x", "W₀")),
-    ("x₂", "ReLU", ("x₁",)),
-    ("x₃", "maxpool", ("x₂",)),
-    ("x₄", "Wx", ("x₃", "W₁")),
-    ("y", "softmax", ("x₄",)),
-    ("ℓ", "NLL", ("y", "t")),
-)
-RESIDUAL = (  # x₃ has two consumers: r = ReLU(A x₃), and x₃ + r
-    *CNN[:3],
-    ("Ax₃", "Wx", ("x₃", "A")),
-    ("r", "ReLU", ("Ax₃",)),
-    ("x₃ + r", "+", ("x₃", "r")),
-    ("x₄", "Wx", ("x₃ + r", "W₁")),
-    *CNN[4:],
-)
-
-
-def forward(graph, leaves):
-    """Return all variables of the graph: the leaves (x, t and weights) and every h_k = f_k(h_k−1, w_k)."""
-    values = dict(leaves)
-    for name, layer, inputs in graph:
-        values[name] = LAYERS[layer].forward(*(values[i] for i in inputs))
-    return values
-
-
-def by_sums(layer, which, dy, y, inputs):
-    """Return upstream × local as the notes' sums."""
-    return LAYERS[layer].to[which](dy, y, *inputs)
-
-
-def by_jacobians(layer, which, dy, y, inputs):
-    """Return upstream × local as a row vector times a matrix."""
-    return (np.ravel(dy) @ jacobian(layer, which, y, inputs)).reshape(inputs[which].shape)
-
-
-def jacobian(layer, which, y, inputs):
-    """Return ∂y/∂input, M×N: rows outputs, columns inputs."""
-    return LAYERS[layer].by[which](y, *inputs).reshape(np.size(y), np.size(inputs[which]))
-
-
-def add(sum_so_far, passed):
-    """Return ∂ℓ/∂h over one consumer more."""
-    return sum_so_far + passed
-
-
-def forget(sum_so_far, passed):
-    """Return ∂ℓ/∂h over the last consumer alone: a mistake."""
-    return passed
-
-
-def backward(graph, values, upstream_times_local=by_sums, combine=add):
-    """Return ∂ℓ/∂h for every variable h: upstream × local, summed over the consumers of h."""
-    upstream = {"ℓ": np.ones(())}
-    for name, layer, inputs in reversed(graph):
-        for which in range(len(LAYERS[layer].to)):
-            passed = upstream_times_local(layer, which, upstream[name], values[name], [values[i] for i in inputs])
-            variable = inputs[which]
-            upstream[variable] = combine(upstream[variable], passed) if variable in upstream else passed
-    return upstream
-
-
-def arrive(graph, values, change):
-    """Return Δh for every h after a small change of x: Δy ≈ Σ (∂y/∂h) Δh, from the input to the loss."""
-    changes = {"x": change.ravel()}
-    for name, layer, inputs in graph:
-        arrays = [values[i] for i in inputs]
-        changes[name] = sum(
-            jacobian(layer, which, values[name], arrays) @ changes[i] for which, i in enumerate(inputs) if i in changes
-        )
-    return changes
 
 
 def library_loss(nudges, leaves, graph):
@@ -532,132 +323,6 @@ def measure(options: argparse.Namespace) -> experiment.Results:
         results["tables"].append(measured.pop("table"))
         results |= measured
     return results
-
-
-# ------------------------------------------------------------------------------------------ pictures
-
-
-CAPTIONS = {
-    "backprop_by_hand_jacobians": (
-        "The chain of Jacobians from ℓ to x, to scale, and the row vector that comes out of each."
-    ),
-    "backprop_by_hand_nudge": (
-        "A nudged pixel, followed to the loss; what the prediction leaves falls with Δx², unless a consumer is "
-        "forgotten."
-    ),
-    "backprop_by_hand_upstream": "A digit on its way forward, and below it the gradient on its way back.",
-}
-
-
-def draw(results: experiment.Results) -> dict[str, Figure]:
-    """Draw the upstream gradients of one digit, the nudge, and the Jacobians."""
-    return {
-        "backprop_by_hand_upstream": draw_upstream(results["digit"]),
-        "backprop_by_hand_nudge": draw_nudge(results["nudge"], results["residual"]),
-        "backprop_by_hand_jacobians": draw_jacobians(results["jacobians"]),
-    }
-
-
-def side_by_side(maps):
-    """Return a layer's maps in two rows, with gaps (NaN) between them."""
-    framed = [np.pad(np.kron(each, np.ones((6, 6))), 1, constant_values=np.nan) for each in np.asarray(maps)]
-    half = len(framed) // 2
-    return np.vstack([np.hstack(framed[:half]), np.hstack(framed[half:])]) if half else np.asarray(maps[0])
-
-
-def draw_upstream(digit):
-    """Draw h_k above and |∂ℓ/∂h_k| below, layer by layer."""
-    columns = {name: f"{name} = {formula(layer, inputs)}" for name, layer, inputs in CNN}
-    columns = {"x": f"x, a {digit['class']}", **columns}
-    figure, axes = experiment.panels(2, len(columns), width=1.75, height=1.95)
-    for row, which in enumerate(("values", "upstream")):
-        for axis, (name, title) in zip(axes[row], columns.items(), strict=True):
-            array = np.asarray(digit[which][name])
-            array = array if row == 0 else np.abs(array)
-            if array.ndim == 3:
-                axis.set_facecolor(experiment.GREY)  # seen in the gaps
-                limit = np.max(np.abs(array)) if array.min() < 0 else None
-                experiment.picture(axis, side_by_side(array), limit=limit)
-            elif array.ndim == 1:
-                colours = [experiment.VERMILION if j == digit["class"] else experiment.BLUE for j in range(CLASSES)]
-                axis.barh(range(CLASSES), array, color=colours)
-                axis.set(yticks=range(CLASSES), ylim=(CLASSES - 0.4, -0.6))
-                axis.tick_params(labelsize=7)
-                axis.locator_params(axis="x", nbins=4)
-                axis.grid(visible=False)
-            else:
-                axis.text(0.5, 0.5, f"{array:.3f}" if row == 0 else "1", ha="center", va="center", fontsize=16)
-                axis.set_axis_off()
-            axis.set_title(title if row == 0 else f"|∂ℓ/∂{name}|", fontsize=9, loc="center")
-    y, x = divmod(digit["pixel"], len(digit["values"]["x"][0]))
-    axes[0, 0].plot(
-        x, y, "s", markersize=12, markeredgewidth=2, markerfacecolor="none", markeredgecolor=experiment.VERMILION
-    )
-    axes[0, 0].set_ylabel("forward: h →")
-    axes[1, 0].set_ylabel("← backward: |upstream|")
-    return figure
-
-
-def formula(layer, inputs):
-    """Return how a layer is written."""
-    if layer in ("W * x", "Wx"):
-        return layer.replace("W", inputs[1]).replace("x", inputs[0])
-    return f"{layer}({', '.join(inputs)})"
-
-
-def draw_nudge(nudged, residual):
-    """Draw predicted and measured changes and what remains, over the size of the nudge."""
-    figure, ((change, remainder, consumers),) = experiment.panels(1, 3, width=4.5, height=3.9)
-    shown = {"x₁": experiment.GREEN, "x₄": experiment.SKY, "y": experiment.BLUE, "ℓ": experiment.VERMILION}
-    for name, colour in shown.items():
-        change.loglog(NUDGES, nudged["predicted"][name], color=colour, linewidth=1, label=f"|Δ{name}|")
-        change.loglog(NUDGES[::4], nudged["measured"][name][::4], "o", color=colour, markersize=4)
-        remainder.loglog(NUDGES, nudged["remainder"][name], color=colour, label=name)
-    for (name, each), power in zip(residual["remainder"].items(), residual["slopes"], strict=True):
-        consumers.loglog(NUDGES, each, label=f"{name}: slope {power:.2f}")
-    for axes, kink in ((remainder, nudged["kink"]), (consumers, residual["kink"])):
-        axes.set(ylim=(1e-18, 1e3))
-        if kink:
-            axes.axvline(kink, 0.2, color=experiment.GREY, linewidth=0.8, linestyle="--")  # not through the legend
-            axes.annotate("first kink", (kink, 1e3), xytext=(-3, -12), textcoords="offset points", ha="right")
-    for axes, place in ((change, "upper left"), (remainder, "upper left"), (consumers, "lower left")):
-        axes.legend(loc=place)
-    change.set(title="The nudge arrives: lines predicted, dots measured", xlabel="Δx, of one pixel")
-    remainder.set(title=f"Measured less predicted (ℓ: slope {nudged['slope']:.2f})", xlabel="Δx, of one pixel")
-    consumers.set(title="Two consumers: |Δℓ − (∂ℓ/∂x) Δx|", xlabel="Δx, of one pixel")
-    return figure
-
-
-def draw_jacobians(chain):
-    """Draw the matrices to scale, and beneath each the row vector that has come out of it."""
-    names = [name for name, *_ in reversed(CNN)] + ["x"]
-    gap, foot, unit = 32, 58, 0.023  # elements, elements, inches an element
-    shapes = [matrix["shape"] for matrix in chain["matrices"]]
-    width = sum(n for _, n in shapes) + gap * len(shapes)
-    height = foot + max(m for m, _ in shapes) + 28
-    figure = Figure(figsize=(width * unit, height * unit))
-    left = gap / 2
-    for i, ((m, n), matrix, row) in enumerate(zip(shapes, chain["matrices"], chain["rows"], strict=True)):
-        dense = np.zeros(m * n)
-        dense[matrix["places"]] = matrix["values"]
-        for array, bottom, tall in ((dense.reshape(m, n), foot, m), (np.array([row]), 26, 8)):
-            axes = figure.add_axes((left / width, bottom / height, n / width, tall / height))
-            experiment.picture(axes, array, limit=np.max(np.abs(array)))
-            axes.set_aspect("auto")
-            axes.spines[:].set(color=experiment.GREY)
-        centre = {"x": (left + n / 2) / width, "ha": "center"}
-        figure.text(y=(foot + m + 4) / height, s=f"∂{names[i]}/∂{names[i + 1]}\n{m}×{n}", **centre)
-        figure.text(y=22 / height, s=f"∂ℓ/∂{names[i + 1]}\n1×{n}", va="top", **centre)
-        left += n + gap
-    left, right = chain["multiplications"]
-    lines = (
-        "Above: the Jacobians, to scale, rows outputs and columns inputs (blue −, white 0, red +).",
-        "Below each: the row vector that comes out of it, the gradient on its way to x.",
-        f"From the left, row × matrix: {left:,} multiplications. From the right, matrix × matrix: {right:,}.",
-    )
-    figure.text(gap / 2 / width, 0.95, "∂ℓ/∂x, a product of Jacobians", fontsize=13, va="top")
-    figure.text(gap / 2 / width, 0.87, "\n".join(lines), linespacing=1.6, va="top", color=experiment.GREY)
-    return figure
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -2,13 +2,12 @@
 
 import json
 
+import _backprop_by_hand_network as network
 import _experiment
 import backprop_by_hand as subject
 import numpy as np
 import pytest
 from trials import failing
-
-pytestmark = pytest.mark.once
 
 SUMS = ["digit network: ∂ℓ/∂h by the notes' sums", "residual network: ∂ℓ/∂h by the notes' sums"]
 ROWS = ["digit network: ∂ℓ/∂h by rows", "residual network: ∂ℓ/∂h by rows"]
@@ -23,6 +22,7 @@ def results():
     return json.loads(json.dumps(subject.measure(options), allow_nan=False))
 
 
+@pytest.mark.more
 def test_every_claim_holds(results):
     assert [claim["claim"] for claim in results["claims"] if not claim["holds"]] == []
 
@@ -78,26 +78,26 @@ def wrong_end(matrices, from_left):
     return (products, count) if from_left else ([products[-2]] * 2, count)
 
 
-conv_to_x, maxpool_to_x, multiply = subject.conv_to_x, subject.maxpool_to_x, subject.multiply
+conv_to_x, maxpool_to_x, multiply = network.conv_to_x, network.maxpool_to_x, subject.multiply
 BACKWARD = (ARRIVES, SUMMED)  # what the sums of the backward pass predict for a nudge of x
 SABOTAGES = {
     "the filter turned": (swapped("to", conv_to_x, turned), [*SUMS, *BACKWARD]),
     "half of max-pool": (swapped("to", maxpool_to_x, half), [*SUMS, *BACKWARD]),
     "softmax as if each class were alone": (
-        swapped("to", subject.softmax_to_x, lambda dp, p, x: p * (1 - p) * dp),
+        swapped("to", network.softmax_to_x, lambda dp, p, x: p * (1 - p) * dp),
         [*SUMS, *BACKWARD],
     ),
     "a mean for the sum over pixels": (
-        swapped("to", subject.conv_to_w, lambda dy, y, x, w: np.einsum("oij,cijab->ocab", dy, subject.patches(x)) / 36),
+        swapped("to", network.conv_to_w, lambda dy, y, x, w: np.einsum("oij,cijab->ocab", dy, network.patches(x)) / 36),
         SUMS,
     ),
-    "a Jacobian transposed": (swapped("by", subject.linear_by_w, lambda y, x, w: np.kron(x.ravel(), np.eye(10)) if len(y) == 10 else RIGHT(y, x, w)), ROWS),
+    "a Jacobian transposed": (swapped("by", network.linear_by_w, lambda y, x, w: np.kron(x.ravel(), np.eye(10)) if len(y) == 10 else RIGHT(y, x, w)), ROWS),
     "a Jacobian without the case j ≠ a": (
-        swapped("by", subject.softmax_by_x, lambda p, x: np.diag(p * (1 - p))),
+        swapped("by", network.softmax_by_x, lambda p, x: np.diag(p * (1 - p))),
         [*ROWS, JACREV, NUDGE, ARRIVES],
     ),
     "a Jacobian of a filter 1% too small": (
-        swapped("by", subject.conv_by_x, lambda y, x, w: 0.99 * CONV_BY_X(y, x, w)),
+        swapped("by", network.conv_by_x, lambda y, x, w: 0.99 * CONV_BY_X(y, x, w)),
         [*ROWS, JACREV, LINEAR, NUDGE, ARRIVES],
     ),
     "another order of the product": (attribute("multiply", wrong_end), [EITHER_END]),
@@ -109,12 +109,13 @@ SABOTAGES = {
         lambda monkeypatch: monkeypatch.setattr(subject.backward, "__defaults__", (subject.by_sums, subject.forget)),
         ["residual network", SUMMED],
     ),
-    "nothing forgotten": (attribute("forget", subject.add), [FORGOTTEN]),
+    "nothing forgotten": (attribute("forget", network.add), [FORGOTTEN]),
     "ascent": (attribute("RATE", -1e-4), [ACCURACY]),
 }  # fmt: skip
-RIGHT, CONV_BY_X = subject.linear_by_w, subject.conv_by_x
+RIGHT, CONV_BY_X = network.linear_by_w, network.conv_by_x
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_a_sabotage_is_noticed(name, monkeypatch, trained):
     sabotage, noticed = SABOTAGES[name]

@@ -1,5 +1,6 @@
 """The losses −log p, 1 − p and −p: the claims hold, and each fails when what it is about is sabotaged."""
 
+import _loss_functions_arithmetic as arithmetic
 import jax.numpy as jnp
 import loss_functions as subject
 import numpy as np
@@ -7,8 +8,6 @@ import pytest
 from trials import failing
 
 import jaxnn
-
-pytestmark = pytest.mark.once
 
 PASSES = 40
 
@@ -18,8 +17,16 @@ def few_step_sizes(monkeypatch):
     monkeypatch.setattr(subject, "RATES", (0.01, 0.1, 0.3))
 
 
+@pytest.mark.more
 def test_every_claim_holds():
     assert failing(subject, "--repeats", "1", "--passes", str(PASSES)) == []
+
+
+def sabotage(monkeypatch, name, value):
+    """Replace a name in both files of the experiment."""
+    for module in (subject, arithmetic):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, value)
 
 
 def failed(results):
@@ -45,7 +52,7 @@ def naive_cross_entropy(x, t, **options):
 
 
 def summed_in_the_dtype(log_p, t, **options):
-    return -subject.running(jnp.add, log_p[:, 0])[-1]
+    return -arithmetic.running(jnp.add, log_p[:, 0])[-1]
 
 
 def in_float64(step, values):
@@ -67,19 +74,19 @@ ARITHMETIC = {  # what is sabotaged: the part of the experiment, a name in it, i
         "gradients", "loss_of_logits", lambda name, x, t: LOSSES[LOG if name != LOG else MINUS](jaxnn.softmax(x), t),
         ["stays large", "vanishes", "∂l/∂logit"],
     ),
-    "a naive loss that is fused": ("precision", "naive", subject.fused, ["float32: −log softmax is inf", "bfloat16: −log", "float16: −log"]),
+    "a naive loss that is fused": ("precision", "naive", arithmetic.fused, ["float32: −log softmax is inf", "bfloat16: −log", "float16: −log"]),
     "a fused loss that is naive": (
-        "precision", "fused", subject.naive, ["float16: cross_entropy", "float32: the fused gradient", "bfloat16: the fused gradient"]
+        "precision", "fused", arithmetic.naive, ["float16: cross_entropy", "float32: the fused gradient", "bfloat16: the fused gradient"]
     ),
     "a gradient that skips p": (
         "precision", "LOSSES", replaced(LOSSES, LOG, lambda p, t: jnp.sum(p, -1)), ["float32: gaps whose", "float16: gaps whose"]
     ),
     "1 − p in float64": (
-        "differences", "VALUES", replaced(subject.VALUES, INVERSE, lambda p: 1 - np.asarray(p, np.float64)),
+        "differences", "VALUES", replaced(arithmetic.VALUES, INVERSE, lambda p: 1 - np.asarray(p, np.float64)),
         ["float32: values of 1 − p", "float16: values of 1 − p"],
     ),
     "a logarithm to whole digits": (
-        "differences", "VALUES", replaced(subject.VALUES, LOG, lambda p: jnp.ceil(-jnp.log10(p))), ["float32: values of −log p"]
+        "differences", "VALUES", replaced(arithmetic.VALUES, LOG, lambda p: jnp.ceil(-jnp.log10(p))), ["float32: values of −log p"]
     ),
 }  # fmt: skip
 
@@ -89,7 +96,7 @@ def test_sabotaged_arithmetic_is_noticed(name, monkeypatch):
     part, attribute, value, noticed = ARITHMETIC[name]
     measure = getattr(subject, f"measure_{part}")
     assert failed(measure()) == []
-    monkeypatch.setattr(subject, attribute, value)
+    sabotage(monkeypatch, attribute, value)
     found = failed(measure())
     for claim in noticed:
         assert any(claim in each for each in found), (claim, found)
@@ -103,9 +110,9 @@ def test_the_products_claims_hold_and_notice_sums_in_the_dtype_and_products_in_f
         found = failed(subject.measure_product(p))
         assert any("p = 1/10, bfloat16: Σ −log p" in claim for claim in found), found
     with monkeypatch.context() as patch:
-        patch.setattr(subject.math, "fsum", lambda values: 1.001 * sum(values))
+        patch.setattr(arithmetic.math, "fsum", lambda values: 1.001 * sum(values))
         assert any("−log Π p is" in claim for claim in failed(subject.measure_product(p)))
-    monkeypatch.setattr(subject, "running", in_float64)
+    monkeypatch.setattr(arithmetic, "running", in_float64)
     found = failed(subject.measure_product(p))
     assert any("p = 1/10, float16: the product is 0" in claim for claim in found), found
 
@@ -113,7 +120,7 @@ def test_the_products_claims_hold_and_notice_sums_in_the_dtype_and_products_in_f
 def test_log_softmax_by_way_of_p_is_noticed(monkeypatch):
     monkeypatch.setattr(jaxnn, "log_softmax", lambda x: jnp.log(jaxnn.softmax(x)))
     found = failed(subject.measure_precision())
-    assert [claim.partition(":")[0] for claim in found if "log_softmax" in claim] == list(subject.DTYPES)
+    assert [claim.partition(":")[0] for claim in found if "log_softmax" in claim] == list(arithmetic.DTYPES)
 
 
 TRAINING = {
@@ -130,10 +137,11 @@ TRAINING = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", TRAINING)
 def test_sabotaged_training_is_noticed(name, monkeypatch):
     attribute, value, noticed = TRAINING[name]
-    monkeypatch.setattr(subject, attribute, value)
+    sabotage(monkeypatch, attribute, value)
     monkeypatch.setattr(subject, "SHARED", subject.RATES[-1] if attribute == "RATES" else subject.SHARED)
     subject.descend.clear_cache()  # it was compiled with the right losses
     found = failed(subject.measure_training(seed=0, repeats=1, passes=PASSES))

@@ -11,8 +11,6 @@ import pytest
 import speed_tables
 import workloads
 
-pytestmark = pytest.mark.once
-
 TINY = workloads.Sizes(2, 16, 10, (8, 8), (8, 8, 32), (2,))
 CEILINGS = {"JAX": {"flop_per_second": 1e9, "bytes_per_second": 1e9}}
 FEW = ["conv2d NCHW", "max_pool2d_with_indices", "dropout", "binary_cross_entropy"]
@@ -117,6 +115,7 @@ def test_a_sample_is_the_time_of_one_step(monkeypatch):
     assert v.sample() == pytest.approx(0.001) and calls == [1, 2, 2]  # calibration, untimed, timed
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("group", bench.GROUPS)
 def test_groups(group, tmp_path, capsys):
     file, picture = tmp_path / "speed.json", tmp_path / "speed.png"
@@ -145,6 +144,7 @@ def test_groups(group, tmp_path, capsys):
     assert group in capsys.readouterr().out
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("net, dtype", [(1, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16")])
 def test_every_net_is_the_convnet(monkeypatch, net, dtype):
     monkeypatch.undo()
