@@ -118,16 +118,16 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None) -> None:
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, so that one process at a time prepares a data set in it."""
-    let_go: Callable[[], None] | None = None
+    unlock: Callable[[], None] | None = None
     with contextlib.suppress(OSError):  # if the folder is unusable, the builder says why
         folder.mkdir(parents=True, exist_ok=True)
-        while (let_go := lock(folder)) is None:
+        while (unlock := lock(folder)) is None:
             time.sleep(0.2)
     try:
         yield
     finally:
-        if let_go is not None:
-            let_go()
+        if unlock is not None:
+            unlock()
 
 
 def _builder(tfds: Any, name: str) -> Any:

@@ -18,10 +18,11 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
+from numpy.typing import NDArray
 
 from jaxnn.training.step import Step, TrainState
 
-Data = Array | np.ndarray[Any, Any]
+Data = Array | NDArray[Any]
 IGNORED = -1  # the label of padding rows
 SAME = PartitionSpec()  # type: ignore[no-untyped-call]  # on every device
 
@@ -53,7 +54,7 @@ class Batches(NamedTuple):
 def make_batches(
     images: Data,
     labels: Data,
-    order: np.ndarray[Any, Any],
+    order: NDArray[Any],
     batch_size: int,
     *,
     mesh: Mesh | None = None,

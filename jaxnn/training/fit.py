@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxnn.errors import JaxnnError
@@ -78,18 +77,16 @@ def fit(
     """Train on shuffled mini-batches, and yield after each epoch.
 
     Args:
-        step: the SGD step, from `make_step`. Its batch is (images, labels); rows that pad the last batch have the label
-            `IGNORED`.
+        step: the SGD step, from `make_step`. Its batch is (images, labels); padding rows have the label `IGNORED`.
         state: the first state; its buffers are donated.
         images: the data set's images, of any dtype.
         labels: their labels, shape (N,).
         epochs: passes over the data.
         batch_size: rows per batch, on all devices together; the last batch of an epoch may have fewer.
-        mesh: the devices, of one or more processes, along the step's `axis_name`; None for one device. Every process
-            must call `fit` with the same arguments.
+        mesh: the devices along the step's `axis_name`; None for one. All their processes must call `fit` alike.
         start: the position to resume from, if `state` is not a first state.
         pause_every: end a chunk at every multiple of so many steps, counted over all epochs.
-        on_progress: called after each chunk, which takes at most about half a second.
+        on_progress: called after each chunk of at most about half a second.
         stop: called after each chunk; True, in any process, ends the training.
 
     Yields:
@@ -158,6 +155,8 @@ def _agree(length: int, stop: bool) -> tuple[int, bool]:
     """Return the shortest length over all processes, and whether any process wants to stop."""
     if jax.process_count() == 1:
         return length, stop
+    from jax.experimental import multihost_utils
+
     wanted = multihost_utils.process_allgather(np.array([length, not stop], np.int32))
     least = np.min(np.asarray(wanted).reshape(-1, 2), 0)
     return int(least[0]), not least[1]

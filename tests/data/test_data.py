@@ -313,6 +313,13 @@ def test_the_network_is_never_touched(folder: Path, monkeypatch: pytest.MonkeyPa
         load("mnist")
 
 
+@pytest.mark.parametrize("room", ["data", "training", "models.py", "files.py", "errors.py"])
+def test_no_library_message_names_an_option_of_the_command(room: str) -> None:
+    path = Path(data.__file__).parents[1] / room
+    for source in path.glob("*.py") if path.is_dir() else [path]:
+        assert not re.findall(r"--[a-z][a-z-]*", source.read_text()), source.name
+
+
 def test_data_imports_only_numpy() -> None:
     imported = set()
     for source in Path(data.__file__).parent.glob("*.py"):

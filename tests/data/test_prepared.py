@@ -122,11 +122,11 @@ def test_a_copy_that_would_take_memory_or_time_is_refused(lie, copies, tmp_path)
 
 @needs_mnist
 def test_prepare_waits_for_another_process_that_makes_the_copy(copies, tmp_path):
-    let_go = files.lock(tmp_path)
+    unlock = files.lock(tmp_path)
 
     def other():
         shutil.copytree(copies / "mnist", tmp_path / "mnist")
-        let_go()
+        unlock()
 
     threading.Timer(1.0, other).start()
     with downloads_from(tmp_path / "none"):
