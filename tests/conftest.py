@@ -75,8 +75,8 @@ def pytest_runtest_call(item):
 
 
 @pytest.fixture
-def own_errors():
-    """Our own errors about bad arguments: the check of the annotations, which would raise first, is off."""
+def unchecked_annotations():
+    """Annotations are not checked: for our own errors about bad arguments, and for array-likes as Flax's parameters."""
     before = annotations.jaxtyping_disable
     annotations.update("jaxtyping_disable", True)
     yield

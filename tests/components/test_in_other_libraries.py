@@ -15,6 +15,9 @@ import jaxnn
 nnx = pytest.importorskip("flax.nnx")
 eqx = pytest.importorskip("equinox")
 
+# Flax passes its parameters, which JAX takes for arrays and the annotations do not name.
+pytestmark = pytest.mark.usefixtures("unchecked_annotations")
+
 STEPS, RATE, LEARNING_RATE = 5, 0.3, 0.1
 SGD = optax.sgd(LEARNING_RATE)
 
