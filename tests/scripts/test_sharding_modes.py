@@ -1,4 +1,4 @@
-"""Every component under every way to use many devices: `scripts/sharding_modes.py` for each row of its table."""
+"""Every component in every way to use many devices: `scripts/sharding_modes.py` for each row of its table."""
 
 import functools
 import sys
@@ -22,9 +22,11 @@ GLOBAL = ("Auto", "Explicit")
 
 
 def like_others(name):
-    """Tell which differ from others only in what is the same on every device."""
-    reduced = name.endswith(", sum") or (name.endswith(", mean") and not name.startswith("cross_entropy"))
-    return reduced or name in ("tanh", "l1_penalty", "max_pool2d NCHW", "log_softmax, where", "nll, weight")
+    """Return whether another row differs from it only in what is the same on every device."""
+    return name.endswith(", sum") or name in (
+        "tanh", "l1_penalty", "max_pool2d NCHW", "log_softmax, where", "nll, weight", "nll", "nll_loss",
+        "binary_cross_entropy", "squared_error", "linear_cross_entropy fast", "linear_cross_entropy lean",
+    )  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
