@@ -127,7 +127,9 @@ def run(options: argparse.Namespace) -> int:
         f"<li><a href=compare.html>Rules against autodiff: jaxnn compare</a>{failed}</ul>" + "\n".join(sections),
         encoding="utf-8",
     )
-    print("\nwrote", page, *(f"\n{name} failed with exit code {code}" for name, code in codes.items() if code))
+    pages = [path for path in (page, options.output / "compare.html") if path.exists()]
+    failures = (f"{name} failed with exit code {code}" for name, code in codes.items() if code)
+    print("", *(f"wrote {path}" for path in pages), *failures, sep="\n")
     return int(any(codes.values()))
 
 

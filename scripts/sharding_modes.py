@@ -16,6 +16,7 @@ caller sums the gradient of a weight, and a loss whose classes are sharded is di
 
 import argparse
 import functools
+import inspect
 import platform
 import sys
 import warnings
@@ -105,11 +106,10 @@ def by_rows(line: Component, args: tuple[Any, ...]) -> Work:
     """Return a line of the table with the rows of its arguments sharded."""
     f = _with_definition(line, lambda f: lambda *args: _first(f(*args)))
     sharding = tuple(FIRST if by_row else SAME for by_row in line.by_row)
-    if np.ndim(whole := f(*map(jnp.asarray, args))):
+    if jax.eval_shape(f, *args).shape:
         return Work(line.name, f, args, sharding, FIRST)
-    doubled = [np.concatenate([a, a]) if by_row else a for a, by_row in zip(args, line.by_row, strict=True)]
-    grows = bool(f(*map(jnp.asarray, doubled)) > 1.5 * whole)  # a sum doubles with its rows, a mean does not
-    return Work(line.name, f, args, sharding, join="sum" if grows else "mean")
+    reduction = inspect.signature(line.f).parameters.get("reduction")  # what has none, as a penalty, is a sum
+    return Work(line.name, f, args, sharding, join=reduction.default if reduction else "sum")
 
 
 def dropped(args: tuple[Any, ...], rows: int) -> Work:

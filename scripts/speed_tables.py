@@ -215,7 +215,7 @@ def draw_panel(axes: Any, names: list[str], rows: list[Row]) -> None:
             if "limit" in figure and not single:
                 axes.plot(figure["limit"], y, "|", color=colour, markersize=11, label="target")
     axes.axvline(1, color="#666666", linewidth=0.8)
-    axes.set(xscale="log", xlabel="ratio; below 1 jaxnn needs less")
+    axes.set(xscale="log", xlabel="ratio; smaller is better")
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
 
