@@ -1,10 +1,11 @@
 """Back-propagation in action: the page on which the notes' digit network can be stepped through, value by value.
 
-The network softmax(W₁ maxpool(ReLU(W₀ * x))) is trained for a moment on the 8 × 8 digits, then one digit goes through
-it: the page has each node's value, the upstream gradient that arrives, the local derivative of each edge, and their
-product. What is checked is that the page's numbers are the gradient.
+The network softmax(W₁ maxpool(ReLU(W₀ * x))) is trained briefly on the 8 × 8 digits, then one digit goes through it.
+The page shows each node's value, the upstream gradient that arrives, the local derivative of each edge, and their
+product. The claims: these numbers are the gradient.
 
-Source: Neural Networks Basics, "Back Propagation in Action", "Backpropagation"; 001, "Computation Graph".
+Source: Neural Networks Basics, "Back Propagation in Action", "Backpropagation"; Multi-class classification and
+backpropagation, "Computation Graph".
 """
 
 import argparse
@@ -167,7 +168,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this experiment."""
     parser.add_argument("--digit", type=experiment.natural, default=1, help="number of the test image (default 1)")
     parser.add_argument("--image", type=Path, metavar="FILE.npy", help="a digit of your own: 8 × 8 numbers, 0 to 16")
-    parser.add_argument("--label", type=int, choices=range(10), help="the class t, if it is not the test image's")
+    parser.add_argument("--label", type=int, choices=range(10), help="the class t of your digit")
 
 
 if __name__ == "__main__":
