@@ -34,6 +34,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from jaxnn.cli.terminal import one_line
+from jaxnn.errors import JaxnnError
+
 T = TypeVar("T")
 Results = dict[str, Any]
 Draw = Callable[[Results], dict[str, Figure]]
@@ -192,8 +195,8 @@ def main(
         print(f"{name}: stopped by Ctrl-C", file=sys.stderr)
         return 130
     except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, ValueError | OSError):  # a mistake in the script, whose place helps
+        text = one_line(error)
+        if not isinstance(error, ValueError | OSError | JaxnnError):  # a mistake in the script, whose place helps
             frame = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"
         print(f"{name}: error: {text}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Files that a reader sees whole, old or new, and never in part."""
+"""Files that are replaced atomically, and folders that one process at a time may lock."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ except ImportError:  # Windows
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write to a temporary file beside `path`, flush it to the disk, and rename it."""
+    """Replace a file atomically: write a temporary file beside it, flush it to the disk, rename it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -22,12 +22,12 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is not None:
-            error.filename = str(path)  # the file that was asked for
+            error.filename = str(path)  # name the file of the caller, not the temporary one
         raise
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file, and wait until it is on the disk."""
+    """Write a new file, and wait until it is on the disk."""
     with path.open("xb") as file:
         file.write(data)
         file.flush()
@@ -35,13 +35,13 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    if os.name == "nt":  # where a folder cannot be opened
+    """Wait until the entries of a folder are on the disk."""
+    if os.name == "nt":  # a folder cannot be opened there
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError as error:  # some file systems cannot sync a folder, and need not
+    except OSError as error:  # some file systems cannot sync a folder, and do not need it
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -49,12 +49,13 @@ def sync_folder(path: Path) -> None:
 
 
 def lock(folder: Path) -> Callable[[], None] | None:
-    """Take a folder for this process, until it ends; return what lets go of it, None if another process has it.
+    """Lock a folder for this process; return the function that unlocks it, None if another process holds the lock.
 
-    The lock is on a file in it, as NFS keeps those of folders from other machines.
+    The lock is on a file in the folder, because locks on folders do not reach other machines over NFS. It ends with the
+    process.
 
     Raises:
-        OSError: the file system, or this platform, knows no locks.
+        OSError: the file system or the platform has no locks.
     """
     if fcntl is None:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
@@ -71,5 +72,5 @@ def lock(folder: Path) -> Callable[[], None] | None:
 
 
 def cure(error: OSError) -> str:
-    """Return what to do about a folder that cannot be written to."""
+    """Return the advice for a folder that cannot be written to."""
     return f"{'make room or ' if error.errno in (errno.ENOSPC, errno.EDQUOT) else ''}choose another folder"

@@ -1,11 +1,11 @@
 """The notes' networks as pairs of plain functions: `init(key, input_shape, classes)` and `apply(params, x)`.
 
-`apply` returns the logits: the last layer before softmax. `cross_entropy` fuses softmax and NLL as the notes do, and
-`softmax` turns logits into the notes' y. Images are NHWC: (N, H, W, C). Parameters are dicts of float32 arrays.
+`apply` returns the logits, the layer before softmax. `cross_entropy` fuses softmax and NLL as the notes do; `softmax`
+maps the logits to the notes' y. Images are NHWC: (N, H, W, C). Parameters are dicts of float32 arrays.
 
-Initialisation: weights followed by ReLU are drawn from He's normal distribution, variance 2 / fan_in (He et al. 2015,
-arXiv:1502.01852), the others from Glorot's uniform one, variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010);
-biases are 0. The notes ask for an initialisation method and name none.
+Initialisation: weights before a ReLU have He's normal distribution, variance 2 / fan_in (He et al. 2015,
+arXiv:1502.01852). Other weights have Glorot's uniform distribution, variance 2 / (fan_in + fan_out) (Glorot & Bengio
+2010). Biases are 0. The notes require an initialisation method but do not name one.
 """
 
 import math
@@ -24,7 +24,7 @@ Shape = tuple[int, int, int]  # height, width, channels
 
 
 class Apply(Protocol):
-    """Maps images to logits; with a key, dropout is on."""
+    """Maps images to logits. Dropout is applied if a key is given."""
 
     def __call__(
         self, params: Params, x: Float[Array, "n h w c"], *, key: Array | None = None, dropout: float | None = None
@@ -47,8 +47,8 @@ def _conv_params(key: Array, window: int, inputs: int, outputs: int) -> dict[str
     return {"w": _he(key, (window, window, inputs, outputs), jnp.float32), "b": jnp.zeros(outputs)}
 
 
-_he = jax.nn.initializers.he_normal()  # of HWIO filters
-_he_rows = jax.nn.initializers.he_normal(in_axis=-1, out_axis=-2)  # of (outputs, inputs) matrices
+_he = jax.nn.initializers.he_normal()  # for HWIO filters
+_he_rows = jax.nn.initializers.he_normal(in_axis=-1, out_axis=-2)  # for (outputs, inputs) matrices
 _glorot_rows = jax.nn.initializers.glorot_uniform(in_axis=-1, out_axis=-2)
 
 
@@ -77,7 +77,7 @@ def _softmax_apply(params: Params, x: Array, *, key: Array | None = None, dropou
 
 
 softmax = Model(_softmax_init, _softmax_apply)
-"""Softmax regression (lecture 001): Wx + b."""
+"""Softmax regression (*Multi-class classification and backpropagation*): Wx + b."""
 
 _MLP_UNITS = 256
 
@@ -100,7 +100,7 @@ def _mlp_apply(params: Params, x: Array, *, key: Array | None = None, dropout: f
 
 
 mlp = Model(_mlp_init, _mlp_apply)
-"""A deep network (Larochelle): two hidden layers of 256 ReLU units."""
+"""A deep network (Larochelle, *Neural networks: training neural networks*): two hidden layers of 256 ReLU units."""
 
 _CNN_FILTERS = 64
 
@@ -129,8 +129,8 @@ def _cnn_apply(params: Params, x: Array, *, key: Array | None = None, dropout: f
 
 
 cnn = Model(_cnn_init, _cnn_apply)
-"""The notes' network (Taura): softmax(W1 maxpool(ReLU(W0 * x))), without biases; 64 filters of 5x5 (3x3 for images
-under 16 pixels)."""
+"""The notes' network (Taura, *Neural Networks Basics*): softmax(W1 maxpool(ReLU(W0 * x))), without biases. It has 64
+filters of 5x5, or of 3x3 for images under 16 pixels."""
 
 
 def _convnet_init(key: Array, input_shape: Shape, classes: int) -> Params:
@@ -155,16 +155,16 @@ def _convnet_apply(params: Params, x: Array, *, key: Array | None = None, dropou
 
 
 convnet = Model(_convnet_init, _convnet_apply)
-"""The two-convolution network of the same lecture's exercise, and of PyTorch's MNIST example."""
+"""The network with two convolutions from the exercise in Taura's lecture; also PyTorch's MNIST example."""
 
 MODELS = {"softmax": softmax, "mlp": mlp, "cnn": cnn, "convnet": convnet}
 
 
 class Classifier(NamedTuple):
-    """A model, how its images are normalised, (pixel − mean) / std, and the dtype it computes in.
+    """A model, the normalisation of its images, (pixel − mean) / std, and the dtype of its computation.
 
-    The parameters it is given, and their gradient, stay float32: an update is lost in a bfloat16 weight that is 512
-    times as large. So does the loss.
+    The parameters, their gradient and the loss are always float32, because a bfloat16 weight does not change by an
+    update that is 512 times smaller.
     """
 
     model: Model
@@ -173,16 +173,16 @@ class Classifier(NamedTuple):
     dtype: str = "float32"
 
     def logits(self, params: Params, images: Array, *, key: Array | None = None, dropout: float | None = None) -> Array:
-        """Return the logits of images as they were read (uint8)."""
+        """Return the logits of images that are not normalised yet (uint8)."""
         x = (images.astype(jnp.float32) - self.mean) / self.std
         params, x = jax.tree.map(lambda a: a.astype(self.dtype), (params, x))
         return self.model.apply(params, x, key=key, dropout=dropout)
 
     def loss(self, *, l2: float = 0.0, dropout: float | None = None) -> Callable[..., Any]:
-        """Return `loss(params, batch, key)`: mean cross entropy + l2 · Ω, and the sums that make the metrics.
+        """Return `loss(params, batch, key)`: mean cross entropy + l2 · Ω, and the sums for the metrics.
 
-        Ω = Σw² runs over the weights; biases (arrays with one axis) are not penalised. Rows with the label −1, which
-        fill up a last batch, are left out.
+        Ω = Σw² is over the weights, without biases (arrays with one axis). Rows with the label −1, which pad the last
+        batch, are ignored.
         """
 
         def loss(params: Params, batch: tuple[Array, Array], key: Array) -> tuple[Array, dict[str, Array]]:
@@ -197,7 +197,7 @@ class Classifier(NamedTuple):
         return loss
 
     def metrics(self, params: Params, batch: tuple[Array, Array]) -> dict[str, Array]:
-        """Return the sums over a batch: cross entropy, right answers, rows, and the confusion of the classes."""
+        """Return the sums over a batch: cross entropy, correct predictions, rows, and the confusion matrix."""
         images, labels = batch
         logits = self.logits(params, images)
         classes = logits.shape[-1]

@@ -1,27 +1,27 @@
 """Mutants of `mutate.py` that need not be noticed, each with the reason: by no judge, or not by `check`."""
 
 # Blocks of any size have the same result.
-ONLY_SPEED = {"_samples_in", "_BLOCK_BYTES", "_rows_more", "_block_sizes", "fitting", "even"}
+ONLY_SPEED = {"_samples_in", "_BLOCK_BYTES", "rows_more", "_block_sizes", "rows_that_fit", "least_overlapping"}
 SYMMETRIC_LOSS = "(y − t)² is (t − y)²"
 ORDER = "NumPy orders float32 and float64 as their sizes do"
 FLOAT32 = "the other argument's is float32 at least"
 EQUIVALENT = {  # key of the mutant (its id without line and column): reason
-    "layers/conv2d.py _input_gradient: (0, 1) -> (1, 0)": "both axes are turned, in either order",
-    "layers/conv2d.py _weight_gradient_by_convolution: (before, size, spread, reach) -> (before, size, reach, spread)":
+    "layers/_conv2d_convolutions.py input_gradient: (0, 1) -> (1, 0)": "both axes are turned, in either order",
+    "layers/_conv2d_convolutions.py weight_gradient_by_convolution: (before, size, spread, reach) -> (before, size, reach, spread)":
         "only their sum is used",
     **{f"layers/conv2d.py _conv2d_bwd: (0, 1, 2) -> {axes}": "a sum over the same axes"
        for axes in ("(1, 0, 2)", "(0, 2, 1)")},
-    "layers/conv2d.py _product: groups == 1 -> groups == 0": "the general form, slower",
-    "layers/conv2d.py _product: dw.transpose(1, 3, 2, 0, 4).reshape(left, right, of_group, outputs) -> "
+    "layers/_conv2d_cpu.py _product: groups == 1 -> groups == 0": "the general form, slower",
+    "layers/_conv2d_cpu.py _product: dw.transpose(1, 3, 2, 0, 4).reshape(left, right, of_group, outputs) -> "
     "dw.transpose(1, 3, 2, 0, 4)": "with several groups its caller reshapes once more",
-    "layers/conv2d.py _weight_gradient_by_products: i * block -> -(i * block)": "the same blocks, from the last on",
-    **{f"layers/conv2d.py {mutant}": "blocks of another size, the same result" for mutant in (
-        *(f"_weight_gradient_by_products: (oh, ow, kh, kw, x.shape[-1]) -> {shape}" for shape in (
+    "layers/_conv2d_cpu.py weight_gradient_by_products: i * block -> -(i * block)": "the same blocks, from the last on",
+    **{f"layers/_conv2d_cpu.py {mutant}": "blocks of another size, the same result" for mutant in (
+        *(f"weight_gradient_by_products: (oh, ow, kh, kw, x.shape[-1]) -> {shape}" for shape in (
             "(ow, oh, kh, kw, x.shape[-1])", "(oh, kh, ow, kw, x.shape[-1])", "(oh, ow, kw, kh, x.shape[-1])",
             "(oh, ow, kh, x.shape[-1], kw)")),
-        *(f"_weight_gradient_by_products: (kh, kw, _, _) -> ({axes}, _)" for axes in ("kw, kh, _", "kh, _, kw")),
-        *(f"_weight_gradient_by_products: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
-    **{f"layers/conv2d.py _convolve: {other}": "any number of rows more has the same result" for other in (
+        *(f"weight_gradient_by_products: (kh, kw, _, _) -> ({axes}, _)" for axes in ("kw, kh, _", "kh, _, kw")),
+        *(f"weight_gradient_by_products: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
+    **{f"layers/_conv2d_convolutions.py _convolve: {other}": "any number of rows more has the same result" for other in (
         "more == 0 -> more != 0", "more == 0 -> more == 1",
         "functools.partial(with_more_rows, 0) -> functools.partial(with_more_rows, 1)",
         *("lax.platform_dependent(x, w, cpu=functools.partial(with_more_rows, more), default=as_given) -> "
@@ -31,22 +31,22 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
        for d in ("dx", "dy")},
     "rules/sharding.py mark_varying: lax.pcast(x, axes, to='varying') if axes else x -> lax.pcast(x, axes, to='varying')":
         "over no axes it does nothing",
-    "losses/cross_entropy.py _expected: jnp.issubdtype(targets.dtype, jnp.floating) -> "
+    "losses/_cross_entropy_targets.py expected: jnp.issubdtype(targets.dtype, jnp.floating) -> "
     "jnp.issubdtype(jnp.bfloat16, jnp.floating)": "the general form, slower",
-    "layers/max_pool2d.py _plane_indices: zip(geometry.stride, geometry.outputs, geometry.padding, strict=True) -> "
+    "layers/_max_pool2d_windows.py plane_indices: zip(geometry.stride, geometry.outputs, geometry.padding, strict=True) -> "
     "zip(geometry.stride, geometry.outputs, geometry.padding)": "all three are pairs",
-    "layers/max_pool2d.py _plane_indices: strict=True -> strict=False": "all three are pairs",
-    "losses/nll.py _nll_fwd: jnp.where(_labels.is_label(labels, p.shape[-1]), _at_label(p, labels), "
-    "jnp.ones((), accumulation_dtype(p.dtype))) -> jnp.where(_labels.is_label(labels, p.shape[-1]), _at_label(p, labels), "
+    "layers/_max_pool2d_windows.py plane_indices: strict=True -> strict=False": "all three are pairs",
+    "losses/nll.py _nll_fwd: jnp.where(_labels.is_label(labels, p.shape[-1]), _log_likelihood.at_label(p, labels), "
+    "jnp.ones((), accumulation_dtype(p.dtype))) -> jnp.where(_labels.is_label(labels, p.shape[-1]), _log_likelihood.at_label(p, labels), "
     "-jnp.ones((), accumulation_dtype(p.dtype)))": "any number but 0 does, in a row whose loss and gradient are set afterwards",
-    "losses/nll.py _to_label: jnp.where(_labels.is_label(labels, x.aval.shape[-1])[..., None], dx, jnp.nan) -> "
+    "losses/_log_likelihood.py to_label: jnp.where(_labels.is_label(labels, x.aval.shape[-1])[..., None], dx, jnp.nan) -> "
     "jnp.where(_labels.is_label(labels, x.aval.shape[-1])[..., None], dx, -jnp.nan)": "NaN has no sign that counts",
-    "losses/nll.py _to_label: jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], zero, dx) -> "
+    "losses/_log_likelihood.py to_label: jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], zero, dx) -> "
     "jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], -zero, dx)": "−0",
     "rules/softmax_sums.py shifted: jnp.zeros((), x.dtype) -> jnp.ones((), x.dtype)": "−∞ less any number",
     "rules/softmax_sums.py shifted: lax.stop_gradient(jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)) -> "
     "jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)": "the derivative of a shift of all x cancels",
-    "losses/nll.py _by_label: jnp.where(_labels.is_label(labels, classes), l, jnp.nan) -> "
+    "losses/_log_likelihood.py by_label: jnp.where(_labels.is_label(labels, classes), l, jnp.nan) -> "
     "jnp.where(_labels.is_label(labels, classes), l, -jnp.nan)": "NaN has no sign that counts",
     **{f"layers/max_pool2d.py _max_pool2d_bwd: {shifts}": "more shifts than windows over a pixel add zeros"
        for shifts in ("-kh // sh -> -kh * sh", "-kh // sh -> -kh", "-kw // sw -> -kw * sw", "-kw // sw -> -kw")},
@@ -54,57 +54,57 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
        for dtype in ("accumulation_dtype(dy.dtype) if len(shifts) > 1 else dy.dtype -> accumulation_dtype(dy.dtype)",
                      "len(shifts) > 1 -> len(shifts) >= 1", "len(shifts) > 1 -> len(shifts) > 0",
                      "len(shifts) > 1 -> len(shifts) > 2")},
-    **{f"layers/max_pool2d.py _largest: jnp.zeros(x.shape, dtype) -> {other}": "the first pass takes nothing from it"
+    **{f"layers/_max_pool2d_windows.py largest: jnp.zeros(x.shape, dtype) -> {other}": "the first pass takes nothing from it"
        for other in ("jnp.ones(x.shape, dtype)", "jnp.zeros(x.shape, jnp.bfloat16)")},
-    "layers/max_pool2d.py _largest_along: range(1, k) -> range(0, k)": "the first pixel is not larger than itself",
-    "layers/max_pool2d.py _to_pixels: (0, 1) -> (1, 0)": "the axes do not depend on one another",
-    **{f"layers/max_pool2d.py _to_pixels: {more}": "more zeros than needed, cut off afterwards" for more in (
+    "layers/_max_pool2d_windows.py _largest_along: range(1, k) -> range(0, k)": "the first pixel is not larger than itself",
+    "layers/_max_pool2d_windows.py to_pixels: (0, 1) -> (1, 0)": "the axes do not depend on one another",
+    **{f"layers/_max_pool2d_windows.py to_pixels: {more}": "more zeros than needed, cut off afterwards" for more in (
         *("-(-(p + size) // s) - geometry.outputs[axis] - shift[axis] -> "
           f"-(-(p + size) // s) - geometry.outputs[axis]{x}"
           for x in ("", " + shift[axis]")),
         *(f"-(-(p + size) // s) - geometry.outputs[axis] -> -(-(p + size) // s){x}"
           for x in ("", " + geometry.outputs[axis]")),
         *(f"-(p + size) // s -> -(p + size){x}" for x in ("", " * s")))},
-    "layers/max_pool2d.py outputs: zip(self.size, self.padding, self.window, self.stride, strict=True) -> "
+    "layers/_max_pool2d_windows.py outputs: zip(self.size, self.padding, self.window, self.stride, strict=True) -> "
     "zip(self.size, self.padding, self.window, self.stride)": "all are pairs",
-    "layers/max_pool2d.py outputs: strict=True -> strict=False": "all are pairs",
-    "layers/max_pool2d.py _first_pixel: jnp.maximum(0, geometry.padding[axis] - starts) -> "
+    "layers/_max_pool2d_windows.py outputs: strict=True -> strict=False": "all are pairs",
+    "layers/_max_pool2d_windows.py _first_pixel: jnp.maximum(0, geometry.padding[axis] - starts) -> "
     "jnp.maximum(-0, geometry.padding[axis] - starts)": "an integer",
-    "layers/max_pool2d.py _first_pixel: jnp.arange(geometry.outputs[axis], dtype=jnp.int32) -> "
+    "layers/_max_pool2d_windows.py _first_pixel: jnp.arange(geometry.outputs[axis], dtype=jnp.int32) -> "
     "jnp.arange(geometry.outputs[axis])": "becomes the dtype of positions in the end",
     "losses/_labels.py row_weight: jnp.where(is_ignored(labels, ignore_index), zero, of_row) -> "
     "jnp.where(is_ignored(labels, ignore_index), -zero, of_row)": "−0",
-    "losses/cross_entropy.py _by_label: jnp.where(valid, x, jnp.asarray(bad, x.dtype)) -> "
+    "losses/_cross_entropy_targets.py by_label: jnp.where(valid, x, jnp.asarray(bad, x.dtype)) -> "
     "jnp.where(valid, x, -jnp.asarray(bad, x.dtype))": "NaN, or a 0 that is added to others",
     "losses/cross_entropy.py _cross_entropy_bwd: tuple(range(du.ndim - 1)) -> range(du.ndim - 1)":
         "JAX takes any sequence of axes",
-    "losses/cross_entropy.py _smoothed: u if epsilon == 0 else (1 - epsilon) * u + epsilon / "
+    "losses/_cross_entropy_targets.py smoothed: u if epsilon == 0 else (1 - epsilon) * u + epsilon / "
     "max(1, options.classes(like)) -> (1 - epsilon) * u + epsilon / max(1, options.classes(like))": "1 u + 0 is u",
-    **{f"losses/cross_entropy.py {f}: max(1, options.classes({x})) -> max(2, options.classes({x}))":
-       "the loss of a single class is 0" for f, x in (("_smoothed", "like"), ("_expected", "x"))},
-    "losses/linear_cross_entropy.py _arguments: max(1, count) -> max(2, count)": "the loss of a single class is 0",
-    "losses/linear_cross_entropy.py _by_rows: sums if forms_gradient else (None, None) -> sums": "zeros, not used",
-    **{f"losses/linear_cross_entropy.py {f}: {mutant}": "NaN has no sign that counts" for f, mutant in (
-        ("_da", "jnp.where(block.bad, jnp.nan, dl) -> jnp.where(block.bad, -jnp.nan, dl)"),
-        ("_losses", "jnp.where(block.bad, jnp.nan, l) -> jnp.where(block.bad, -jnp.nan, l)"))},
-    "losses/linear_cross_entropy.py _finite: jnp.zeros((), largest.dtype) -> jnp.ones((), largest.dtype)":
+    **{f"losses/_cross_entropy_targets.py {f}: max(1, options.classes({x})) -> max(2, options.classes({x}))":
+       "the loss of a single class is 0" for f, x in (("smoothed", "like"), ("expected", "x"))},
+    "losses/_linear_cross_entropy_inputs.py prepare: max(1, count) -> max(2, count)": "the loss of a single class is 0",
+    "losses/_linear_cross_entropy_blocks.py by_rows: sums if forms_gradient else (None, None) -> sums": "zeros, not used",
+    **{f"losses/_linear_cross_entropy_terms.py {f}: {mutant}": "NaN has no sign that counts" for f, mutant in (
+        ("da", "jnp.where(block.bad, jnp.nan, dl) -> jnp.where(block.bad, -jnp.nan, dl)"),
+        ("losses", "jnp.where(block.bad, jnp.nan, l) -> jnp.where(block.bad, -jnp.nan, l)"))},
+    "losses/_linear_cross_entropy_terms.py _finite: jnp.zeros((), largest.dtype) -> jnp.ones((), largest.dtype)":
         "−∞ less any number",
     **{f"losses/linear_cross_entropy.py _linear_cross_entropy_bwd: {mutant}": "both have five" for mutant in (
         "zip(gradient, types, strict=True) -> zip(gradient, types)", "strict=True -> strict=False")},
-    **{f"losses/linear_cross_entropy.py _losses: s.smoothed is not None and block.beta_sum is not None -> {other}":
+    **{f"losses/_linear_cross_entropy_terms.py losses: s.smoothed is not None and block.beta_sum is not None -> {other}":
        "both are None, or neither" for other in (
         "s.smoothed is not None or block.beta_sum is not None", "s.smoothed is not None",
         "block.beta_sum is not None")},
-    "losses/linear_cross_entropy.py _losses: jnp.where(block.counted, jnp.where(block.bad, jnp.nan, l), zero) -> "
+    "losses/_linear_cross_entropy_terms.py losses: jnp.where(block.counted, jnp.where(block.bad, jnp.nan, l), zero) -> "
     "jnp.where(block.counted, jnp.where(block.bad, jnp.nan, l), -zero)": "−0",
-    "losses/linear_cross_entropy.py _losses: jnp.where(block.counted & ~block.bad, gap, zero) -> "
+    "losses/_linear_cross_entropy_terms.py losses: jnp.where(block.counted & ~block.bad, gap, zero) -> "
     "jnp.where(block.counted & ~block.bad, gap, -zero)": "−0",
-    "losses/linear_cross_entropy.py _statistics: _merged(so_far, _of_block(part, z)) -> "
-    "_merged(_of_block(part, z), so_far)": "the larger, and sums, of both",
-    "losses/linear_cross_entropy.py _some_classes: -1 -> -2": "no class, either",
-    "losses/linear_cross_entropy.py _of_block: jnp.where(is_here, _labels.at_label(z, block.labels), zero) -> "
+    "losses/_linear_cross_entropy_blocks.py _statistics: _terms.merged(so_far, _terms.of_block(part, z)) -> "
+    "_terms.merged(_terms.of_block(part, z), so_far)": "the larger, and sums, of both",
+    "losses/_linear_cross_entropy_blocks.py _some_classes: -1 -> -2": "no class, either",
+    "losses/_linear_cross_entropy_terms.py of_block: jnp.where(is_here, _labels.at_label(z, block.labels), zero) -> "
     "jnp.where(is_here, _labels.at_label(z, block.labels), -zero)": "−0",
-    "losses/linear_cross_entropy.py _losses: block.counted & ~block.bad -> block.counted":
+    "losses/_linear_cross_entropy_terms.py losses: block.counted & ~block.bad -> block.counted":
         "what a row of no class weighs is a constant",
     "rules/cotangents.py cotangent: lax.psum(ct, affected) if affected else ct -> lax.psum(ct, affected)": "a sum over no axes",
     "rules/cotangents.py vary_with: lax.pcast(x, tuple(axes), to='varying') if axes else x -> "
@@ -165,30 +165,30 @@ BEYOND_CHECK = {
     r"preferred_element_type=.* -> (?!.*preferred)|_max_pool2d_bwd: (accumulation_dtype|len)| accumulation_dtype: max":
         "a rounding more, within 8 eps of a low precision",
     r"jnp\.(zeros|ones|arange|asarray)\(.*dtype\) -> jnp\.(zeros|ones|asarray)\(.*jnp\.bfloat16\)|"
-    r"default=jnp\.float32|one_hot: .*dtype|_plane_indices: .*int(8|32\)? -> )|jnp\.arange\((n|geometry\.size.*)\)$":
+    r"default=jnp\.float32|one_hot: .*dtype|plane_indices: .*int(8|32\)? -> )|jnp\.arange\((n|geometry\.size.*)\)$":
         "a small whole number, the same in every dtype",
     r"resolve_precision: |precision=[\w.]+[,)].* -> (?!.*[ (]precision=)":
         "a CPU multiplies in full, whatever is asked for",
     r"platform_dependent": "the other path computes the same",
-    r"_weight_gradient_by_products: (-1 -> |.*(_samples_in|samples // block|\(oh, |_splits_taps|> \(samples))|"
+    r"weight_gradient_by_products: (-1 -> |.*(_samples_in|samples // block|\(oh, |_splits_taps|> \(samples))|"
     r"_largest_divisor: |"
     r"_LONGEST_REACH: |_MOST_OF_PAIRS: |_splits_taps: .*(reach|kw|inputs|outputs|groups|dilation|stride\[0\]|== 0)|"
-    r"_convolve: _rows_more\(|"
-    r" _arguments: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
+    r"_convolve: _cpu\.rows_more\(|"
+    r" prepare: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
         "blocks of another size, or the other way, the same result",
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
     r"_by_rows_and_columns: (x\.shape\[2\] -> x\.shape\[1\]|\(kh, kw, inputs|.*dilation)":
         "images much wider, or wider than high: `check` is given none",
-    r"_weight_gradient_by_products: i \* block -> i$": "images that do not fit in a block: `check` is given none",
+    r"weight_gradient_by_products: i \* block -> i$": "images that do not fit in a block: `check` is given none",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that nothing reads",
     r"max\(1, (options\.)?(classes|count)|and (classes|len\(weight\)) -> |at_label: -1|"
     r"_sum_over: max|total == 0":
         "no classes, or no weights at all: `check` is given some",
-    r"_expected: epsilon == 0": "the general form, which is the same there",
+    r"expected: epsilon == 0": "the general form, which is the same there",
     r"rules/sharding\.py |lax\.p(sum.* -> .*lax\.pmax|max.* -> .*lax\.psum)|axis_name is|_here: -1 |"
-    r"_expected: (.*is_label\(|jnp\.zeros)|row_weight: .*is_label\(here.* -> of_label$|"
-    r"local_labels: |_share: |_of_all_devices: |"
+    r"expected: (.*is_label\(|jnp\.zeros)|row_weight: .*is_label\(here.* -> of_label$|"
+    r"local_labels: | share: | of_all_devices: |"
     r"[*/] sharding\.axis_size\(.*\) -> (?!sharding)(len\(w(eight)?\)|x\.shape\[-1\]|[\w. *]+)"
     r"( [*/] sharding\.axis_size\(.*\))?$":
         "more than one device has classes: `check` cuts rows alone",
@@ -196,19 +196,19 @@ BEYOND_CHECK = {
     r"over_blocks: .*(jnp\.arange\(block|bfloat16|int8)": "a small whole number, the same in every dtype",
     r"(_bwd|add_at): cotangent\(.*\) -> |cotangent: |vary_with: |vary_with\(.*\) -> jnp\.zeros\(":
         "of the right type already, but over a mesh",
-    r"_nll_fwd: |_to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows|"
+    r"_nll_fwd: | to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows|"
     r"jnp\.where\(block\.bad, jnp\.nan, d?l\) -> d?l$|~block\.bad -> block\.counted$|_whole: counted & .* -> ~_labels":
         "rows whose label is no class: NaN by contract, whatever was computed",
-    r"_by_rows: .* -> functools\.partial\(jnp\.zeros\)$": "float32 is what JAX takes, and float64 in its mode",
+    r" by_rows: .* -> functools\.partial\(jnp\.zeros\)$": "float32 is what JAX takes, and float64 in its mode",
     r"_finite: ": "a row of −∞ throughout",
-    r"_of_block: .* -> jnp\.max\(z, 1\)$": "the derivative of a shift of all logits cancels",
+    r" of_block: .* -> jnp\.max\(z, 1\)$": "the derivative of a shift of all logits cancels",
     r"_keep: .*greater": "one pattern of 2³² bits",
     r" dropout: threshold == 0": "all are kept, times 1",
     r"total: .* > 1$": "a sum of one entry is 1, if that is finite",
     r"_softmax_bwd: (dy if where|jnp\.where\(where, dy)": "there y is 0",
-    r"_plane_indices: geometry\.window\[1\]|max_pool2d_with_indices: ": "indices of square windows, and their order",
-    r"_first_pixel: |_largest: (\(?row|_first_pixel|\(0, 1\))|"
+    r"plane_indices: geometry\.window\[1\]|max_pool2d_with_indices: ": "indices of square windows, and their order",
+    r"_first_pixel: | largest: (\(?row|_first_pixel|\(0, 1\))|"
     r"_largest_along: (p -> not p|.*_first_pixel.* -> (.*-start|at$|.*(< 0|> 1)$))":
         "which pixel is taken of a window that is −∞ throughout",
-    r"_largest: (jnp\.uint8|kh)": "positions in more bytes than they need",
+    r" largest: (jnp\.uint8|kh)": "positions in more bytes than they need",
 }  # fmt: skip

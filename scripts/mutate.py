@@ -44,7 +44,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxnn"
 RULES = ("cotangents", "softmax_sums", "blocks", "sharding")
 FILES = ["layers/*.py", "losses/*.py", *(f"rules/{name}.py" for name in RULES)]
-OURS = ("_", "sharding.")  # how the names of functions of ours begin, where a rule calls them
+# How the names of functions of ours begin, where a rule calls them.
+OURS = ("_", "sharding.", "Options", "Inputs", "Block", "Statistics", "matrix_product", "smoothed", "weighted")
 # Tests of every component: those whose names or sources say so are about a mutant's. Tests of one component alone.
 SHARED = ["components/test_components", "components/test_transformations", "components/test_residuals",
           "components/test_errors", "scripts/test_sharding_modes"]  # fmt: skip
@@ -58,8 +59,11 @@ def rules() -> Iterator[tuple[str, str, ast.Module, ast.AST, frozenset[str]]]:
     trees = {str(p.relative_to(PACKAGE)): ast.parse(p.read_text()) for g in FILES for p in sorted(PACKAGE.glob(g))}
     modules = {"jaxnn." + file[:-3].replace("/", "."): file for file in trees}
     nodes: dict[tuple[str, str], ast.AST] = {}
+    methods = set()
     edges: dict[tuple[str, str], set[tuple[str, str]]] = collections.defaultdict(set)
     for file, tree in trees.items():
+        methods |= {(file, n.name) for top in tree.body if isinstance(top, ast.ClassDef) for n in top.body
+                    if isinstance(n, ast.FunctionDef)}  # fmt: skip
         for node in [n for top in tree.body for n in (top.body if isinstance(top, ast.ClassDef) else [top])]:
             if isinstance(node, ast.FunctionDef):
                 nodes[file, node.name] = node
@@ -69,12 +73,14 @@ def rules() -> Iterator[tuple[str, str, ast.Module, ast.AST, frozenset[str]]]:
                 edges[file, node.value.func.value.id] |= {(file, rule.id) for rule in node.value.args}
     for (file, name), node in nodes.items():
         imports = [n for n in trees[file].body if isinstance(n, ast.ImportFrom)]
-        source = {a.name: n.module for n in imports for a in n.names}
+        source = {a.asname or a.name: (n.module, a.name) for n in imports for a in n.names}
         for n in (n for n, *_ in inner(node) if isinstance(n, ast.Name | ast.Attribute)):
             used = n.id if isinstance(n, ast.Name) else n.attr
             base = ast.unparse(n.value) if isinstance(n, ast.Attribute) else ""
-            owners = file, modules.get(source.get(used)), modules.get(f"{source.get(base)}.{base}")
-            edges[file, name] |= {(owner, used) for owner in owners} & nodes.keys()
+            module, original = source.get(used, ("", used))
+            owned = (file, used), (modules.get(module), original), (modules.get(".".join(source.get(base, ""))), used)
+            of_classes = {(modules.get(n.module), used) for n in imports} & methods if base else set()
+            edges[file, name] |= {*owned} & nodes.keys() | of_classes
     reached: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
     for at, node in nodes.items():
         todo = [at] if any("defined_by" in ast.unparse(d) for d in getattr(node, "decorator_list", ())) else []
@@ -292,13 +298,29 @@ def words_of(source: Any) -> set[str]:
     return set(re.findall(r"(?:jaxnn\.)?\w+", inspect.getsource(source) if source else ""))
 
 
-def text_of(function: Any) -> str:
-    """Return a function's code without its docstring, or a constant's: what decides over its verdicts."""
-    documented = isinstance(function, ast.FunctionDef) and ast.get_docstring(function) is not None
-    shown = copy.copy(function)
-    if documented:
-        shown.body = function.body[1:]
-    return ast.unparse(shown)
+class _Undocumented(ast.NodeTransformer):
+    """Takes out what no mutant is made of and no verdict depends on: docstrings, annotations, formulas, messages."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.decorator_list = [d for d in node.decorator_list if not ast.unparse(d).startswith("with_formulas(")]
+        node.returns = None
+        if ast.get_docstring(node) is not None:
+            del node.body[0]
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        return ast.arg(node.arg)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        return ast.Assign([node.target], node.value) if node.value else node
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        return ast.Raise(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
+
+
+def text_of(function: ast.AST) -> str:
+    """Return a function's code, or a constant's, without what documents it: a change of this needs new verdicts."""
+    return ast.unparse(ast.fix_missing_locations(_Undocumented().visit(copy.deepcopy(function))))
 
 
 Kills = collections.Counter[str]  # what killed how many mutants of a file: it comes first for the next
@@ -346,7 +368,10 @@ def by_tests(mutant: Mutant, code: Any, kills: Kills) -> str:
 
     selection = Selection(mutant, kills)
     files = [f"tests/{name}.py" for name in SHARED + OWN]
-    files.append(str(PACKAGE / mutant.file))  # its doctests
+    files += [  # with the components' doctests
+        str(path) for glob in FILES for path in PACKAGE.glob(glob)
+        if any(f"\ndef {component}(" in path.read_text() for component in mutant.components)
+    ]  # fmt: skip
     spared = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "--tb=no"]  # what takes time and tells nothing
     status = pytest.main(["-xq", *spared, *files], plugins=[selection])
     return "" if status == pytest.ExitCode.OK else selection.failed or f"pytest: {status!r}"
@@ -371,9 +396,9 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
     from jaxnn import gradcheck
 
     # Blocks of a single sample, and rows more for any channels: the small arguments would have neither.
-    blocks: Any = importlib.import_module("jaxnn.layers.conv2d")
-    blocks._samples_in = lambda *_: 1
-    blocks._rows_more = lambda geometry, x, w, stride, *_: 3 if stride[0] == 1 else 0
+    cpu: Any = importlib.import_module("jaxnn.layers._conv2d_cpu")
+    cpu._samples_in = lambda *_: 1
+    cpu.rows_more = lambda geometry, x, w, stride, *_: 3 if stride[0] == 1 else 0
     key, tree = np.array([1, 2], np.uint32), lambda rng: ([rng.standard_normal((3, 4)), rng.standard_normal(2)],)
     scores = lambda rng: (rng.standard_normal((3, 4)), key)  # noqa: E731
     cases = [

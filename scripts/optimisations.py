@@ -26,10 +26,11 @@ class Optimisation(NamedTuple):
 
 def optimisations(gpu: bool) -> list[Optimisation]:
     """Return those that the device has."""
-    conv2d, loss = "jaxnn.layers.conv2d", "jaxnn.losses.linear_cross_entropy"
+    cpu, loss = "jaxnn.layers._conv2d_cpu", "jaxnn.losses._linear_cross_entropy_inputs"
+    convolutions = "jaxnn.layers._conv2d_convolutions"
 
     def by_convolution(_: Any, *args: Any) -> Any:
-        return importlib.import_module(conv2d)._weight_gradient_by_convolution(*args)
+        return importlib.import_module(convolutions).weight_gradient_by_convolution(*args)
 
     def random_bits(_: Any, threshold: int, shape: tuple[int, ...], key: Any) -> Any:
         return jax.random.bits(key, shape) >= threshold
@@ -45,13 +46,13 @@ def optimisations(gpu: bool) -> list[Optimisation]:
         return x.transpose([given.index(axis) for axis in wanted])
 
     on_cpu = [
-        Optimisation("conv2d NHWC", conv2d, "_weight_gradient_by_products", "a convolution", by_convolution),
-        Optimisation("conv2d NHWC", conv2d, "_splits_taps", "patches", lambda *_: False),
-        Optimisation("conv2d NHWC", conv2d, "_samples_in", "all samples at once", lambda *_: 1 << 30),
-        Optimisation("conv2d NCHW", conv2d, "_in_layout", "one transposition of four axes", transposed),
+        Optimisation("conv2d NHWC", cpu, "weight_gradient_by_products", "a convolution", by_convolution),
+        Optimisation("conv2d NHWC", cpu, "_splits_taps", "patches", lambda *_: False),
+        Optimisation("conv2d NHWC", cpu, "_samples_in", "all samples at once", lambda *_: 1 << 30),
+        Optimisation("conv2d NCHW", convolutions, "in_layout", "one transposition of four axes", transposed),
     ]
     if jax.__version_info__ < (0, 11):
-        on_cpu.append(Optimisation("conv2d NHWC", conv2d, "_rows_more", "no extra rows", lambda *_: 0))
+        on_cpu.append(Optimisation("conv2d NHWC", cpu, "rows_more", "no extra rows", lambda *_: 0))
     return [
         *([] if gpu else on_cpu),
         *(Optimisation(f"max_pool2d {layout}", "jax.lax", "optimization_barrier", "no barrier", lambda _, x: x)

@@ -1,3 +1,3 @@
-"""The command `jaxnn`: `jaxnn train`, `jaxnn compare` and `jaxnn predict`."""
+"""The command `jaxnn`, with `jaxnn train`, `jaxnn compare` and `jaxnn predict`."""
 
 from jaxnn.cli.command import main as main

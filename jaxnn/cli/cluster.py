@@ -1,4 +1,4 @@
-"""The devices and processes of a run: how they find one another, and what they must have in common."""
+"""The devices and processes of a run: how they connect, and which settings they must share."""
 
 import argparse
 import collections
@@ -7,38 +7,41 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from jaxnn.cli import supervisor
-from jaxnn.cli.terminal import Failure
+from jaxnn.cli.terminal import CommandError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 CONNECT_SECONDS = 30
+AXIS = "data"  # of the mesh
 
 
 def check(options: argparse.Namespace) -> None:
-    """Require all three options of a cluster, or none."""
+    """Require all three options that name the processes, or none of them."""
     given = {name: getattr(options, name) for name in ("coordinator", "processes", "process_id")}
     missing = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is None]
     if len(missing) == 3:
         return
     if missing or not options.distributed:
-        raise Failure(f"{', '.join(missing) or '--distributed'} must be given, too, to name the processes of a run", 2)
+        raise CommandError(
+            f"{', '.join(missing) or '--distributed'} must also be given, to name the processes of a run", 2
+        )
     host, _, port = options.coordinator.rpartition(":")
     if not host or host != host.strip() or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 2**16:
-        raise Failure(f"--coordinator ({options.coordinator!r}) must be HOST:PORT, as 127.0.0.1:12345", 2)
+        raise CommandError(f"--coordinator ({options.coordinator!r}) must be HOST:PORT, for example 127.0.0.1:12345", 2)
     if options.process_id >= options.processes:
-        raise Failure(f"--process-id ({options.process_id}) must be below --processes ({options.processes})", 2)
+        raise CommandError(f"--process-id ({options.process_id}) must be below --processes ({options.processes})", 2)
 
 
 def connect(options: argparse.Namespace) -> None:
-    """Join the run's other processes."""
+    """Connect to the other processes of the run."""
     import jax
 
     given: dict[str, Any] = {}
     if options.coordinator is not None:
         given = {
             "coordinator_address": options.coordinator,
-            # JAX listens on all interfaces otherwise, and asks nobody who he is.
+            # By default JAX listens on all interfaces, and it has no authentication.
             "coordinator_bind_address": options.coordinator,
             "num_processes": options.processes,
             "process_id": options.process_id,
@@ -47,13 +50,13 @@ def connect(options: argparse.Namespace) -> None:
     try:
         jax.distributed.initialize(
             **given, initialization_timeout=CONNECT_SECONDS, heartbeat_timeout_seconds=supervisor.HEARTBEAT,
-            # At the end all wait for the process that draws.
+            # At the end all processes wait for the main one, which draws the pictures.
             shutdown_timeout_seconds=int(supervisor.STARTING),
         )  # fmt: skip
     except ValueError as error:
         if options.debug or options.coordinator is not None:
             raise
-        raise Failure(
+        raise CommandError(
             "--distributed found no Slurm, Open MPI, Kubernetes or TPU pod: give --coordinator, --processes and "
             "--process-id"
         ) from error
@@ -61,20 +64,20 @@ def connect(options: argparse.Namespace) -> None:
         if options.debug:
             raise
         reason = " ".join(str(error).split())[:150]
-        raise Failure(
-            f"the run cannot be joined{_where(options)} ({reason}): see that the address is process 0's own, and the "
+        raise CommandError(
+            f"this process cannot connect{_where(options)} ({reason}): the address must be process 0's own, and the "
             f"port free"
         ) from error
-    of_each = collections.Counter(device.process_index for device in jax.devices())
-    if len(set(of_each.values())) > 1:
-        raise Failure(f"each process must have the same number of devices, and they have {sorted(of_each.values())}")
+    counts = sorted(collections.Counter(device.process_index for device in jax.devices()).values())
+    if len(set(counts)) > 1:
+        raise CommandError(f"each process must have the same number of devices; they have {counts}")
 
 
-def unmet(options: argparse.Namespace) -> str:
-    """Return what to say where the processes did not find one another."""
+def connect_error(options: argparse.Namespace) -> str:
+    """Return the message for processes that did not connect in time."""
     return (
-        f"the processes of the run did not meet{_where(options)} within {CONNECT_SECONDS} seconds; start them all, "
-        f"--process-id 0 where the coordinator is"
+        f"the processes of the run did not connect{_where(options)} within {CONNECT_SECONDS} seconds; start all, and "
+        f"--process-id 0 on the machine of --coordinator"
     )
 
 
@@ -83,7 +86,7 @@ def _where(options: argparse.Namespace) -> str:
 
 
 def mesh(options: argparse.Namespace) -> "Mesh | None":
-    """Return the devices to train on, None for one."""
+    """Return the mesh of the devices to train on; None for one device."""
     import jax
     from jax.sharding import AxisType
 
@@ -92,37 +95,41 @@ def mesh(options: argparse.Namespace) -> "Mesh | None":
     count = len(devices) if wanted == "all" else int(wanted)
     kind = devices[0].platform
     if count > len(devices):
-        virtual = f"; JAX_NUM_CPU_DEVICES={count} makes virtual ones" if kind == "cpu" else ""
-        raise Failure(f"--devices ({count}) must be at most {len(devices)}, as many as there are ({kind}){virtual}", 2)
+        virtual = f"; set JAX_NUM_CPU_DEVICES={count} for virtual ones" if kind == "cpu" else ""
+        raise CommandError(
+            f"--devices ({count}) must be at most {len(devices)}, the number of devices ({kind}){virtual}", 2
+        )
     if options.distributed and count < len(devices):
-        raise Failure(f"--devices ({count}) must be all {len(devices)} of a distributed run; leave it out", 2)
+        raise CommandError(
+            f"--devices ({count}) must be all {len(devices)} devices of a distributed run; leave it out", 2
+        )
     if options.batch_size < count * options.accumulate:
-        raise Failure(
-            f"--batch-size ({options.batch_size}) must be at least {count * options.accumulate}, a row for each of "
-            f"{count} devices and {options.accumulate} micro-batches",
+        raise CommandError(
+            f"--batch-size ({options.batch_size}) must be at least {count * options.accumulate}: one row for each "
+            f"micro-batch of each device ({count} devices, {options.accumulate} micro-batches)",
             2,
         )
     if count == 1:
         return None
-    return jax.make_mesh((count,), ("data",), devices=devices[:count], axis_types=(AxisType.Auto,))
+    return jax.make_mesh((count,), (AXIS,), devices=devices[:count], axis_types=(AxisType.Auto,))
 
 
-def deciding(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what decides over the result, what was asked for before what follows from it."""
+def shared_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that must match across processes. Those that determine the defaults of others come first."""
     import jax
 
-    own = (
+    may_differ = (
         "given", "run", "output", "quiet", "debug", "data_dir", "checkpoint_dir", "download", "coordinator",
         "process_id",
     )  # fmt: skip
-    mine = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in own}
+    mine = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in may_differ}
     first = {name: mine[name] for name in ("--processes", "--dataset", "--model", "--optimizer")}
-    steps = "left out" if options.checkpoint_dir is None else "given"
-    return first | mine | {"--checkpoint-dir": steps, "jax's version": jax.__version__}
+    saves = "left out" if options.checkpoint_dir is None else "given"
+    return first | mine | {"--checkpoint-dir": saves, "jax's version": jax.__version__}
 
 
 def require_the_same_everywhere(mine: dict[str, Any]) -> None:
-    """Compare with process 0's."""
+    """Raise in every process if the values of any process differ from those of process 0."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
@@ -130,35 +137,37 @@ def require_the_same_everywhere(mine: dict[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     text = json.dumps(mine).encode()
-    everyones = np.asarray(multihost_utils.process_allgather(np.frombuffer(text.ljust(4096), np.uint8)))
-    first, *others = (json.loads(row.tobytes()) for row in everyones.reshape(-1, 4096))
-    for process, theirs in enumerate(others, 1):
-        for name in first | theirs:
-            if first.get(name) != theirs.get(name):
-                end_together()
-                raise Failure(
-                    f"{name} is {first.get(name)} in process 0 and {theirs.get(name)} in process {process}: it must be "
-                    f"the same in all"
-                )
+    gathered = np.asarray(multihost_utils.process_allgather(np.frombuffer(text.ljust(4096), np.uint8)))
+    first, *rest = (json.loads(row.tobytes()) for row in gathered.reshape(-1, 4096))
+    for process, theirs in enumerate(rest, 1):
+        differing = [name for name in first | theirs if first.get(name) != theirs.get(name)]
+        if differing:
+            end_together()
+            name = differing[0]
+            raise CommandError(
+                f"{name} is {first.get(name)} in process 0 and {theirs.get(name)} in process {process}: it must be the "
+                f"same in all processes"
+            )
 
 
 def end_together() -> None:
-    """Wait for the others, before an end that all have come to: process 0's would be a loss to them."""
+    """Wait for the other processes before all of them end: if process 0 left first, they would report it lost."""
     import jax
 
     if jax.process_count() > 1:
-        with contextlib.suppress(Exception):  # where one of them is lost
+        with contextlib.suppress(Exception):  # if one of them is already lost
             jax.distributed.shutdown()  # type: ignore[no-untyped-call]
 
 
-def leads() -> bool:
-    """Tell whether this process speaks and writes for the run."""
+def is_main_process() -> bool:
+    """Return whether this process prints and writes for the run."""
     import jax
 
     return bool(jax.process_index() == 0)
 
 
 def hardware(mesh: "Mesh | None") -> str:
+    """Return the devices in words, such as "8 x cpu in 4 processes"."""
     import jax
 
     kind = jax.devices()[0].device_kind

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxnn import components, gradcheck
-from jaxnn.cli.terminal import Failure
+from jaxnn.cli.terminal import CommandError
 from jaxnn.components import Component
 
 
@@ -48,7 +48,7 @@ def find(names: list[str]) -> list[Case]:
             found += map(of_component, lines)
         else:
             known = ", ".join(dict.fromkeys(line.f.__name__ for line in components.COMPONENTS))
-            raise Failure(f"{name!r} must be one of {known}, or module:function, or file.py:function")
+            raise CommandError(f"{name!r} must be one of {known}, or module:function, or file.py:function")
     return found
 
 
@@ -57,15 +57,15 @@ def _own(name: str) -> list[Case]:
     where, _, attribute = name.rpartition(":")
     make = getattr(_module(where, name), attribute, None)
     if not callable(make):
-        raise Failure(f"{name!r} must name a function without arguments; {where!r} has no function {attribute!r}")
+        raise CommandError(f"{name!r} must name a function without arguments; {where!r} has no function {attribute!r}")
     try:
         made = make()
     except (Exception, SystemExit) as error:
-        raise Failure(f"{name!r} must return a function and its arguments, but raises {_line(error)}") from error
+        raise CommandError(f"{name!r} must return a function and its arguments, but raises {_line(error)}") from error
     several = isinstance(made, list)
     cases = [_case(name if not several else f"{name}[{i}]", one) for i, one in enumerate(made if several else [made])]
     if not cases:
-        raise Failure(f"{name!r} must return a case, (function, (argument, ...)), or a list of them; it is empty")
+        raise CommandError(f"{name!r} must return a case, (function, (argument, ...)), or a list of them; it is empty")
     return cases
 
 
@@ -75,9 +75,9 @@ def _case(name: str, made: Any) -> Case:
         found = type(made).__name__
         if isinstance(made, tuple):
             found = f"({', '.join(type(each).__name__ for each in made)})"
-        raise Failure(
-            f"{name!r} must return (function, (argument, ...)), or with a dict of options of gradcheck.check behind; "
-            f"it returns {found}"
+        raise CommandError(
+            f"{name!r} must return (function, (argument, ...)), or with a third element, a dict of options of "
+            f"gradcheck.check; it returns {found}"
         )
     return Case(name, *made)
 
@@ -89,17 +89,17 @@ def _module(where: str, name: str) -> Any:
             return importlib.import_module(where)
         path = Path(where).expanduser()
         if not path.is_file():
-            raise Failure(f"{where!r} must be a Python file; there is none")
+            raise CommandError(f"{where!r} must be a Python file; there is none")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None  # the name ends in .py
         sys.path.insert(0, str(path.resolve().parent))
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except Failure:
+    except CommandError:
         raise
     except (Exception, SystemExit) as error:
-        raise Failure(f"{name!r} must be importable, but raises {_line(error)}") from error
+        raise CommandError(f"{name!r} must be importable, but raises {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:
@@ -112,11 +112,11 @@ def run(cases: list[Case], level: str, seed: int) -> Iterator[tuple[Case, gradch
         try:
             yield case, gradcheck.check(case.f, *case.args, level=level, seed=seed, **case.options)
         except (TypeError, ValueError) as error:
-            raise Failure(f"{case.name}: {' '.join(str(error).split())}") from error
+            raise CommandError(f"{case.name}: {' '.join(str(error).split())}") from error
 
 
 def entry(case: Case, report: gradcheck.Report) -> dict[str, Any]:
-    """Return a report under its case's name, as JSON holds it."""
+    """Return a report as a dictionary, with the name of its case."""
     return {**report.to_dict(), "name": case.name}
 
 
@@ -124,7 +124,7 @@ HEAD = ("function", "verdict", "vs automatic", "vs numeric", "residuals", "tempo
 
 
 def table(found: list[tuple[Case, gradcheck.Report]]) -> str:
-    """Write the verdicts, errors and custom/automatic ratios as lines of a terminal."""
+    """Return the table of verdicts, errors and custom / automatic ratios."""
     rows = [HEAD, *(_table_row(case, report) for case, report in found)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     aligned = [[cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
@@ -146,10 +146,10 @@ def _ratio(costs: dict[str, dict[str, float]], key: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return what the figures depend on."""
+    """Return the versions and the device, on which the figures depend."""
     return {"python": platform.python_version(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
 
 
 def to_json(found: list[tuple[Case, gradcheck.Report]]) -> str:
-    """Write everything as JSON."""
+    """Return all results as JSON."""
     return json.dumps({"versions": versions(), "functions": [entry(*one) for one in found]}, indent=1)

@@ -1,4 +1,4 @@
-"""The files of a run, in the output folder: all of them when it ends, and none before."""
+"""The output folder of a run: its files appear together, when the run ends."""
 
 import contextlib
 import os
@@ -7,16 +7,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxnn.cli.terminal import Failure
+from jaxnn.cli.terminal import CommandError
 from jaxnn.files import cure, lock
 
-STOPPED, _UNFINISHED = "stopped-", ".unfinished-"  # the beginnings of files' names
+STOPPED, _UNFINISHED = "stopped-", ".unfinished-"  # prefixes of names
 
 
 class OutputFolder:
-    """The files of a run: gathered in a hidden folder, and moved into the output folder together when it ends.
+    """Collects the files of a run in a hidden folder, and moves them into the output folder when the run ends.
 
-    A run that fails leaves nothing behind and an earlier result as it was.
+    A run that fails leaves no files, and does not change an earlier result.
     """
 
     NAMES = ("metrics.jsonl", "params.npz", "curves.png", "confusion.png", "filters.png")
@@ -26,58 +26,60 @@ class OutputFolder:
         names = [f"{start}{name}" for start in ("", STOPPED) for name in self.NAMES]
         occupied = [name for name in names if (folder / name).is_dir()]
         if occupied:
-            raise Failure(f"{str(folder / occupied[0])!r} is a folder and in the way; choose another --output")
+            raise CommandError(
+                f"{str(folder / occupied[0])!r} is a folder, in the place of a file to write; choose another --output"
+            )
         with self.writing():
             folder.mkdir(parents=True, exist_ok=True)
             clear(folder)
-            self.staged, self._let_go = _take_folder(folder)
+            self.staged, self._unlock = _locked_folder(folder)
 
     def __enter__(self) -> "OutputFolder":
         return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.staged, ignore_errors=True)
-        self._let_go()
+        self._unlock()
         if self.new:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()  # only if it is empty
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Name the folder and the cure when something cannot be written."""
+        """Turn an error of the disk into one that names the folder and the cure."""
         try:
             yield
         except OSError as error:
             reason = f"cannot write to the output folder {str(self.folder)!r} ({error.strerror})"
-            raise Failure(f"{reason}; {cure(error)} with --output") from error
+            raise CommandError(f"{reason}; {cure(error)} with --output") from error
 
     def finish(self, prefix: str = "") -> None:
-        """Move the gathered files into the folder."""
+        """Move the collected files into the output folder, with `prefix` before their names."""
         with self.writing():
             for name in self.NAMES:
                 if (self.staged / name).exists():
                     os.replace(self.staged / name, self.folder / f"{prefix}{name}")
-                elif prefix:  # of an earlier stop: not of the same training
+                elif prefix:  # left by an earlier stop, of another training
                     (self.folder / f"{prefix}{name}").unlink(missing_ok=True)
 
 
-def _take_folder(within: Path) -> tuple[Path, Callable[[], None]]:
-    """Make a hidden folder that others do not clear away; return it, and what lets go of it."""
+def _locked_folder(within: Path) -> tuple[Path, Callable[[], None]]:
+    """Make a hidden folder and lock it, so that `clear` keeps it; return it with the function that unlocks it."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=within))
         try:
-            if (let_go := lock(folder)) is not None:
-                return folder, let_go
-        except FileNotFoundError:  # cleared away before it was locked
+            if (unlock := lock(folder)) is not None:
+                return folder, unlock
+        except FileNotFoundError:  # another run cleared it before it was locked
             continue
-        except OSError:
+        except OSError:  # this file system has no locks
             return folder, lambda: None
 
 
 def clear(folder: Path) -> None:
-    """Remove what runs that were killed had gathered in an output folder."""
+    """Remove the hidden folders of runs that were killed."""
     for left in folder.glob(f"{_UNFINISHED}*"):
         with contextlib.suppress(OSError):
-            if (let_go := lock(left)) is not None:
+            if (unlock := lock(left)) is not None:
                 shutil.rmtree(left, ignore_errors=True)
-                let_go()
+                unlock()

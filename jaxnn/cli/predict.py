@@ -1,7 +1,7 @@
-"""`jaxnn predict`: what a trained network says of images.
+"""`jaxnn predict`: the classes of images, by a trained network.
 
-The parameters are those of a `params.npz` or of a step that `--checkpoint-dir` kept. Nothing in any of the files is
-executed, and none may take more memory than it should need.
+The parameters come from a `params.npz` or from a step of a `--checkpoint-dir`. Nothing in the files is executed, and a
+file that would take more memory than such a file needs is refused.
 """
 
 import json
@@ -18,18 +18,19 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxnn.cli.terminal import Failure
+from jaxnn.cli.terminal import CommandError
+from jaxnn.errors import JaxnnError
 from jaxnn.models import MODELS, Classifier
-from jaxnn.training import CheckpointError, load_params, newest_step, read_step
+from jaxnn.training import load_params, newest_step, read_step
 
-MAX_PIXELS = 25_000_000  # of an image that is looked at; a camera's has half of that
+MAX_PIXELS = 25_000_000  # of an image; a camera's has about half as many
 MAX_FILE = 256 << 20
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # of Pillow's readers those that start no other program
-BRIGHTEST = {"digits": 16}  # of the pixels that the network saw; 255 else
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # Pillow's readers that start no other program
+BRIGHTEST = {"digits": 16}  # the largest pixel value in the training data; 255 for other data sets
 
 
 class Trained(NamedTuple):
-    """A network with its parameters, and what it was trained on."""
+    """A network with its parameters and its configuration."""
 
     classifier: Classifier
     params: dict[str, Any]
@@ -46,7 +47,7 @@ def read_trained(path: str) -> Trained:
         The network.
 
     Raises:
-        Failure: it is none of these, or not one of this package's networks.
+        CommandError: it is none of these, or does not hold one of this package's networks.
     """
     place, name = Path(path).expanduser(), repr(path)
     try:
@@ -56,34 +57,34 @@ def read_trained(path: str) -> Trained:
         if not (math.isfinite(mean) and 0 < std < math.inf and 0 < min(height, width) <= height * width <= MAX_PIXELS):
             raise ValueError(f"its configuration has mean {mean}, std {std}, images of {width} x {height}")
         if not all(isinstance(text, str) for text in (config["dataset"], *config["classes"])):
-            raise TypeError("its configuration has names that are no text")
+            raise TypeError("its configuration has names that are not strings")
         model = MODELS[config["model"]]
         classifier = Classifier(model, mean, std)
         expected, found = _shapes(model, (height, width, 1), len(config["classes"])), _described(params)
-    except Failure:
+    except JaxnnError:
         raise
     except OSError as error:
-        raise Failure(f"{name} cannot be read ({error.strerror or error}): give a params.npz or a step") from error
-    except CheckpointError as error:
-        raise Failure(str(error)) from error
-    except Exception as error:  # whatever a file that is no such file leads to
+        raise CommandError(f"{name} cannot be read ({error.strerror or error}): give a params.npz or a step") from error
+    except Exception as error:  # a file of another kind can cause any error
         reason = f"{type(error).__name__}: {error}"
-        raise Failure(f"{name} is no params.npz or step of `jaxnn train` ({reason})") from error
+        raise CommandError(f"{name} is not a params.npz or a step of `jaxnn train` ({reason})") from error
     if found != expected:
         wrong = next(iter(sorted(found.items() ^ expected.items())))[0]
-        raise Failure(f"{name} does not fit its own network {config['model']!r}, at {wrong}: train it again")
+        raise CommandError(f"{name} does not fit its own network {config['model']!r}, at {wrong}: train it again")
     for at, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not np.isfinite(leaf).all():
-            raise Failure(f"{name} has a number that is not finite, at {jax.tree_util.keystr(at)}: train it again")
+            raise CommandError(
+                f"{name} has a parameter that is not finite, at {jax.tree_util.keystr(at)}: train it again"
+            )
     return Trained(classifier, params, config)
 
 
 def _from_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would make us wait for ever
-        raise Failure(f"{str(path)!r} is not a regular file: give a params.npz or a step")
+    if not stat.S_ISREG(path.stat().st_mode):  # reading from a pipe would wait for ever
+        raise CommandError(f"{str(path)!r} is not a regular file: give a params.npz or a step")
     with zipfile.ZipFile(path) as archive:
         if (size := sum(member.file_size for member in archive.infolist())) > MAX_FILE:
-            raise Failure(f"{str(path)!r} claims {size} bytes, more than any network of `jaxnn train` has")
+            raise CommandError(f"{str(path)!r} claims {size} bytes, more than any network of `jaxnn train` has")
     return load_params(path)
 
 
@@ -93,7 +94,9 @@ def _from_step(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         found, damaged = newest_step(place)
         if found is None:
-            raise Failure(f"{str(place)!r} holds no step of a training{''.join(f'; {line}' for line in damaged)}")
+            raise CommandError(
+                f"{str(place)!r} holds no step that can be read{''.join(f'; {line}' for line in damaged)}"
+            )
         saved = found
     return saved.params, saved.about["config"]
 
@@ -108,58 +111,58 @@ def _shapes(model: Any, shape: tuple[int, ...], classes: int) -> dict[str, tuple
 
 
 def read_image(path: str, *, invert: bool = False) -> NDArray[np.float32]:
-    """Read an image, in grey.
+    """Read an image as grey values.
 
     Args:
         path: an image of one of `FORMATS`, or a .npy of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4):
             whole numbers from 0 to 255, or floats from 0 to 1.
-        invert: exchange dark and light: the networks know light strokes on dark ground.
+        invert: exchange dark and light: the networks expect light strokes on a dark background.
 
     Returns:
-        The pixels, shape (H, W), from 0 for black to 1 for white; what is transparent is white.
+        The pixels, shape (H, W), from 0 for black to 1 for white; transparent pixels are white.
 
     Raises:
-        Failure: it is no such file, or has no pixels, or more than `MAX_PIXELS`.
+        CommandError: it is not such a file, or it has no pixels or more than `MAX_PIXELS`.
     """
     place, name = Path(path).expanduser(), repr(path)
     try:
         status = place.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise Failure(f"{name} is not a regular file: give an image")
+            raise CommandError(f"{name} is not a regular file: give an image")
         if status.st_size > MAX_FILE:
-            raise Failure(f"{name} has {status.st_size} bytes, and an image must have at most {MAX_FILE}")
+            raise CommandError(f"{name} has {status.st_size} bytes; an image must have at most {MAX_FILE}")
         with place.open("rb") as file:
             is_npy = file.read(6) == b"\x93NUMPY"
         grey = _npy(place, name) if is_npy else _picture(place, name)
-    except Failure:
+    except CommandError:
         raise
     except OSError as error:
-        raise Failure(f"{name} cannot be read as an image ({error.strerror or error})") from error
+        raise CommandError(f"{name} cannot be read as an image ({error.strerror or error})") from error
     except Exception as error:
-        raise Failure(f"{name} is no image that can be read ({type(error).__name__}: {error})") from error
+        raise CommandError(f"{name} cannot be read as an image ({type(error).__name__}: {error})") from error
     return 1 - grey if invert else grey
 
 
 def _check_pixels(name: str, height: int, width: int) -> None:
     if not 1 <= height * width <= MAX_PIXELS:
-        raise Failure(f"{name} has {width} x {height} pixels, and must have from 1 to {MAX_PIXELS}")
+        raise CommandError(f"{name} has {width} x {height} pixels; it must have from 1 to {MAX_PIXELS}")
 
 
 def _npy(path: Path, name: str) -> NDArray[np.float32]:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise Failure(f"{name} (shape {array.shape}) must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+        raise CommandError(f"{name} (shape {array.shape}) must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     _check_pixels(name, *array.shape[:2])
     if array.dtype.kind not in "buif":
-        raise Failure(f"{name} (dtype {array.dtype}) must hold numbers")
+        raise CommandError(f"{name} (dtype {array.dtype}) must hold numbers")
     highest, low, high = 255 if array.dtype.kind in "ui" else 1, array.min(), array.max()
-    if not (low >= 0 and high <= highest):  # NaN is not, either
-        raise Failure(f"{name} ({array.dtype}) must hold values from 0 to {highest}, and not from {low} to {high}")
+    if not (low >= 0 and high <= highest):  # false for NaN, too
+        raise CommandError(f"{name} ({array.dtype}) must hold values from 0 to {highest}; they go from {low} to {high}")
     pixels: NDArray[np.float32] = array.astype(np.float32) / np.float32(highest)
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         return pixels.reshape(pixels.shape[:2])
     alpha = pixels[..., 3] if pixels.shape[2] == 4 else np.float32(1)
-    luma = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's
+    luma = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in Pillow
     return np.asarray(luma * alpha + (1 - alpha), np.float32)
 
 
@@ -167,7 +170,7 @@ def _picture(path: Path, name: str) -> NDArray[np.float32]:
     from PIL import Image, ImageOps
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a bomb: its size is looked at here
+        warnings.simplefilter("ignore")  # about large images: the size is checked below
         with Image.open(path, formats=FORMATS) as image:
             _check_pixels(name, image.height, image.width)
             upright = ImageOps.exif_transpose(image)
@@ -179,10 +182,10 @@ def _picture(path: Path, name: str) -> NDArray[np.float32]:
 
 
 def predict(trained: Trained, images: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """Return the probabilities of the classes, shape (N, classes), of grey images of any size.
+    """Return the probabilities of the classes, shape (N, classes), for grey images of any size.
 
     Raises:
-        Failure: the network's answer is not finite.
+        CommandError: the network's answer is not finite.
     """
     import jax.numpy as jnp
     from PIL import Image
@@ -197,12 +200,12 @@ def predict(trained: Trained, images: Iterable[NDArray[np.float32]]) -> NDArray[
     batch = jnp.asarray(np.stack(resized)[..., None] * brightest, jnp.float32)
     probabilities = np.asarray(softmax(trained.classifier.logits(trained.params, batch)), np.float64)
     if not np.isfinite(probabilities).all():
-        raise Failure("the network's answer is not finite, its parameters are of no use: train it again")
+        raise CommandError("the network's output is not finite, so its parameters are useless: train it again")
     return probabilities
 
 
 def table(paths: list[str], trained: Trained, probabilities: NDArray[np.float64]) -> str:
-    """Return a line an image: the class, and each class's probability."""
+    """Return one line per image: its class, and the probability of every class."""
     classes = [name if name.isprintable() else repr(name) for name in trained.config["classes"]]
     width = max(map(len, paths))
     lines = []
@@ -213,7 +216,7 @@ def table(paths: list[str], trained: Trained, probabilities: NDArray[np.float64]
 
 
 def to_json(paths: list[str], trained: Trained, probabilities: NDArray[np.float64]) -> str:
-    """Return the same as a JSON list."""
+    """Return the classes and probabilities as JSON."""
     classes = trained.config["classes"]
     entries = [
         {

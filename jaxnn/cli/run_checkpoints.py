@@ -1,4 +1,4 @@
-"""The steps of a run on disk: which it goes on from, and which it leaves."""
+"""The checkpoints of a run: which one it resumes from, and which ones it saves."""
 
 import argparse
 import contextlib
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxnn.cli import cluster
-from jaxnn.cli.terminal import Failure, complain
+from jaxnn.cli.terminal import CommandError, print_error
 from jaxnn.files import cure
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class RunCheckpoints:
-    """The steps of a run on disk: which one it goes on from, and which it leaves; none without --checkpoint-dir."""
+    """The checkpoints of a run, and the metrics of its epochs. Without --checkpoint-dir nothing is read or saved."""
 
-    DECIDES = (
+    MUST_MATCH = (  # to resume a run
         "dataset", "model", "seed", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "l2",
         "dropout", "dtype",
     )  # fmt: skip
@@ -36,7 +36,7 @@ class RunCheckpoints:
 
         self.options, self.config = options, config
         self.folder = None if options.checkpoint_dir is None else Path(options.checkpoint_dir).expanduser()
-        self.run = {name: getattr(options, name) for name in self.DECIDES} | {"data": _digest(dataset)}
+        self.run = {name: getattr(options, name) for name in self.MUST_MATCH} | {"data": _digest(dataset)}
         self.machine = {
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
@@ -45,24 +45,24 @@ class RunCheckpoints:
             "accumulate": options.accumulate,
         }
         self.rows: list[dict[str, Any]] = []
-        self.before, self.since = 0.0, time.perf_counter()
+        self.earlier_seconds, self.since = 0.0, time.perf_counter()
         self.steps: training.Checkpoints | None = None
-        if self.folder is not None and cluster.leads():
+        if self.folder is not None and cluster.is_main_process():
             with self._writing():
                 self.steps = training.Checkpoints(self.folder)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Name the folder and the cure when a step cannot be written."""
+        """Turn an error of the disk into one that names the folder and the cure."""
         try:
             yield
         except OSError as error:
             reason = f"cannot write to --checkpoint-dir {str(self.folder)!r} ({error.strerror})"
-            kept = ", the steps before are kept" if any(Path(self.folder or "").glob("step-*")) else ""
-            raise Failure(f"{reason}{kept}; {cure(error)}") from error
+            kept = ", the earlier steps are kept" if any(Path(self.folder or "").glob("step-*")) else ""
+            raise CommandError(f"{reason}{kept}; {cure(error)}") from error
 
-    def resumed(self, state: "TrainState", tell: Callable[[str], None]) -> "tuple[TrainState, Position]":
-        """Return the state and the position to go on from: the newest step's, or the beginning."""
+    def resume(self, state: "TrainState", say: Callable[[str], None]) -> "tuple[TrainState, Position]":
+        """Return the state and the position to continue from: those of the newest step, or the given state."""
         from jaxnn import training
 
         if self.folder is None:
@@ -70,51 +70,62 @@ class RunCheckpoints:
         saved, damaged = training.newest_step(self.folder)
         if (saved or damaged) and not self.options.resume:
             name = damaged[0] if saved is None else f"step {saved.step}"
-            raise Failure(
-                f"--checkpoint-dir {str(self.folder)!r} holds a training already ({name}); go on with it by --resume, "
+            raise CommandError(
+                f"--checkpoint-dir {str(self.folder)!r} already holds a training ({name}); continue it with --resume, "
                 f"or choose another folder"
             )
         newest = None if saved is None else saved.sha256
         cluster.require_the_same_everywhere({"the newest step in --checkpoint-dir, which all must share,": newest})
         if saved is None:
             if damaged:
-                raise Failure(f"no step can be resumed: {'; '.join(damaged)}; remove them, or choose another folder")
+                raise CommandError(
+                    f"no step can be resumed: {'; '.join(damaged)}; remove them, or choose another folder"
+                )
             return state, training.Position()
-        if (difference := _difference(saved.about["run"], self.run)) is not None:
-            name, theirs, ours = difference
-            name = "the data's SHA-256" if name == "data" else f"--{name.replace('_', '-')}"
-            raise Failure(
-                f"--resume needs the run of {str(self.folder)!r}, and another is asked for: {name} was {theirs} and is "
-                f"{ours}; give what it was, or another --checkpoint-dir"
-            )
-        tell_of = complain if cluster.leads() else (lambda _: None)
-        for line in damaged:
-            tell_of(f"jaxnn: {line}; going on from step {saved.step}")
-        if (difference := _difference(saved.about["machine"], self.machine)) is not None:
-            name, theirs, ours = difference
-            tell_of(
-                f"jaxnn: going on within rounding, not bit for bit as without a stop: {name} was {theirs} and is {ours}"
-            )
+        self._check_run(saved.about["run"])
+        if cluster.is_main_process():
+            for line in damaged:
+                print_error(f"jaxnn: {line}; resuming from step {saved.step}")
+            self._warn_of_rounding(saved.about["machine"])
         state = saved.restored(state)
-        self.rows, self.before = saved.about["rows"], saved.about["seconds"]
+        self.rows, self.earlier_seconds = saved.about["rows"], saved.about["seconds"]
         position = training.Position(*saved.about["position"])
-        tell(f"going on from step {saved.step}, in epoch {position.epoch}")
+        say(f"resuming from step {saved.step}, in epoch {position.epoch}")
         return state, position
 
-    def seconds(self) -> float:
-        """Return how long the training has taken, in all its parts."""
-        return self.before + time.perf_counter() - self.since
+    def _check_run(self, saved: dict[str, Any]) -> None:
+        """Require the options and the data of the run that was saved."""
+        if (difference := _difference(saved, self.run)) is not None:
+            name, before, now = difference
+            name = "the data's SHA-256" if name == "data" else f"--{name.replace('_', '-')}"
+            raise CommandError(
+                f"--resume must continue the same run as in {str(self.folder)!r}: {name} was {before} and is {now}; "
+                f"restore it, or choose another --checkpoint-dir"
+            )
 
-    def chunk(self, progress: "Progress") -> None:
-        """Save, where a chunk ends at one of the steps to save at."""
+    def _warn_of_rounding(self, saved: dict[str, Any]) -> None:
+        """Warn if the run continues on something else, where the results are not the same bits."""
+        if (difference := _difference(saved, self.machine)) is not None:
+            name, before, now = difference
+            print_error(
+                f"jaxnn: the resumed training equals an uninterrupted one up to rounding, not bit for bit: {name} was "
+                f"{before} and is {now}"
+            )
+
+    def seconds(self) -> float:
+        """Return how long the training has taken, including the time before it was resumed."""
+        return self.earlier_seconds + time.perf_counter() - self.since
+
+    def after_chunk(self, progress: "Progress") -> None:
+        """Save if the chunk ends at a step that --checkpoint-every names."""
         from jaxnn import training
 
         every, done = self.options.checkpoint_every, (progress.epoch - 1) * progress.steps + progress.step
         if every is not None and done % every == 0 and progress.step < progress.steps:
             self.save(progress.state, training.Position(progress.epoch, progress.step, progress.metrics))
 
-    def epoch(self, result: "EpochResult") -> None:
-        """Save the end of an epoch, which its validation may prove to be the best."""
+    def after_epoch(self, result: "EpochResult") -> None:
+        """Save the end of an epoch, with its validation metrics as the score."""
         from jaxnn import training
 
         last = self.rows[-1]
@@ -122,7 +133,7 @@ class RunCheckpoints:
         self.save(result.state, training.Position(result.epoch + 1), score)
 
     def save(self, state: "TrainState", position: "Position", score: list[float] | None = None) -> None:
-        """Begin to write a step."""
+        """Start to write a step."""
         if self.steps is not None:
             about = {
                 "run": self.run, "machine": self.machine, "position": position, "rows": self.rows,
@@ -132,22 +143,22 @@ class RunCheckpoints:
                 self.steps.save(int(state.step), state, about, score)
 
     def wait(self) -> None:
-        """Wait until all that was begun is on the disk."""
+        """Wait until the steps are on the disk."""
         if self.steps is not None:
             with self._writing():
                 self.steps.wait()
 
     def close(self) -> None:
-        """Leave the folder to others."""
+        """Let other runs use the folder."""
         if self.steps is not None:
             self.steps.close()
 
 
-def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first thing that differs, with what it was and what it is."""
-    for name in ours | theirs:
-        if theirs.get(name) != ours.get(name):
-            return name, theirs.get(name), ours.get(name)
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first name whose values differ, and both values."""
+    for name in now | before:
+        if before.get(name) != now.get(name):
+            return name, before.get(name), now.get(name)
     return None
 
 

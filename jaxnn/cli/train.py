@@ -1,38 +1,33 @@
-"""`jaxnn train`: a training from its options to its files, on one device or many, in one process or one of many."""
+"""`jaxnn train`: one training, on one device or many, in one process or many."""
 
 import argparse
 import contextlib
-import json
-import math
-import os
 import signal
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from jaxnn.cli import cluster, supervisor
+from jaxnn.cli import cluster, outputs, supervisor
 from jaxnn.cli.output_folder import STOPPED, OutputFolder, clear
+from jaxnn.cli.progress import open_progress
 from jaxnn.cli.run_checkpoints import RunCheckpoints
-from jaxnn.cli.terminal import Failure, complain, noting, say, signal_name
-from jaxnn.data import load
-from jaxnn.files import write_whole
+from jaxnn.cli.signals import StopRequest, signal_name, stop_signals_call
+from jaxnn.cli.terminal import CommandError, print_error, print_line
+from jaxnn.data import Dataset, Split, load
 from jaxnn.models import MODELS, Classifier
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jaxnn.data import Dataset
-    from jaxnn.training import EpochResult, Progress, TrainState
+    from jaxnn.training import Diverged, Position, Progress, Step, TrainState
 
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # in JAX's messages about a peer that is gone
 
 
 class Defaults(NamedTuple):
-    """What `train` takes where nothing is said; picked on the validation split (README, "Accuracy")."""
+    """The settings of `train` for a data set and a model; they were chosen on the validation split."""
 
     epochs: int
     batch_size: int
@@ -55,29 +50,34 @@ DEFAULTS = {
 }
 
 
-class _Stop:
-    """Notes a Ctrl-C or SIGTERM, for the training to end at the next chunk.
+class Run(NamedTuple):
+    """What the parts of one training share."""
 
-    The handlers only take a note: an exception in the middle of a compilation can crash the interpreter, and one in a
-    callback of the garbage collector is lost.
-    """
+    options: argparse.Namespace
+    dataset: Dataset
+    classifier: Classifier
+    mesh: "Mesh | None"  # None for one device
+    output: OutputFolder
+    stop: StopRequest
+    child: supervisor.Child | None  # None if no supervisor watches this process
+    say: Callable[[str], None]
 
-    signal: int | None = None
+    def report(self, event: bytes) -> None:
+        """Report an event to the supervisor, if there is one."""
+        if self.child is not None:
+            self.child.report(event)
 
-    def __init__(self, apart: float) -> None:
-        """Take signals within so many seconds for one: a child gets a whole process group's from its parent, too."""
-        self.apart, self.since = apart, 0.0
+    def evaluate(self, state: "TrainState", split: Split) -> dict[str, Any]:
+        """Return the loss, the accuracy and the confusion counts on a split."""
+        from jaxnn import training
 
-    def __call__(self) -> bool:
-        return self.signal is not None
-
-    def note(self, number: int, _: Any) -> None:
-        """Take note; a second signal ends the process as it is."""
-        if self.signal is not None:
-            if time.monotonic() - self.since < self.apart:
-                return
-            os._exit(128 + number)
-        self.signal, self.since = number, time.monotonic()
+        size = min(1000, len(split.labels))
+        sums = training.evaluate(
+            self.classifier.metrics, state.params, split.images, split.labels, batch_size=size, mesh=self.mesh
+        )
+        count = int(sums["count"])
+        loss, accuracy = float(sums["nll"]) / count, int(sums["correct"]) / count
+        return {"loss": loss, "accuracy": accuracy, "confusion": sums["confusion"]}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -85,62 +85,43 @@ def run(arguments: argparse.Namespace) -> int:
     options = _with_defaults(arguments)
     cluster.check(options)
     if options.checkpoint_dir == "":
-        raise Failure("--checkpoint-dir ('') must name a folder", 2)
+        raise CommandError("--checkpoint-dir ('') must name a folder", 2)
     if options.checkpoint_dir is None and (options.resume or options.checkpoint_every is not None):
-        raise Failure("--checkpoint-dir must be given, too, to save steps or go on from one", 2)
-    supervised = supervisor.child()
-    if options.distributed and supervised is None:
+        raise CommandError("--checkpoint-dir must also be given, to save steps or to resume from one", 2)
+    child = supervisor.child()
+    if options.distributed and child is None:
         return _supervise(options)
-    if supervised is not None:
+    if child is not None:
         cluster.connect(options)
-    stop = _Stop(0 if supervised is None else 2.0)
-    with noting(stop.note), _results(options) as results:
-        if supervised is not None:
-            supervised.says(supervisor.CONNECTED)
+    stop = StopRequest(0 if child is None else 2.0)
+    with stop_signals_call(stop.handle), _open_output(options) as output:
+        if child is not None:
+            child.report(supervisor.CONNECTED)
         try:
-            cluster.require_the_same_everywhere(cluster.deciding(options))
-            _require_extras()
-            dataset = _load(options, stop)
-            count = len(dataset.train.labels)
-            if options.batch_size > count:
-                raise Failure(f"--batch-size ({options.batch_size}) must be at most the {count} training images", 2)
-            return _run(options, dataset, cluster.mesh(options), results, stop, supervised)
+            return _train(_prepare(options, output, stop, child))
         except RuntimeError as error:
             if options.distributed and not options.debug and any(word in str(error) for word in _LOST):
-                raise Failure(supervisor.LOST) from error
+                raise CommandError(supervisor.LOST) from error
             raise
 
 
-def _load(options: argparse.Namespace, stop: _Stop) -> "Dataset":
-    """Load the data; a download, which may take long, is left to itself when a signal comes."""
-    if not options.download:
-        return load(options.dataset, options.data_dir)
-    ends: list[Any] = []
-
-    def download() -> None:
-        try:
-            ends.append(load(options.dataset, options.data_dir, download=True))
-        except BaseException as error:
-            ends.append(error)
-
-    thread = threading.Thread(target=download, daemon=True)
-    thread.start()
-    while not ends:
-        thread.join(0.1)
-        if stop.signal is not None:
-            raise Failure(f"stopped by {signal_name(stop.signal)} before the training", 128 + stop.signal)
-    if isinstance(ends[0], BaseException):
-        raise ends[0]
-    return cast("Dataset", ends[0])
+def _with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Fill in the options that were left out. An optimizer other than the default has a learning rate of its own."""
+    defaults = DEFAULTS["mnist" if arguments.dataset == "fashion_mnist" else arguments.dataset, arguments.model]
+    rates = {"sgd": 0.1, "momentum": 0.05, "adam": defaults.learning_rate, "adadelta": 1.0}
+    optional = ("data_dir", "output", "coordinator", "processes", "process_id", "checkpoint_dir", "checkpoint_every")
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    filled = defaults._asdict() | {"learning_rate": rates[arguments.optimizer or defaults.optimizer]}
+    return argparse.Namespace(**(dict.fromkeys(optional) | filled | given))
 
 
 def _supervise(options: argparse.Namespace) -> int:
-    """Run the command in a child process; return its exit code, and say what it could not."""
+    """Run the command in a child process and return its exit code; print what the child could not."""
     folder = _output_folder(options)
     new, end = not folder.exists(), supervisor.run(options.given)
     if end.unexplained:
-        unmet = end.unexplained == supervisor.LOST and not end.connected
-        complain(f"jaxnn: error: {cluster.unmet(options) if unmet else end.unexplained}")
+        never_met = end.unexplained == supervisor.LOST and not end.connected
+        print_error(f"jaxnn: error: {cluster.connect_error(options) if never_met else end.unexplained}")
         clear(folder)
         if new:
             with contextlib.suppress(OSError):
@@ -148,335 +129,193 @@ def _supervise(options: argparse.Namespace) -> int:
     return end.code
 
 
+def _output_folder(options: argparse.Namespace) -> Path:
+    if options.output == "":
+        raise CommandError("--output ('') must name a folder", 2)
+    return Path(options.output or f"results/train-{options.dataset}-{options.model}").expanduser()
+
+
 @contextlib.contextmanager
-def _results(options: argparse.Namespace) -> Iterator[OutputFolder]:
-    """Open the output folder; in the other processes of a distributed run one that is thrown away."""
-    if cluster.leads():
-        with OutputFolder(_output_folder(options)) as results:
-            yield results
+def _open_output(options: argparse.Namespace) -> Iterator[OutputFolder]:
+    """Open the output folder; processes other than the main one get a temporary folder and print nothing."""
+    if cluster.is_main_process():
+        with OutputFolder(_output_folder(options)) as output:
+            yield output
     else:
         options.quiet = True
-        with tempfile.TemporaryDirectory() as folder, OutputFolder(Path(folder)) as results:
-            yield results
+        with tempfile.TemporaryDirectory() as folder, OutputFolder(Path(folder)) as output:
+            yield output
 
 
-def _run(
-    options: argparse.Namespace,
-    dataset: "Dataset",
-    mesh: "Mesh | None",
-    results: OutputFolder,
-    stop: _Stop,
-    supervised: supervisor.Child | None,
-) -> int:
+def _prepare(
+    options: argparse.Namespace, output: OutputFolder, stop: StopRequest, child: supervisor.Child | None
+) -> Run:
+    """Check what the processes have in common, load the data, and lay out the devices."""
+    cluster.require_the_same_everywhere(cluster.shared_settings(options))
+    _require_extras()
+    dataset = _load(options, stop)
+    images, count = dataset.train.images, len(dataset.train.labels)
+    if options.batch_size > count:
+        raise CommandError(f"--batch-size ({options.batch_size}) must be at most the {count} training images", 2)
+    classifier = Classifier(MODELS[options.model], float(images.mean()), float(images.std()), options.dtype)
+    say = (lambda _: None) if options.quiet else print_line
+    return Run(options, dataset, classifier, cluster.mesh(options), output, stop, child, say)
+
+
+def _require_extras() -> None:
+    """Fail before the training, and not after it, if the pictures cannot be drawn."""
+    try:
+        import rich
+
+        import jaxnn.plots.picture
+    except Exception as error:
+        message = f"matplotlib and rich must be installed to train ({error}); in a clone: pip install '.[train]'"
+        raise CommandError(message) from error
+    del rich, jaxnn
+
+
+def _load(options: argparse.Namespace, stop: StopRequest) -> Dataset:
+    """Load the data. A download runs in a thread, so that a signal can end the command meanwhile."""
+    if not options.download:
+        return load(options.dataset, options.data_dir)
+    results: list[Any] = []
+
+    def download() -> None:
+        try:
+            results.append(load(options.dataset, options.data_dir, download=True))
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=download, daemon=True)
+    thread.start()
+    while not results:
+        thread.join(0.1)
+        if stop.signal is not None:
+            raise CommandError(f"stopped by {signal_name(stop.signal)} before the training", 128 + stop.signal)
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return cast(Dataset, results[0])
+
+
+def _train(run: Run) -> int:
+    """Train, and write the results; return the exit code."""
+    train, validation, test = (len(split.labels) for split in run.dataset[1:4])
+    run.say(
+        f"{run.options.model} on {run.dataset.name}: {train} training, {validation} validation and {test} test images, "
+        f"on {cluster.hardware(run.mesh)}"
+    )
+    step, state = _first_state(run)
+    config = outputs.configuration(run.options, run.dataset, run.classifier)
+    with contextlib.closing(RunCheckpoints(run.options, run.dataset, run.mesh, config)) as checkpoints:
+        cluster.require_the_same_everywhere({"the data's SHA-256": checkpoints.run["data"]})
+        state, start = checkpoints.resume(state, run.say)
+        if checkpoints.rows:
+            outputs.write_metrics(run.output, checkpoints.rows)
+        state = _run_epochs(run, step, state, start, checkpoints)
+        rows, seconds = checkpoints.rows, checkpoints.seconds()
+    outputs.write_parameters(run.output, state.params, config)
+    run.report(supervisor.TRAINED)
+    if len(rows) < run.options.epochs:
+        return _keep_stopped(run, int(state.step))
+    return _finish(run, state, rows, seconds)
+
+
+def _first_state(run: Run) -> "tuple[Step, TrainState]":
+    """Return the SGD step, and the state before the first step."""
     import jax
 
     from jaxnn import training
 
-    tell = (lambda _: None) if options.quiet else say
-    count, shape = len(dataset.train.labels), dataset.train.images.shape[1:]
-    classifier = Classifier(
-        MODELS[options.model],
-        float(dataset.train.images.mean()),
-        float(dataset.train.images.std()),
-        options.dtype,
-    )
-    tell(
-        f"{options.model} on {dataset.name}: {count} training, {len(dataset.validation.labels)} validation and "
-        f"{len(dataset.test.labels)} test images, on {cluster.hardware(mesh)}"
-    )
-    init_key, run_key = jax.random.split(jax.random.key(options.seed))
-    params = classifier.model.init(init_key, shape, len(dataset.classes))
-    steps = options.epochs * -(-count // options.batch_size)
+    options, dataset = run.options, run.dataset
+    steps = options.epochs * -(-len(dataset.train.labels) // options.batch_size)
     optimizer = training.make_optimizer(
         options.optimizer, options.learning_rate, steps, momentum=options.momentum, schedule=options.schedule
     )
-    step = training.make_step(
-        classifier.loss(l2=options.l2, dropout=options.dropout), optimizer,
-        axis_name=None if mesh is None else "data", accumulate=options.accumulate,
-    )  # fmt: skip
-    state = training.init_state(params, optimizer, run_key)
-
-    config = _config(options, shape, dataset, classifier)
-    with contextlib.closing(RunCheckpoints(options, dataset, mesh, config)) as log:
-        cluster.require_the_same_everywhere({"the data's SHA-256": log.run["data"]})
-        state, position = log.resumed(state, tell)
-        if rows := log.rows:
-            _write_metrics(results, rows)
-        with _progress_bar(options, tell) as on_progress:
-
-            def heard(progress: "Progress") -> None:
-                on_progress(progress)
-                log.chunk(progress)
-                if supervised is not None:
-                    supervised.says(supervisor.STEPPED)
-
-            epochs = training.fit(
-                step, state, dataset.train.images, dataset.train.labels,
-                epochs=options.epochs, batch_size=options.batch_size, mesh=mesh, start=position,
-                pause_every=options.checkpoint_every, on_progress=heard, stop=stop,
-            )  # fmt: skip
-            try:
-                for result in epochs:
-                    state = result.state
-                    if result.finished:
-                        rows.append(_epoch_row(result, classifier, dataset, mesh, log.seconds()))
-                        _write_metrics(results, rows)
-                        log.epoch(result)
-                        on_progress.epoch_done(rows[-1])
-                        if supervised is not None:
-                            supervised.says(supervisor.STEPPED)
-                    else:
-                        log.save(state, training.Position(result.epoch, result.steps, result.metrics))
-            except training.Diverged as error:
-                last = error.progress
-                log.save(last.state, training.Position(last.epoch, last.step, last.metrics))
-                where = f", and another --checkpoint-dir: {str(log.folder)!r} keeps the steps before"
-                cure = f"try a lower --learning-rate or another --optimizer{where if log.folder else ''}"
-                raise Failure(f"{error.where}: {cure}") from error
-            finally:
-                log.wait()
-        seconds = log.seconds()
-    with results.writing():
-        training.save_params(results.staged / "params.npz", state.params, config)
-    if supervised is not None:
-        supervised.says(supervisor.TRAINED)
-    if len(rows) < options.epochs:
-        return _stopped(results, stop, int(state.step))
-
-    test = _evaluate(classifier, state, dataset.test, mesh)
-    rows.append({"test_loss": test["loss"], "test_accuracy": test["accuracy"], "seconds": round(seconds, 3)})
-    if not cluster.leads():
-        return 0
-    _write_metrics(results, rows)
-    with results.writing():
-        _draw(results.staged, rows, test["confusion"], state, options, dataset)
-    results.finish()
-    tell(_summary(options, rows, results.folder))
-    return 0
+    loss = run.classifier.loss(l2=options.l2, dropout=options.dropout)
+    axis_name = None if run.mesh is None else cluster.AXIS
+    step = training.make_step(loss, optimizer, axis_name=axis_name, accumulate=options.accumulate)
+    init_key, run_key = jax.random.split(jax.random.key(options.seed))
+    params = run.classifier.model.init(init_key, dataset.train.images.shape[1:], len(dataset.classes))
+    return step, training.init_state(params, optimizer, run_key)
 
 
-def _stopped(results: OutputFolder, stop: _Stop, steps: int) -> int:
-    """Keep what was learned, beside an earlier result if there is one."""
+def _run_epochs(
+    run: Run, step: "Step", state: "TrainState", start: "Position", checkpoints: RunCheckpoints
+) -> "TrainState":
+    """Train to the end, or until a stop is requested; return the last state."""
+    from jaxnn import training
+
+    options, (images, labels) = run.options, run.dataset.train
+    with open_progress(options, run.say) as shown:
+
+        def after_chunk(progress: "Progress") -> None:
+            shown.after_chunk(progress)
+            checkpoints.after_chunk(progress)
+            run.report(supervisor.STEPPED)
+
+        results = training.fit(
+            step, state, images, labels, epochs=options.epochs, batch_size=options.batch_size, mesh=run.mesh,
+            start=start, pause_every=options.checkpoint_every, on_progress=after_chunk, stop=run.stop,
+        )  # fmt: skip
+        try:
+            for result in results:
+                state = result.state
+                if not result.finished:
+                    checkpoints.save(state, training.Position(result.epoch, result.steps, result.metrics))
+                    break
+                validation = run.evaluate(state, run.dataset.validation)
+                row = outputs.epoch_row(result, validation, checkpoints.seconds())
+                checkpoints.rows.append(row)
+                outputs.write_metrics(run.output, checkpoints.rows)
+                checkpoints.after_epoch(result)
+                shown.after_epoch(row)
+                run.report(supervisor.STEPPED)
+        except training.Diverged as error:
+            raise _diverged(error, checkpoints) from error
+        finally:
+            checkpoints.wait()
+    return state
+
+
+def _diverged(error: "Diverged", checkpoints: RunCheckpoints) -> CommandError:
+    """Save the last good state; return the error to raise, which names the options that may help."""
+    from jaxnn import training
+
+    last, folder = error.progress, checkpoints.folder
+    checkpoints.save(last.state, training.Position(last.epoch, last.step, last.metrics))
+    kept = "" if folder is None else f", and another --checkpoint-dir: {str(folder)!r} keeps the steps before"
+    return CommandError(f"{error.where}: try a lower --learning-rate or another --optimizer{kept}")
+
+
+def _keep_stopped(run: Run, steps: int) -> int:
+    """Keep the parameters of a stopped training, beside an earlier result if there is one; return the exit code."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
 
-    if jax.process_count() > 1:  # the signal may have reached another process alone
-        stop.signal = int(np.max(multihost_utils.process_allgather(np.int32(stop.signal or 0))))
-        if not cluster.leads():
+    if jax.process_count() > 1:  # perhaps only another process got the signal
+        run.stop.signal = int(np.max(multihost_utils.process_allgather(np.int32(run.stop.signal or 0))))
+        if not cluster.is_main_process():
             cluster.end_together()
-            return 128 + stop.signal
-    prefix = STOPPED if (results.folder / "params.npz").exists() else ""
-    results.finish(prefix)
-    kept = results.folder / f"{prefix}params.npz"
+            return 128 + run.stop.signal
+    prefix = STOPPED if (run.output.folder / "params.npz").exists() else ""
+    run.output.finish(prefix)
     cluster.end_together()
-    number = stop.signal or signal.SIGINT
-    counted = f"{steps} step{'s' if steps != 1 else ''}"
-    complain(f"jaxnn: stopped by {signal_name(number)} after {counted}; {kept} keeps what was learned")
+    number = run.stop.signal or signal.SIGINT
+    print_error(
+        f"jaxnn: stopped by {signal_name(number)} after {steps} step{'s' if steps != 1 else ''}; the parameters are in "
+        f"{run.output.folder / f'{prefix}params.npz'}"
+    )
     return 128 + number
 
 
-def _with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Fill in what was not said; an optimizer other than the default one keeps its own usual learning rate."""
-    key = ("mnist" if arguments.dataset == "fashion_mnist" else arguments.dataset, arguments.model)
-    defaults = DEFAULTS[key]
-    usual = {"sgd": 0.1, "momentum": 0.05, "adam": defaults.learning_rate, "adadelta": 1.0}
-    optimizer = arguments.optimizer or defaults.optimizer
-    filled = {**defaults._asdict(), "learning_rate": usual[optimizer]}
-    filled |= {name: value for name, value in vars(arguments).items() if value is not None}
-    may_be_missing = dict.fromkeys(
-        ("data_dir", "output", "coordinator", "processes", "process_id", "checkpoint_dir", "checkpoint_every")
-    )
-    return argparse.Namespace(**{**may_be_missing, **filled})
-
-
-def _output_folder(options: argparse.Namespace) -> Path:
-    if options.output == "":
-        raise Failure("--output ('') must name a folder", 2)
-    return Path(options.output or f"results/train-{options.dataset}-{options.model}").expanduser()
-
-
-def _require_extras() -> None:
-    """Find out before the training that the pictures can be drawn after it."""
-    try:
-        import rich
-
-        import jaxnn.plots.training
-    except Exception as error:
-        message = f"matplotlib and rich must be installed to train ({error}); in a clone: pip install '.[train]'"
-        raise Failure(message) from error
-    del rich, jaxnn
-
-
-class _Report:
-    """Called with the progress after each chunk: shows nothing."""
-
-    def __call__(self, progress: "Progress") -> None:
-        """Take the progress."""
-
-    def epoch_done(self, row: dict[str, Any]) -> None:
-        """Take an epoch's row of metrics."""
-
-
-class _Lines(_Report):
-    """Off a terminal: one line an epoch."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.tell = tell
-
-    def epoch_done(self, row: dict[str, Any]) -> None:
-        self.tell(
-            f"epoch {row['epoch']:3d}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}  "
-            f"validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}  "
-            f"{row['seconds']:.1f} s"
-        )
-
-
-class _Bar(_Report):
-    """On a terminal: a bar over the whole training, with loss, accuracy and images/s."""
-
-    def __init__(self, bar: Any, epochs: int) -> None:
-        self.bar, self.epochs = bar, epochs
-        with contextlib.suppress(OSError):
-            bar.start()
-        self.task = bar.add_task("compiling", total=None)
-        self.start: float | None = None
-        self.images = 0.0
-
-    def __call__(self, progress: "Progress") -> None:
-        count, now = progress.metrics["count"], time.perf_counter()
-        if self.start is None:  # the first chunk compiled: the rate counts from here
-            self.start, self.images = now, -count
-        rate = (self.images + count) / max(now - self.start, 1e-9) if self.images + count > 0 else 0.0
-        self.bar.update(
-            self.task,
-            total=self.epochs * progress.steps,
-            completed=(progress.epoch - 1) * progress.steps + progress.step,
-            description=f"epoch {progress.epoch}/{self.epochs}  loss {progress.metrics['nll'] / count:.4f}  "
-            f"accuracy {progress.metrics['correct'] / count:.2%}  {rate:,.0f} images/s",
-        )
-        if progress.step == progress.steps:
-            self.images += count
-
-
-@contextlib.contextmanager
-def _progress_bar(options: argparse.Namespace, tell: Callable[[str], None]) -> Iterator[_Report]:
-    if options.quiet or sys.stderr is None or not sys.stderr.isatty():
-        yield _Lines(tell)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn()
-    bar = Bar(*columns, console=Console(stderr=True))
-    try:
-        yield _Bar(bar, options.epochs)
-    finally:
-        with contextlib.suppress(OSError):  # a terminal that went away is no reason to lose a training
-            bar.stop()
-
-
-def _evaluate(classifier: Classifier, state: "TrainState", split: Any, mesh: "Mesh | None") -> dict[str, Any]:
-    from jaxnn import training
-
-    size = min(1000, len(split.labels))
-    sums = training.evaluate(classifier.metrics, state.params, split.images, split.labels, batch_size=size, mesh=mesh)
-    count = int(sums["count"])
-    loss, accuracy = float(sums["nll"]) / count, int(sums["correct"]) / count
-    return {"loss": loss, "accuracy": accuracy, "confusion": sums["confusion"]}
-
-
-def _epoch_row(
-    result: "EpochResult", classifier: Classifier, dataset: "Dataset", mesh: "Mesh | None", seconds: float
-) -> dict[str, Any]:
-    validation, sums = _evaluate(classifier, result.state, dataset.validation, mesh), result.metrics
-    if not math.isfinite(validation["loss"]):
-        # The last update can leave parameters that are finite, and of no use.
-        raise Failure(f"the validation loss is not finite after epoch {result.epoch}: try a lower learning rate")
-    return {
-        "epoch": result.epoch,
-        "step": int(result.state.step),
-        "train_loss": sums["nll"] / sums["count"],
-        "train_accuracy": sums["correct"] / sums["count"],
-        "validation_loss": validation["loss"],
-        "validation_accuracy": validation["accuracy"],
-        "seconds": round(seconds, 3),
-    }
-
-
-def _write_metrics(results: OutputFolder, rows: list[dict[str, Any]]) -> None:
-    with results.writing():
-        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        write_whole(results.staged / "metrics.jsonl", lines.encode())
-
-
-def _config(
-    options: argparse.Namespace, shape: tuple[int, ...], dataset: "Dataset", classifier: Classifier
-) -> dict[str, Any]:
-    """Return what is needed to use the parameters again, and what they were made with."""
-    made_with = (
-        "dataset",
-        "epochs",
-        "batch_size",
-        "optimizer",
-        "learning_rate",
-        "schedule",
-        "momentum",
-        "l2",
-        "dropout",
-        "dtype",
-        "accumulate",
-    )
-    return {
-        "model": options.model,
-        "input_shape": list(shape),
-        "classes": list(dataset.classes),
-        "normalisation": {"mean": classifier.mean, "std": classifier.std},
-        "seed": options.seed,
-        **{name: getattr(options, name) for name in made_with},
-    }
-
-
-def _draw(
-    output: Path,
-    rows: list[dict[str, Any]],
-    counts: Any,
-    state: "TrainState",
-    options: argparse.Namespace,
-    dataset: "Dataset",
-) -> None:
-    import numpy as np
-
-    from jaxnn.plots import training as plots
-
-    title = f"{options.model} on {dataset.name}"
-    plots.curves(output / "curves.png", rows, title)
-    plots.confusion(output / "confusion.png", np.asarray(counts), dataset.classes, f"{title}, test split")
-    height, width, _ = dataset.train.images.shape[1:]
-    params = state.params
-    if options.model in ("cnn", "convnet"):  # (height, width, input channel, output channel)
-        weights = np.moveaxis(
-            np.asarray(params["W0"] if options.model == "cnn" else params["conv1"]["w"])[:, :, 0], -1, 0
-        )
-        plots.filters(output / "filters.png", weights, f"{title}: filters of the first layer")
-    else:  # (unit, pixels), of which 64 are enough to see
-        first = np.asarray(params["linear" if options.model == "softmax" else "linear1"]["w"])[:64]
-        labels = dataset.classes if options.model == "softmax" else None
-        plots.filters(
-            output / "filters.png", first.reshape(-1, height, width), f"{title}: weights of the first layer", labels
-        )
-
-
-def _summary(options: argparse.Namespace, rows: list[dict[str, Any]], output: Path) -> str:
-    last, before = rows[-1], rows[-2]
-    lines = {
-        "test accuracy": f"{last['test_accuracy']:.2%}",
-        "test loss": f"{last['test_loss']:.4f}",
-        "validation accuracy": f"{before['validation_accuracy']:.2%}",
-        "training time": f"{last['seconds']:.1f} s with compilation, {options.epochs} epochs, {before['step']} steps",
-        "metrics": str(output / "metrics.jsonl"),
-        "parameters": str(output / "params.npz"),
-        "pictures": ", ".join(str(output / f"{name}.png") for name in ("curves", "confusion", "filters")),
-    }
-    return "\n".join(f"{name:<20} {value}" for name, value in lines.items())
+def _finish(run: Run, state: "TrainState", rows: list[dict[str, Any]], seconds: float) -> int:
+    """Evaluate the test split, once; write and print the results."""
+    test = run.evaluate(state, run.dataset.test)
+    rows.append({"test_loss": test["loss"], "test_accuracy": test["accuracy"], "seconds": round(seconds, 3)})
+    if cluster.is_main_process():
+        outputs.write_metrics(run.output, rows)
+        outputs.draw(run.output, rows, test["confusion"], state.params, run.options.model, run.dataset)
+        run.output.finish()
+        run.say(outputs.summary(run.options, rows, run.output.folder))
+    return 0

@@ -1,4 +1,4 @@
-"""The data sets, in NumPy alone: digits, and MNIST and Fashion-MNIST from IDX files or tensorflow-datasets' copies."""
+"""The data sets, as NumPy arrays: digits; MNIST and Fashion-MNIST from IDX files or tensorflow-datasets' copies."""
 
 from jaxnn.data.dataset import DATASETS as DATASETS
 from jaxnn.data.dataset import Dataset as Dataset

@@ -1,7 +1,7 @@
-"""Load a data set and part it, once and for all, into training, validation and test images.
+"""Load a data set, split into training, validation and test images.
 
-The validation part is taken from the training images and picks defaults and the best epoch; the test part
-is looked at once, at the end. Both are the same in every run, whatever its seed: runs can be compared.
+The validation split is a part of the published training images: it picks defaults and the best epoch. The test split is
+evaluated once, at the end. Both are the same for every seed, so that runs can be compared.
 """
 
 import difflib
@@ -36,13 +36,13 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A data set in its three parts, which share no image.
+    """A data set in three splits that share no image.
 
     Attributes:
         name: One of `DATASETS`.
-        train: What the gradient sees.
-        validation: What choices are made by; a fixed, stratified part of the published training images.
-        test: What is reported, evaluated once.
+        train: The images that the network learns from.
+        validation: The images that choices are made by: a fixed, stratified part of the published training images.
+        test: The images that are evaluated once, for the reported result.
         classes: The name of each class id.
     """
 
@@ -54,20 +54,20 @@ class Dataset(NamedTuple):
 
 
 def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, download: bool = False) -> Dataset:
-    """Load a data set, verified; from this machine alone, unless a download is asked for.
+    """Load a data set and verify it. The network is used only with `download=True`.
 
     Args:
         name: "digits" (scikit-learn's 1,797 of 8x8), "mnist" or "fashion_mnist".
-        data_dir: The folder with the four IDX files of mnist or fashion_mnist, raw or .gz; or one with a copy that
-            tensorflow-datasets has prepared, by default its own.
-        download: Have tensorflow-datasets prepare a copy there, if there is none.
+        data_dir: The folder with the four IDX files of mnist or fashion_mnist, raw or .gz; or a folder with a copy
+            that tensorflow-datasets has prepared (default: the folder that tensorflow-datasets uses by itself).
+        download: Let tensorflow-datasets download and prepare a copy there, if there is none.
 
     Returns:
-        The data set. The arrays are the caller's own, and in the published order.
+        The data set. Its arrays are new and writable, and in the published order.
 
     Raises:
         ValueError: `name` is not one of `DATASETS`.
-        DataError: The data are missing, damaged, or not those of `name`.
+        DataError: The data are missing, damaged, or those of another data set than `name`.
 
     Example:
         >>> digits = load("digits")
@@ -82,9 +82,9 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, download:
         raise ValueError(f"`name` ({name!r}) must be one of {', '.join(map(repr, DATASETS))}{hint}")
     if name == "digits":
         if data_dir is not None or download:
-            given = "--download" if data_dir is None else f"--data-dir ({os.fspath(data_dir)!r})"
+            given = "`download=True`" if data_dir is None else f"`data_dir` ({os.fspath(data_dir)!r})"
             raise DataError(
-                f"{given} is not used by digits, which come with scikit-learn: leave it out, or choose mnist or"
+                f"{given} is not used by digits, which come with scikit-learn: leave it out, or load mnist or"
                 " fashion_mnist"
             )
         everything = _read_digits()
@@ -108,10 +108,10 @@ def _split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Split:
 
 
 def _hold_out(split: Split, count: int) -> tuple[Split, Split]:
-    """Return `split` less `count` of its images, and those: stratified, at random, and the same each time.
+    """Hold out `count` images: a stratified random choice, the same each time. Return the rest and those held out.
 
-    The images are shuffled, then sorted by class, and evenly spaced ones are taken: each class gives its
-    share to within one image, and the total is exact.
+    The images are shuffled, then sorted by class, then evenly spaced ones are chosen. So the number of each class is
+    proportional to within one image, and the total is exact.
     """
     total = len(split.labels)
     order = np.random.default_rng(0).permutation(total)
@@ -122,7 +122,7 @@ def _hold_out(split: Split, count: int) -> tuple[Split, Split]:
 
 
 def _read_digits() -> Split:
-    """Return scikit-learn's digits; it carries them, and is imported only here."""
+    """Return the digits, which are part of scikit-learn. It is imported only here."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""Read one IDX file, the format of MNIST, and trust nothing in it.
+"""Read one IDX file, the format of MNIST, and validate every byte of it.
 
 An IDX file of bytes is `00 00 08 N`, then N big-endian 32-bit sizes, then the bytes in row-major order; N is
-3 for images and 1 for labels. The header says exactly how long the file must be: it is read first, and at
-most one byte beyond that length is unpacked, so that neither a lying header nor a gzip bomb costs memory.
+3 for images and 1 for labels. The header gives the exact length of the file. It is read first, and at most one byte
+beyond that length is unpacked: neither a false header nor a gzip bomb can exhaust the memory.
 """
 
 import gzip
@@ -17,23 +17,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-# The largest published file is 45 MiB. The cap, and not the file, bounds the memory a hostile file can take.
+from jaxnn.errors import JaxnnError
+
+# The largest published file has 45 MiB. This limit bounds the memory that a hostile file can take.
 MAX_BYTES = 64 * 2**20
 _PIECE = 2**16
 
 
-class DataError(Exception):
-    """A data set that is missing, damaged or not what its name says: one line, with the file and the cure."""
+class DataError(JaxnnError):
+    """A data set that is missing, damaged, or not the one that its name promises."""
 
 
 def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes, raw or gzipped whatever its suffix.
+    """Read an IDX file of unsigned bytes. It may be raw or gzipped; its suffix does not matter.
 
     Args:
         path: The file.
 
     Returns:
-        An array of the shape in the file's header.
+        The array, in the shape that the file's header gives.
 
     Raises:
         DataError: The file cannot be read, or is not exactly one IDX array of 1 to `MAX_BYTES` bytes.
@@ -47,12 +49,12 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         array([7, 2, 1], dtype=uint8)
     """
     path = Path(path)
-    name = repr(str(path))  # quoted: a path may hold a newline, and the message is one line
+    name = repr(str(path))  # quoted, because a path may contain a newline and the message must be one line
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # looked at before opening: a pipe would make us wait for ever
+        if not stat.S_ISREG(mode):  # checked before opening: reading from a pipe would wait for ever
             kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-            raise DataError(f"{name} is {kind}: an IDX file is needed in its place")
+            raise DataError(f"{name} is {kind}: put an IDX file in its place")
         with path.open("rb") as file:
             gzipped = file.peek(2).startswith(b"\x1f\x8b")
             return _parse(gzip.GzipFile(fileobj=file) if gzipped else file, name)
@@ -64,8 +66,8 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def _parse(stream: io.BufferedReader | gzip.GzipFile, name: str) -> NDArray[np.uint8]:
-    """Return the array in `stream`, having checked each part of it before reading the next."""
-    start = stream.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte-order mark and blanks may come first
+    """Return the array in `stream`. Each part is checked before the next one is read."""
+    start = stream.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n")  # skip a byte-order mark and blanks
     if start.startswith(b"<"):
         raise DataError(f"{name} is an HTML page, not an IDX file: the download failed, fetch it again")
     magic = stream.read(4)
@@ -86,8 +88,8 @@ def _parse(stream: io.BufferedReader | gzip.GzipFile, name: str) -> NDArray[np.u
         raise DataError(f"{name} holds no data ({claim}): download it again")
     if size > MAX_BYTES:
         raise DataError(f"{name} is over the limit of {MAX_BYTES} bytes ({claim}): download it again")
-    # The one byte more shows a file that is too long, and at a right one's end has gzip verify its checksum.
-    # Read in one piece, a gzipped file would be held three times over, and a short one at its claimed length.
+    # Reading one byte more detects a file that is too long, and makes gzip verify its checksum at the end.
+    # Read in one piece, a gzipped file would take three times its size, and a short one the size that it claims.
     body = bytearray()
     while piece := stream.read(min(_PIECE, size + 1 - len(body))):
         body += piece

@@ -1,8 +1,8 @@
-"""Read a folder of MNIST's or Fashion-MNIST's four IDX files, and prove that they are what they are called.
+"""Read a folder of MNIST's or Fashion-MNIST's four IDX files, and verify that they are the published ones.
 
-The two data sets share their file names, shapes and label range, so one in the other's place trains well
-and reports a wrong result. Only the content tells them apart: each file must have its published SHA-256. The
-other checks come first, because they name the cause.
+The two data sets share file names, shapes and labels: one in the place of the other trains well, and the result is
+wrong. Only the content differs, so each file must have its published SHA-256. The other checks come before that one,
+because they name the cause.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from jaxnn.data.idx import DataError, read_idx
 
-FILES = {  # each part's usual file name
+FILES = {  # the usual name of each file
     "train-images": "train-images-idx3-ubyte",
     "train-labels": "train-labels-idx1-ubyte",
     "t10k-images": "t10k-images-idx3-ubyte",
@@ -26,7 +26,7 @@ SOURCES = {
     "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 }
-SHA256 = {  # of the uncompressed files, so that compressing them again changes nothing
+SHA256 = {  # of the uncompressed files, so that the compression does not matter
     "mnist": {
         "train-images": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         "train-labels": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -40,9 +40,7 @@ SHA256 = {  # of the uncompressed files, so that compressing them again changes 
         "t10k-labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
 }
-
-
-LABELS = {  # of each class
+LABELS = {  # the number of labels of each class
     "mnist": {
         "train-labels": [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
         "t10k-labels": [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
@@ -71,7 +69,7 @@ def read_folder(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str,
 
 
 def check(name: str, paths: dict[str, Path], arrays: dict[str, NDArray[np.uint8]]) -> None:
-    """Refuse arrays that are not the published ones, naming the path and, where it can be told, the cause."""
+    """Refuse arrays that are not the published ones. The error names the path and, if it is known, the cause."""
     for split in ("train", "t10k"):
         images, labels = f"{split}-images", f"{split}-labels"
         _check_pair(paths[images], arrays[images], paths[labels], arrays[labels])
@@ -80,7 +78,7 @@ def check(name: str, paths: dict[str, Path], arrays: dict[str, NDArray[np.uint8]
 
 
 def has_files(data_dir: str | os.PathLike[str] | None) -> bool:
-    """Tell whether a folder has any file of the four."""
+    """Return whether a folder has any of the four files."""
     if data_dir is None:
         return False
     stems = {file.replace("-idx", ".idx") for file in FILES.values()}
@@ -92,21 +90,21 @@ def has_files(data_dir: str | os.PathLike[str] | None) -> bool:
 
 
 def _find(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, Path]:
-    """Return the path of each part, under either spelling, raw before gzipped."""
+    """Return the path of each file, in either spelling; a raw file is preferred to a gzipped one."""
     if data_dir is None:
-        raise _missing(name, FILES.values(), "as no folder was given")
-    folder = Path(os.path.expanduser(data_dir))  # the shell leaves the ~ of --data-dir=~/mnist alone
+        raise _missing(name, FILES.values(), "because no folder was given")
+    folder = Path(os.path.expanduser(data_dir))  # a shell does not expand a ~ in the middle of an argument
     try:
         present = set(os.listdir(folder))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or error
-        raise _missing(name, FILES.values(), f"as {str(folder)!r} cannot be read ({reason})") from error
+        raise _missing(name, FILES.values(), f"because {str(folder)!r} cannot be read ({reason})") from error
     paths = {}
     for part, file in FILES.items():
         spellings = [file, file.replace("-idx", ".idx"), f"{file}.gz", f"{file.replace('-idx', '.idx')}.gz"]
         found = [folder / spelling for spelling in spellings if spelling in present]
         if found:
-            # Kaggle's copy has a folder under one spelling beside the file under the other.
+            # Kaggle's copy has a folder in one spelling beside the file in the other.
             paths[part] = min(found, key=os.path.isdir)
     if absent := [file for part, file in FILES.items() if part not in paths]:
         raise _missing(name, absent, f"in {str(folder)!r}")
@@ -114,11 +112,11 @@ def _find(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, Path]
 
 
 def _missing(name: str, files: Collection[str], where: str) -> DataError:
-    """Return the error that says which files are missing where, and how to come by them."""
+    """Return the error that says which files are missing, and how to get them."""
     which = "all four files" if len(files) == len(FILES) else ", ".join(files)
     return DataError(
-        f"{name} misses {which} {where}: put {', '.join(FILES.values())} (each raw or .gz)"
-        f" from {SOURCES[name]} into one folder and name it with --data-dir, or let --download fetch them"
+        f"{name} lacks {which} {where}: put {', '.join(FILES.values())} (each raw or .gz)"
+        f" from {SOURCES[name]} into one folder and pass it as `data_dir`, or pass `download=True`"
     )
 
 
@@ -133,36 +131,36 @@ def _check_pair(images_path: Path, images: NDArray[np.uint8], labels_path: Path,
             raise DataError(f"{str(path)!r} does not hold {kind} (rank {array.ndim}, not {rank}): download it again")
     if len(images) != len(labels):
         raise DataError(
-            f"{str(images_path)!r} holds {len(images)} images and {str(labels_path)!r} {len(labels)} labels,"
-            " and the counts must be equal: download both again"
+            f"{str(images_path)!r} holds {len(images)} images and {str(labels_path)!r} {len(labels)} labels:"
+            " the counts must be equal, download both again"
         )
     if labels.max() > 9:
         row = int(labels.argmax())
         raise DataError(
-            f"{str(labels_path)!r} holds the label {labels[row]} (row {row}),"
-            " and labels go from 0 to 9: download it again"
+            f"{str(labels_path)!r} holds the label {labels[row]} (row {row}):"
+            " labels must lie between 0 and 9, download it again"
         )
 
 
 def _check_published(name: str, part: str, path: Path, array: NDArray[np.uint8]) -> None:
-    """Refuse a file whose content is not the published one, saying what it is where that is known."""
+    """Refuse a file whose content is not the published one. The error says what it is, if that is known."""
     digest = _sha256(array)
     if digest == SHA256[name][part]:
         return
     for other, digests in SHA256.items():
         for other_part, published in digests.items():
             if digest == published:
-                cure = "rename it" if other == name else f"use --dataset {other} or another folder"
+                cure = "rename it" if other == name else f"set `name` to {other}, or use another folder"
                 expected = f"{name}'s" if other_part == part else f"{name}'s {part}"
                 raise DataError(f"{str(path)!r} is {other}'s {other_part}, not {expected}: {cure}")
     why = f"SHA-256 {digest} differs from {SHA256[name][part]}"
     if part in LABELS[name] and (counts := np.bincount(array, minlength=10).tolist()) != LABELS[name][part]:
-        why = f"it has {counts} labels of the classes, not {LABELS[name][part]}"
+        why = f"it has {counts} labels of each class, not {LABELS[name][part]}"
     raise DataError(f"{str(path)!r} is not the published {part} of {name} ({why}): download it again")
 
 
 def _sha256(array: NDArray[np.uint8]) -> str:
-    """Return the SHA-256 of the raw IDX file of `array`, whose header follows from the shape."""
+    """Return the SHA-256 of the raw IDX file that holds `array`; its header follows from the shape."""
     digest = hashlib.sha256(struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape))
     digest.update(array.data)
     return digest.hexdigest()

@@ -1,11 +1,11 @@
 """MNIST and Fashion-MNIST as tensorflow-datasets keeps them, prepared and read without TensorFlow.
 
-tensorflow-datasets downloads the published files, checks them, and keeps the images as PNG in array records, in an
-order that a hash of their numbers gives. What is read here is put back into the published order, in which it must have
-the published SHA-256, as the files have: a copy that holds MNIST under Fashion-MNIST's name, which two preparations in
-one folder have been seen to make, is refused.
+tensorflow-datasets downloads the published files, checks them, and stores the images as PNG in array records, ordered
+by a hash of their numbers. Here they are restored to the published order, and must have the published SHA-256. So a
+copy that holds MNIST under Fashion-MNIST's name is refused; two preparations in one folder were seen to make such a
+copy.
 
-TensorFlow is what its own preparation of these two needs to unpack gzip and to write PNG; both are done here instead.
+tensorflow-datasets' own preparation needs TensorFlow to unpack gzip and to write PNG. Both are done here instead.
 """
 
 import contextlib
@@ -31,27 +31,27 @@ from jaxnn.data.mnist import FILES, SOURCES, check
 from jaxnn.files import lock
 
 REACH_SECONDS = 5.0
-_SPLITS = {"train": "train", "t10k": "test"}  # our name, and theirs
+_SPLITS = {"train": "train", "t10k": "test"}  # our name: their name
 _COUNTS = {"train": 60_000, "t10k": 10_000}
 
 
 def folder_of(data_dir: str | os.PathLike[str] | None) -> Path:
-    """Return where tensorflow-datasets keeps its copies: `data_dir`, or its own default."""
+    """Return the folder of tensorflow-datasets' copies: `data_dir`, or its own default."""
     return Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> bool:
-    """Tell whether there is a copy of a data set, whole or not."""
+    """Return whether there is a copy of a data set, complete or not."""
     return any((version / "dataset_info.json").exists() for version in _versions(name, data_dir))
 
 
 def _versions(name: str, data_dir: str | os.PathLike[str] | None) -> list[Path]:
-    """Return the folders of a data set's copies; one that is being made has another name."""
+    """Return the folders of a data set's copies; an unfinished one has another kind of name."""
     return [path for path in (folder_of(data_dir) / name).glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
 
 
 def read_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, NDArray[np.uint8]]:
-    """Read and verify the copy of a data set; touches no network.
+    """Read and verify the copy of a data set, without the network.
 
     Args:
         name: "mnist" or "fashion_mnist".
@@ -69,7 +69,7 @@ def read_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> dict[st
 
         try:
             for path in [path for version in _versions(name, data_dir) for path in version.iterdir()]:
-                if not stat.S_ISREG(path.stat().st_mode):  # a pipe would make us wait for ever
+                if not stat.S_ISREG(path.stat().st_mode):  # reading from a pipe would wait for ever
                     raise ValueError(f"{path.name} is not a regular file")
             for ours, theirs in _SPLITS.items():
                 source = tfds.data_source(name, split=theirs, data_dir=folder, download=False)
@@ -80,39 +80,35 @@ def read_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> dict[st
                 published = np.argsort(np.array(sorted(range(len(records)), key=hasher.hash_key)))
                 arrays[f"{ours}-images"] = np.stack([record["image"][..., 0] for record in records])[published]
                 arrays[f"{ours}-labels"] = np.array([record["label"] for record in records], np.uint8)[published]
-        except Exception as error:  # of whatever package is involved
+        except Exception as error:  # any package that is involved may raise
             raise DataError(
                 f"{str(folder / name)!r} cannot be read as a copy of tensorflow-datasets ({_line(error)}): remove it,"
-                " and prepare it again with --download"
+                " and prepare it again with `download=True`"
             ) from error
     check(name, dict.fromkeys(arrays, folder / name), arrays)
     return arrays
 
 
-def prepare(
-    name: str, data_dir: str | os.PathLike[str] | None, manual_dir: str | os.PathLike[str] | None = None
-) -> None:
-    """Download a data set by tensorflow-datasets, which checks it, unless there is a copy.
+def prepare(name: str, data_dir: str | os.PathLike[str] | None) -> None:
+    """Let tensorflow-datasets download and check a data set, unless there is a copy.
 
     Args:
         name: "mnist" or "fashion_mnist".
         data_dir: the folder of copies, or None for tensorflow-datasets' own.
-        manual_dir: a folder with the four files, .gz, to take them from.
 
     Raises:
-        DataError: tensorflow-datasets is not installed, the source cannot be reached, or what it sends is not the data.
+        DataError: tensorflow-datasets is not installed, the source cannot be reached, or it sends other files.
     """
     if is_prepared(name, data_dir):
         return
     with _tfds() as tfds, _alone_in(folder_of(data_dir)):
-        if is_prepared(name, data_dir):  # by another process, meanwhile
+        if is_prepared(name, data_dir):  # another process was faster
             return
-        if manual_dir is None:
-            _require_reachable(name)
+        _require_reachable(name)
         try:
             builder = _builder(tfds, name)(data_dir=folder_of(data_dir), file_format="array_record")
             with contextlib.redirect_stdout(io.StringIO()):
-                builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+                builder.download_and_prepare()
         except Exception as error:
             raise DataError(
                 f"{name} cannot be prepared by tensorflow-datasets ({_line(error)}); {_by_hand(name)}"
@@ -121,17 +117,17 @@ def prepare(
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process prepares a data set in a folder."""
-    let_go: Callable[[], None] | None = None
-    with contextlib.suppress(OSError):  # the builder says what is wrong with the folder
+    """Hold the lock of a folder, so that one process at a time prepares a data set in it."""
+    unlock: Callable[[], None] | None = None
+    with contextlib.suppress(OSError):  # if the folder is unusable, the builder says why
         folder.mkdir(parents=True, exist_ok=True)
-        while (let_go := lock(folder)) is None:
+        while (unlock := lock(folder)) is None:
             time.sleep(0.2)
     try:
         yield
     finally:
-        if let_go is not None:
-            let_go()
+        if unlock is not None:
+            unlock()
 
 
 def _builder(tfds: Any, name: str) -> Any:
@@ -157,7 +153,7 @@ def _builder(tfds: Any, name: str) -> Any:
 
 @contextlib.contextmanager
 def _tfds() -> Iterator[Any]:
-    """Import tensorflow-datasets, and keep its warnings and bars to itself."""
+    """Import tensorflow-datasets and silence its warnings and progress bars."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         import tensorflow_datasets as tfds
@@ -172,7 +168,7 @@ def _tfds() -> Iterator[Any]:
 
 
 def _require_reachable(name: str) -> None:
-    """Find out in seconds that there is no way to the source: tensorflow-datasets would try for minutes."""
+    """Fail within seconds if the source cannot be reached; tensorflow-datasets would try for minutes."""
     url = urllib.parse.urlsplit(SOURCES[name])
     proxy = urllib.request.getproxies().get(url.scheme)
     target = urllib.parse.urlsplit(proxy) if proxy else url
@@ -185,17 +181,17 @@ def _require_reachable(name: str) -> None:
         with contextlib.suppress(OSError), socket.create_connection((target.hostname or "", port), REACH_SECONDS):
             reached.set()
 
-    thread = threading.Thread(target=reach, daemon=True)  # as looking a name up knows no time limit
+    thread = threading.Thread(target=reach, daemon=True)  # a name lookup has no time limit
     thread.start()
     thread.join(REACH_SECONDS)
     if not reached.is_set():
-        raise DataError(f"{name} cannot be downloaded, as {target.hostname} is out of reach: {_by_hand(name)}")
+        raise DataError(f"{name} cannot be downloaded because {target.hostname} cannot be reached: {_by_hand(name)}")
 
 
 def _by_hand(name: str) -> str:
     return (
-        f"put {', '.join(FILES.values())} (each raw or .gz) from {SOURCES[name]} into one folder and name it with"
-        " --data-dir"
+        f"put {', '.join(FILES.values())} (each raw or .gz) from {SOURCES[name]} into one folder and pass it as"
+        " `data_dir`"
     )
 
 

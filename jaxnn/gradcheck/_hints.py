@@ -1,15 +1,17 @@
-"""What a wrong derivative looks like: patterns that name the mistake."""
+"""Hints: patterns in a wrong derivative that name the mistake."""
 
 import re
 from typing import Any
 
 import numpy as np
 
-Arrays = list[Any]
+from jaxnn.gradcheck._subject import Arrays
+
+MINUS = "the sign: minus the derivative"
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two arrays agree to a part in a thousand of their size, and are not both nothing."""
+def _match(a: Any, b: Any) -> bool:
+    """Whether two arrays agree to a thousandth of the largest element, which is not 0."""
     if a.shape != b.shape or not np.isfinite(a).all() or not np.isfinite(b).all():
         return False
     top = np.abs(b).max(initial=0.0)
@@ -17,38 +19,47 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any, wrong: Any) -> str:
-    """Name the pattern in which the rule's cotangent of one argument differs from the right one, or return ""."""
+    """Name the pattern by which the rule's cotangent of one argument differs from the truth; "" if it fits none.
+
+    Args:
+      leaf: which of the arguments.
+      custom: the rule's cotangents of all arguments.
+      truth: the right ones.
+      paths: the arguments' names.
+      point: the argument's own values.
+      wrong: which elements of the cotangent are wrong.
+    """
     c, t = custom[leaf], truth[leaf]
     if c.size == 0 or not np.isfinite(t).all():
         return ""
     if not np.isfinite(c).all():
         return "not finite where the derivative is: an overflow, 0/0 or inf − inf in the rule"
     count = int(wrong.sum())
-    if count < c.size and _same(c, t):
+    if count < c.size and _match(c, t):
         return f"wrong at {count} of {c.size} elements"
     if not c.any() and t.any():
-        return "zero everywhere: a None, a stop_gradient, or a forgotten term"
-    if _same(c, -t):
-        return "the sign: minus the derivative"
-    if np.iscomplexobj(t) and (_same(c, np.conj(t)) or _same(c, np.real(t))):
+        return "zero everywhere: a None, a stop_gradient, or a missing term"
+    if _match(c, -t):
+        return MINUS
+    if np.iscomplexobj(t) and (_match(c, np.conj(t)) or _match(c, np.real(t))):
         return "the complex conjugate of the derivative" if c.imag.any() else "the derivative's real part alone"
     factor = np.vdot(t, c) / np.vdot(t, t) if t.any() else 0.0
-    if factor and _same(c, factor * t) and np.abs(c - factor * t).max() <= 0.1 * np.abs(c - t).max():
+    if factor and _match(c, factor * t) and np.abs(c - factor * t).max() <= 0.1 * np.abs(c - t).max():
         factor = factor.real if abs(factor.imag) <= 1e-3 * abs(factor) else factor
         return f"a constant factor: {factor:.4g} times the derivative"
     for other, path in enumerate(paths):
-        if other != leaf and _same(c, truth[other]):
+        if other != leaf and _match(c, truth[other]):
             return f"this is the derivative with respect to {path}: the order of the returned cotangents"
-    if c.ndim >= 2 and c.shape[-1] == c.shape[-2] and _same(c, np.swapaxes(t, -1, -2)):
+    if c.ndim >= 2 and c.shape[-1] == c.shape[-2] and _match(c, np.swapaxes(t, -1, -2)):
         return "a transpose: the derivative with its last two axes swapped"
     for axis in range(c.ndim):
         if c.shape[axis] > 1:
-            if _same(c, np.flip(t, axis)):
+            if _match(c, np.flip(t, axis)):
                 return f"the derivative reversed along axis {axis}"
             summed = np.broadcast_to(t.sum(axis, keepdims=True), t.shape)
-            if _same(c, summed) or _same(c, summed / t.shape[axis]):
+            if _match(c, summed) or _match(c, summed / t.shape[axis]):
                 return f"the derivative summed (or averaged) over axis {axis}, which it must not be"
-    if c.ndim >= 2 and _same(c, np.flip(t, (-2, -1))):
+    if c.ndim >= 2 and _match(c, np.flip(t, (-2, -1))):
         return "the derivative reversed along its last two axes"
     if 0 < count < c.size:
         for where, mask in (("< 0", point < 0), ("> 0", point > 0), ("== 0", point == 0)):
@@ -59,7 +70,7 @@ def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any,
 
 
 def shape_hint(message: str) -> str:
-    """Name the mistake behind JAX's complaint about a cotangent's shape, or return ""."""
+    """Name the mistake behind JAX's message on a cotangent's shape; "" if the message is another one."""
     found = re.search(
         r"of type \w+\[([\d,]*)\][^\[]* (?:of type|input of type|to an input of type) \w+\[([\d,]*)\]", message
     )

@@ -1,8 +1,8 @@
-"""Numeric derivatives along a direction: every step size at once, how sure the answer is, and the kinks.
+"""Numeric derivatives along a direction, by a sweep of steps, with the error of the answer, and with the kinks.
 
 For a direction v the central difference (φ(x + hv) − φ(x − hv)) / 2h misses φ'(x)·v by a term in h² and by rounding,
-which grows as 1/h. Neither is known beforehand, so all steps of a sweep are taken: where two neighbouring steps agree
-best, their distance says how far either can be off. At a kink the two one-sided derivatives stay apart as h shrinks.
+which grows as 1/h. The best step h is not known beforehand, so the sweep tries many. Where two neighbouring steps agree
+best, their distance bounds the error of either. At a kink the two one-sided derivatives stay apart as h shrinks.
 """
 
 import dataclasses
@@ -13,23 +13,31 @@ import numpy as np
 
 Vector = Any  # a list of float64 arrays
 
+# Powers of two around the best step, the cube root of eps: 2**-17 in float64, 2**-7.6 in float32.
+STEPS_FLOAT64 = [2.0 ** (-4 - 3 * k) for k in range(7)]
+STEPS_FLOAT32 = [2.0 ** (-1 - k) for k in range(10)]
+EPS_FLOAT64, EPS_FLOAT32 = 2.0**-52, 2.0**-23
+# A smooth function's one-sided differences approach each other as the step shrinks: their gap falls to 1/8 from one
+# step of float64's sweep to the next, to 1/2 in float32's. At a kink it stays.
+GAP_OF_A_KINK = 0.6
+
 
 @dataclasses.dataclass(frozen=True)
 class Slope:
     """φ'(x; v): the derivative along a direction."""
 
     value: float
-    error: float  # how far it can be off
+    error: float  # how far `value` can be off
     left: float  # −φ'(x; −v)
     right: float
     kinked: bool
     sweep: tuple[tuple[float, float], ...]  # (step, central difference)
-    bend: float  # how far the one-sided differences still move with the step
+    drift: float  # how far the one-sided differences still move from one step to the next
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The one-sided derivatives, widened by the error."""
-        margin = 3 * self.error + self.bend + 1e-3 * abs(self.right - self.left)
+        """The one-sided derivatives, widened by three times the error and a thousandth of their distance."""
+        margin = 3 * self.error + self.drift + 1e-3 * abs(self.right - self.left)
         return min(self.left, self.right) - margin, max(self.left, self.right) + margin
 
 
@@ -45,37 +53,37 @@ def slope(
 ) -> Slope:
     """Differentiate φ = Σ dy f along `direction`; `eps` is the relative rounding error of f."""
 
-    def moved(h: float) -> Vector:
-        return [a + h * v for a, v in zip(x, direction, strict=True)]
+    def at(h: float) -> Vector:
+        return f([a + h * v for a, v in zip(x, direction, strict=True)])
 
     base = f(x)
     dy = [np.where(np.isfinite(y), d, 0.0) for d, y in zip(dy, base, strict=True)]
     with np.errstate(all="ignore"):
         scale = float(sum(np.sqrt(np.nansum(np.square(np.abs(d * y)))) for d, y in zip(dy, base, strict=True)))
-        rounding = [4 * eps * scale / h for h in steps]
+        rounding = [4 * eps * scale / h for h in steps]  # a difference of two values, each off by an eps or two
         right, left = [], []
         for h in steps:
-            ahead, behind = f(moved(h)), f(moved(-h))
+            ahead, behind = at(h), at(-h)
             right.append(dot(dy, [p - y for p, y in zip(ahead, base, strict=True)]) / h)
             left.append(dot(dy, [y - m for m, y in zip(behind, base, strict=True)]) / h)
         central = [(r + l) / 2 for r, l in zip(right, left, strict=True)]
-        unsure = [
+        errors = [
             abs(central[k + 1] - central[k]) + rounding[k + 1] if np.isfinite([central[k], central[k + 1]]).all()
             else np.inf
             for k in range(len(steps) - 1)
         ]  # fmt: skip
-        k = int(np.argmin(unsure))
-        jump, next_jump = abs(right[k] - left[k]), abs(right[k + 1] - left[k + 1])
-        # A smooth function's jump shrinks with the step.
-        kinked = next_jump > 0.6 * jump and next_jump > 20 * rounding[k + 1] + 1e-6 * abs(central[k + 1])
+        k = int(np.argmin(errors))
+        gap, next_gap = abs(right[k] - left[k]), abs(right[k + 1] - left[k + 1])
+        noise = 20 * rounding[k + 1] + 1e-6 * abs(central[k + 1])  # a gap must stand out from rounding
+        kinked = next_gap > GAP_OF_A_KINK * gap and next_gap > noise
     return Slope(
-        central[k + 1], float(unsure[k]), left[k + 1], right[k + 1], bool(kinked),
+        central[k + 1], float(errors[k]), left[k + 1], right[k + 1], bool(kinked),
         tuple(zip(steps, central, strict=True)), max(abs(right[k + 1] - right[k]), abs(left[k + 1] - left[k])),
     )  # fmt: skip
 
 
-def relative_direction(x: Vector, leaf: int, rng: np.random.Generator) -> Vector:
-    """Make a random direction in one leaf, in proportion to its elements: positive ones stay positive."""
+def random_direction(x: Vector, leaf: int, rng: np.random.Generator) -> Vector:
+    """Return a random direction in one leaf. It is proportional to the elements, so positive ones stay positive."""
     direction = [np.zeros_like(a) for a in x]
     size = x[leaf].shape
     finite = np.where(np.isfinite(x[leaf]), x[leaf], 0.0)
@@ -85,8 +93,8 @@ def relative_direction(x: Vector, leaf: int, rng: np.random.Generator) -> Vector
     return direction
 
 
-def coordinate(x: Vector, leaf: int, index: int) -> Vector:
-    """Make the direction of one element, as long as the element is large (or as its neighbours are, if it is 0)."""
+def element_direction(x: Vector, leaf: int, index: int) -> Vector:
+    """Return the direction of one element, as long as the element is large; if that is 0, as the others' median is."""
     direction = [np.zeros_like(a) for a in x]
     values = np.abs(x[leaf].reshape(-1))
     usable = values[np.isfinite(values) & (values > 0)]
@@ -95,6 +103,6 @@ def coordinate(x: Vector, leaf: int, index: int) -> Vector:
     return direction
 
 
-def turned(direction: Vector) -> Vector:
-    """Turn a direction from the real axis to the imaginary one."""
+def imaginary(direction: Vector) -> Vector:
+    """Turn a direction along the real axis into one along the imaginary axis."""
     return [1j * v if np.iscomplexobj(v) else v for v in direction]

@@ -1,4 +1,4 @@
-"""What a check found: rows, and how they read on a terminal, in a file and in an exception."""
+"""The report of a check: its rows, as text for a terminal, as data for JSON, and as the message of an exception."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ PASS, FAIL, UNSUPPORTED, INCONCLUSIVE, NOTE = "PASS", "FAIL", "UNSUPPORTED", "IN
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """The worst element: its index, the three derivatives there, and how far the rule's is off."""
+    """The worst element: its index, the three derivatives there, and the error of the rule's."""
 
     index: tuple[int, ...]
     custom: complex  # a float where the argument is not complex
@@ -19,7 +19,7 @@ class Evidence:
     numeric: complex | None
     absolute: float  # |custom − truth|
     relative: float  # |custom − truth| / |truth|
-    ulp: float  # in units in the last place of the truth, in the argument's dtype
+    ulp: float  # |custom − truth| in units in the last place of the truth, in the argument's dtype
     tolerance: float  # the absolute error allowed there
     agree: str  # which two of the three agree
 
@@ -28,8 +28,8 @@ class Evidence:
 class Row:
     """One check of one argument, output or transformation.
 
-    `status` is PASS, FAIL (the rule is wrong), UNSUPPORTED (it, or JAX, says it cannot do this), INCONCLUSIVE (it could
-    not be decided here; the message has the cure) or NOTE (worth knowing, no verdict).
+    `status` is PASS, FAIL (the rule is wrong), UNSUPPORTED (the rule, or JAX, cannot do this), INCONCLUSIVE (not
+    decided at these arguments; the message says what would decide it) or NOTE (information, no verdict).
     """
 
     check: str
@@ -40,21 +40,21 @@ class Row:
     evidence: Evidence | None = None
 
     def lines(self, width: int) -> list[str]:
-        """Write the row out, the message folded under the path."""
+        """Return the row as lines of text; a long message is continued under the path."""
         head = f"{self.status:<12} {self.check:<13} "
         text = f"{self.path}: {self.message}" if self.message else self.path
         return textwrap.wrap(text, width, initial_indent=head, subsequent_indent=" " * len(head)) or [head]
 
     def details(self, width: int) -> list[str]:
-        """Write out the evidence and the hint of a failed row."""
+        """Return the evidence and the hint of a failed row as lines of text."""
         indent = " " * 13
         found: list[str] = []
         if (e := self.evidence) is not None:
             at = f"[{', '.join(map(str, e.index))}]" if e.index else ""
-            found.append(f"at {self.path}{at}: custom {_number(e.custom)}, automatic {_number(e.automatic)}, "
-                         f"numeric {_number(e.numeric)} ({e.agree})")  # fmt: skip
-            found.append(f"error {_number(e.absolute)} absolute, {_number(e.relative)} relative, {_number(e.ulp)} ULP; "
-                         f"allowed {_number(e.tolerance)}")  # fmt: skip
+            found.append(f"at {self.path}{at}: custom {_digits(e.custom)}, automatic {_digits(e.automatic)}, "
+                         f"numeric {_digits(e.numeric)} ({e.agree})")  # fmt: skip
+            found.append(f"error {_digits(e.absolute)} absolute, {_digits(e.relative)} relative, {_digits(e.ulp)} ULP; "
+                         f"allowed {_digits(e.tolerance)}")  # fmt: skip
         if self.hint:
             found.append(f"hint: {self.hint}")
         return [
@@ -68,13 +68,13 @@ class Report:
     """The outcome of `gradcheck.check`. `print(report)` shows a table.
 
     Attributes:
-      name: the function's.
-      rows: one a check and argument, output or transformation.
+      name: the name of the function.
+      rows: one row for each check of an argument, an output or a transformation.
       repro: the call that gives this report again.
-      seed: of the cotangents and directions.
-      seconds: how long it took.
-      costs: bytes and flops, custom beside automatic.
-      sweep: the numeric derivative's relative distance from the rule's at each step size, (step, distance) pairs.
+      seed: the seed of the cotangents and directions.
+      seconds: the time that the check took.
+      costs: bytes, flops and milliseconds, by "custom" and "automatic".
+      sweep: pairs of a step size and the numeric derivative's relative distance from the rule's at that step.
       errors: the rule's largest distance from the automatic derivative, relative to the largest element, and from the
         numeric one, relative to the slope along a direction.
     """
@@ -99,7 +99,7 @@ class Report:
         return tuple(row for row in self.rows if row.status == FAIL)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it; what is complex or not finite becomes a string."""
+        """Return everything as data that JSON can hold; complex and non-finite numbers become strings."""
         return _jsonable({"ok": self.ok, **dataclasses.asdict(self)})  # type: ignore[no-any-return]
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class Report:
         return "\n".join([*lines, f"again: {self.repro}"])
 
     def failed_lines(self, limit: int = 30) -> str:
-        """Write the failed rows alone, `limit` lines at most."""
+        """Return the failed rows alone, as at most `limit` lines of text."""
         lines = [f"the derivative of {self.name} is wrong"]
         for row in self.failures:
             lines += row.lines(120) + row.details(120)
@@ -125,7 +125,7 @@ class Report:
         return "\n".join([*lines, f"again: {self.repro}"])
 
 
-def _number(x: complex | None) -> str:
+def _digits(x: complex | None) -> str:
     return "none" if x is None else f"{x:.6g}"
 
 

@@ -1,4 +1,4 @@
-"""The computation graph of any JAX function, as the notes draw back-propagation."""
+"""The computation graph of any JAX function, as the notes draw it for back-propagation."""
 
 from jaxnn.graph.graph import Edge as Edge
 from jaxnn.graph.graph import Graph as Graph

@@ -1,12 +1,12 @@
-"""Numeric derivatives, element by element: (f(x + h) − f(x − h)) / 2h, as the definition of a derivative has it.
+"""Numeric derivatives, element by element: (f(x + h) − f(x − h)) / 2h.
 
-The step is the cube root of the dtype's eps, relative to the element: in float64 that leaves about 1e-10 of error from
-either side, rounding and curvature. A kink that lies within a step spoils the quotient, so each is taken at a hundredth
-of the step too, and the smaller is believed where the two disagree. Where the quotients to the left and to the right
-still differ then, the kink is at x itself: f has no derivative there, and rules follow conventions.
+The step h is the cube root of the dtype's eps, relative to the element. In float64 rounding and curvature then each
+cause an error of about 1e-10. A kink within a step spoils the quotient, so each quotient is also taken at a hundredth
+of the step, and where the two disagree the smaller step is used. If the quotients to the left and to the right still
+differ at that step, the kink is at x itself: f has no derivative there, and rules follow conventions.
 
-The elements are moved one after another in one compiled loop. Batches of them were no faster: moving the weights of a
-large layer, a batch of 64 took ten times as long.
+The elements change one after another, in one compiled loop. Batches were no faster: for the weights of a large layer, a
+batch of 64 elements took ten times as long.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.graph._program import compute, needed, steps_of
+from jaxnn.graph._program import compute, needed, program_of
 from jaxnn.tracing.contexts import float64_mode
 
-MOST = 2000  # elements of one input
-FINER = 100
+MOST_ELEMENTS = 2000  # of one input: each costs four evaluations of f
+FINER = 100  # the second step is that much smaller
 
 Floats = np.ndarray[Any, Any]
 
@@ -36,14 +36,14 @@ class Differences(NamedTuple):
 
 
 def differences(f: Callable[..., Any], inputs: Sequence[Any], which: Sequence[int], value: float) -> Differences:
-    """Differentiate the scalar f by the inputs `which`, in float64; elsewhere if f is another function there."""
+    """Differentiate the scalar f by the inputs `which`, in float64; in float32 if f is another function in float64."""
     with float64_mode():
         try:
             here, result = _differences(f, _in_dtype(inputs, which, jnp.float64), which)
-            reason = "f has another value in float64, as one that draws random numbers has"
-            if _same(here, value, inputs, which):
+            reason = "f has another value in float64 (does it draw random numbers?)"
+            if _is_close(here, value, inputs, which):
                 return result
-        except Exception:  # whatever f raises, it does not in the inputs' own dtypes
+        except Exception:  # whatever f raises here, it does not raise in the inputs' own dtypes
             reason = "f does not run in float64"
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         try:
@@ -57,16 +57,16 @@ def _in_dtype(inputs: Sequence[Any], which: Sequence[int], dtype: Any) -> list[A
     return [jnp.asarray(np.asarray(x), dtype) if i in which else x for i, x in enumerate(inputs)]
 
 
-def _same(wide: float, value: float, inputs: Sequence[Any], which: Sequence[int]) -> bool:
+def _is_close(in_float64: float, value: float, inputs: Sequence[Any], which: Sequence[int]) -> bool:
     eps = max(_eps(inputs[i].dtype) for i in which)
-    return bool(np.isclose(wide, value, rtol=eps**0.5, atol=eps**0.5, equal_nan=True))
+    return bool(np.isclose(in_float64, value, rtol=eps**0.5, atol=eps**0.5, equal_nan=True))
 
 
 def _differences(f: Callable[..., Any], inputs: list[Any], which: Sequence[int]) -> tuple[float, Differences]:
-    """Return f's value too, as it is in the inputs' dtype."""
-    steps, output = steps_of(jax.make_jaxpr(f)(*inputs))
-    order = needed(steps, output)
-    coarsest = max((steps[i].dtype for i in order if steps[i].active), key=_eps)
+    """Return f's value in the inputs' dtypes, and the differences."""
+    program, output = program_of(jax.make_jaxpr(f)(*inputs))
+    order = needed(program, output)
+    coarsest = max((program[i].dtype for i in order if program[i].active), key=_eps)
     eps = _eps(coarsest)
     step = float(f"{eps ** (1 / 3):.0e}")
     chosen = [_chosen(inputs[i].size) for i in which]
@@ -78,7 +78,7 @@ def _differences(f: Callable[..., Any], inputs: list[Any], which: Sequence[int])
         filled = list(inputs)
         for i, start, stop in zip(which, offsets[:-1], offsets[1:], strict=True):
             filled[i] = flat[start:stop].reshape(inputs[i].shape).astype(inputs[i].dtype)
-        return compute(steps, order, filled)[output].reshape(())
+        return compute(program, order, filled)[output].reshape(())
 
     def beside(flat: Any, element: Any, h: Any) -> Any:
         return jnp.stack([value(flat.at[element].add(h * k)) for k in (1, -1, 1 / FINER, -1 / FINER)])
@@ -102,16 +102,17 @@ def _differences(f: Callable[..., Any], inputs: list[Any], which: Sequence[int])
 
 
 def _quotients(here: Floats, moved: Floats, h: Floats, eps: float) -> tuple[Floats, np.ndarray[Any, Any]]:
-    """Return the central differences, and where the ones to the two sides disagree."""
+    """Return the central differences, and where those to the left and to the right disagree."""
     ahead, behind, near_ahead, near_behind = moved.T
     near = h / FINER
     with np.errstate(all="ignore"):
+        # Two values, each off by a few eps, divided by the finer step.
         rounding = 8 * eps * np.maximum(np.abs(here), np.abs(ahead)) / near
         far_slope, slope = (ahead - behind) / (2 * h), (near_ahead - near_behind) / (2 * near)
         right, left = (near_ahead - here) / near, (here - near_behind) / near
-        agree = np.abs(far_slope - slope) <= 1e-3 * np.abs(slope) + rounding  # false where f was left undefined
+        agree = np.abs(far_slope - slope) <= 1e-3 * np.abs(slope) + rounding  # false where f is NaN
         gap, far_gap = np.abs(right - left), np.abs((ahead - here) - (here - behind)) / h
-        # A kink's gap is as large at any step; that of a curved f, at its minimum say, shrinks with the step.
+        # A kink's gap is as large at every step. A smooth f's, at its minimum say, is FINER times smaller at the finer.
         curved = gap <= 0.1 * far_gap
         kinked = ~curved & (gap > 1e-2 * np.maximum(np.abs(right), np.abs(left)) + 2 * rounding)
     return np.where(agree, far_slope, slope), kinked
@@ -130,13 +131,13 @@ def _eps(dtype: Any) -> float:
 
 
 def _chosen(size: int) -> np.ndarray[Any, Any]:
-    if size <= MOST:
+    if size <= MOST_ELEMENTS:
         return np.arange(size)
-    return np.sort(np.random.default_rng(0).choice(size, MOST, replace=False))
+    return np.sort(np.random.default_rng(0).choice(size, MOST_ELEMENTS, replace=False))
 
 
 def _size(x: Any) -> np.ndarray[Any, Any]:
-    """Return how large each element is, or a tenth of what its neighbours typically are if it is smaller."""
+    """Return the size of each element, but no less than a tenth of the median."""
     magnitude = np.abs(np.asarray(x, np.float64)).reshape(-1)
     usable = magnitude[np.isfinite(magnitude) & (magnitude > 0)]
     typical = float(np.median(usable)) if usable.size else 1.0

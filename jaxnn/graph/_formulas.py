@@ -9,13 +9,14 @@ import re
 from typing import Any, NamedTuple
 
 from jaxnn.graph import _source
-from jaxnn.graph._program import Step, operation_of
+from jaxnn.graph._program import Instruction, operation_of
 from jaxnn.rules.component import FORMULAS, Formulas
 from jaxnn.tracing import kinds
+from jaxnn.tracing.jaxprs import open_jaxpr
 
-AS_IT_IS = "The gradient arrives here as it is."
-OTHER_WAY = "The gradient arrives here with the other sign."
-FLAT = "Constant in steps: a small move of x changes nothing."
+UNCHANGED = "The gradient passes unchanged."
+NEGATED = "The gradient passes with the opposite sign."
+FLAT = "Constant between jumps: a small change of x changes nothing."
 BACK = "Each number passes its gradient back to where it was read."
 
 
@@ -34,31 +35,31 @@ def _condition(symbol: str) -> Formulas:
 _MATCH = r"\frac{[x_i = y]}{\#\{k : x_k = y\}}"
 
 OPERATIONS = {
-    "add": Formulas(r"y_i = a_i + b_i", {"a": ("da_i = dy_i", AS_IT_IS), "b": ("db_i = dy_i", AS_IT_IS)}),
-    "sub": Formulas(r"y_i = a_i - b_i", {"a": ("da_i = dy_i", AS_IT_IS), "b": ("db_i = -dy_i", OTHER_WAY)}),
+    "add": Formulas(r"y_i = a_i + b_i", {"a": ("da_i = dy_i", UNCHANGED), "b": ("db_i = dy_i", UNCHANGED)}),
+    "sub": Formulas(r"y_i = a_i - b_i", {"a": ("da_i = dy_i", UNCHANGED), "b": ("db_i = -dy_i", NEGATED)}),
     "mul": Formulas(
         r"y_i = a_i\,b_i",
         {
-            "a": (r"da_i = dy_i\,b_i", "A product moves with one factor by the size of the other, b."),
-            "b": (r"db_i = dy_i\,a_i", "A product moves with one factor by the size of the other, a."),
+            "a": (r"da_i = dy_i\,b_i", "The product changes by b for each unit of a."),
+            "b": (r"db_i = dy_i\,a_i", "The product changes by a for each unit of b."),
         },
     ),
     "div": Formulas(
         r"y_i = \frac{a_i}{b_i}",
         {
-            "a": (r"da_i = \frac{dy_i}{b_i}", "A quotient moves with its numerator by 1 over the denominator."),
-            "b": (r"db_i = -\frac{dy_i\,a_i}{b_i^2}", "A quotient falls as its denominator grows, fastest near 0."),
+            "a": (r"da_i = \frac{dy_i}{b_i}", "The quotient changes by 1/b for each unit of a."),
+            "b": (r"db_i = -\frac{dy_i\,a_i}{b_i^2}", "The quotient falls as b grows, fastest near 0."),
         },
     ),
-    "neg": _elementwise(r"-x_i", "(-1)", OTHER_WAY),
+    "neg": _elementwise(r"-x_i", "(-1)", NEGATED),
     "exp": _elementwise(r"e^{x_i}", "y_i", "exp is its own derivative."),
     "exp2": _elementwise(r"2^{x_i}", r"y_i \log 2", "In proportion to the value, as for exp."),
-    "expm1": _elementwise(r"e^{x_i} - 1", "e^{x_i}", "As exp: the 1 does not move."),
+    "expm1": _elementwise(r"e^{x_i} - 1", "e^{x_i}", "As for exp: the 1 is constant."),
     "log": _elementwise(r"\log x_i", r"\frac{1}{x_i}", "Steep near 0, flat for large x."),
-    "log1p": _elementwise(r"\log(1 + x_i)", r"\frac{1}{1 + x_i}", "As log, at 1 + x."),
-    "tanh": _elementwise(r"\tanh x_i", "(1 - y_i^2)", "1 at 0; far from 0 tanh hardly moves."),
+    "log1p": _elementwise(r"\log(1 + x_i)", r"\frac{1}{1 + x_i}", "As for log, at 1 + x."),
+    "tanh": _elementwise(r"\tanh x_i", "(1 - y_i^2)", "1 at 0; far from 0 tanh hardly changes."),
     "logistic": _elementwise(
-        r"\frac{1}{1 + e^{-x_i}}", "y_i\\,(1 - y_i)", "At most 1/4, at x = 0; far from 0 a sigmoid hardly moves."
+        r"\frac{1}{1 + e^{-x_i}}", "y_i\\,(1 - y_i)", "At most 1/4, at x = 0; far from 0 a sigmoid hardly changes."
     ),
     "sin": _elementwise(r"\sin x_i", r"\cos x_i", "The slope of sin is cos."),
     "cos": _elementwise(r"\cos x_i", r"(-\sin x_i)", "The slope of cos is −sin."),
@@ -101,9 +102,9 @@ OPERATIONS = {
     "clamp": Formulas(
         r"y_i = \min(\max(x_i, a_i), b_i)",
         {
-            "a": (r"da_i = dy_i\,[x_i < a_i]", "1 where the lower bound holds x up."),
+            "a": (r"da_i = dy_i\,[x_i < a_i]", "1 where x is below a, else 0."),
             "x": (r"dx_i = dy_i\,[a_i < x_i < b_i]", "1 between the bounds, else 0."),
-            "b": (r"db_i = dy_i\,[x_i > b_i]", "1 where the upper bound holds x down."),
+            "b": (r"db_i = dy_i\,[x_i > b_i]", "1 where x is above b, else 0."),
         },
     ),
     "clip": Formulas(
@@ -113,8 +114,8 @@ OPERATIONS = {
                 r"dx_i = dy_i \left([a_i < x_i < b_i] + \tfrac12 [x_i \in \{a_i, b_i\}]\right)",
                 "1 between the bounds, half on one of them, else 0.",
             ),
-            "a": (r"da_i = dy_i \left([x_i < a_i] + \tfrac12 [x_i = a_i]\right)", "1 where it holds x up."),
-            "b": (r"db_i = dy_i \left([x_i > b_i] + \tfrac12 [x_i = b_i]\right)", "1 where it holds x down."),
+            "a": (r"da_i = dy_i \left([x_i < a_i] + \tfrac12 [x_i = a_i]\right)", "1 below a, half at a, else 0."),
+            "b": (r"db_i = dy_i \left([x_i > b_i] + \tfrac12 [x_i = b_i]\right)", "1 above b, half at b, else 0."),
         },
     ),
     "select_n": Formulas(
@@ -138,11 +139,11 @@ OPERATIONS = {
         r"x_i\,\sigma(x_i)", r"\sigma(x_i)\,(1 + x_i\,\sigma(-x_i))", "Near 1 for large x, near 0 for very negative x."
     ),
     "softplus": _elementwise(r"\log(1 + e^{x_i})", r"\sigma(x_i)", "Between 0 and 1: a smooth step."),
-    "reduce_sum": Formulas(r"y = \sum_i x_i", {"x": (r"dx_i = dy", "Each term moves the sum one for one.")}),
+    "reduce_sum": Formulas(r"y = \sum_i x_i", {"x": (r"dx_i = dy", "The sum changes as much as the term.")}),
     "reduce_max": Formulas(r"y = \max_i x_i", {"x": (rf"dx_i = dy\,{_MATCH}", "1 at the largest; ties share it.")}),
     "reduce_min": Formulas(r"y = \min_i x_i", {"x": (rf"dx_i = dy\,{_MATCH}", "1 at the smallest; ties share it.")}),
     "reduce_prod": Formulas(
-        r"y = \prod_i x_i", {"x": (r"dx_i = dy \prod_{k \ne i} x_k", "A factor moves the product by all the others.")}
+        r"y = \prod_i x_i", {"x": (r"dx_i = dy \prod_{k \ne i} x_k", "The product of all the other factors.")}
     ),
     "cumsum": Formulas(
         r"y_i = \sum_{k \le i} x_k", {"x": (r"dx_k = \sum_{i \ge k} dy_i", "A term is part of every later sum.")}
@@ -154,8 +155,8 @@ OPERATIONS = {
     "conv_general_dilated": Formulas(
         r"y_{o,i} = \sum_{c,k} w_{o,c,k}\,x_{c,i+k}",
         {
-            "x": (r"dx_{c,i+k} = \sum_{o,k} dy_{o,i}\,w_{o,c,k}", "An output moves with a pixel by the weight on it."),
-            "w": (r"dw_{o,c,k} = \sum_i dy_{o,i}\,x_{c,i+k}", "An output moves with a weight by the pixel under it."),
+            "x": (r"dx_{c,i+k} = \sum_{o,k} dy_{o,i}\,w_{o,c,k}", "An output changes with a pixel by its weight."),
+            "w": (r"dw_{o,c,k} = \sum_i dy_{o,i}\,x_{c,i+k}", "An output changes with a weight by its pixel."),
         },
     ),
     "reshape": _moved("reshape", "reshape", "The same numbers in another shape: each passes its gradient back."),
@@ -172,7 +173,7 @@ OPERATIONS = {
     "gather": Formulas(
         "y_i = x_{n_i}",
         {
-            "x": (r"dx_k = \sum_i dy_i\,[n_i = k]", "An element that is read gets the gradients of all its readers."),
+            "x": (r"dx_k = \sum_i dy_i\,[n_i = k]", "An element gets the gradients of all places where it is read."),
             "n": ("", ""),
         },
     ),
@@ -189,13 +190,13 @@ OPERATIONS = {
     "stop_gradient": Formulas("y = x", {}),
     "scan": Formulas(
         r"(c_{t+1}, y_t) = f(c_t, x_t)",
-        {"*": (r"dc_t = dc_{t+1}\,\frac{\partial c_{t+1}}{\partial c_t} + \dots", "Every turn adds its part.")},
+        {"*": (r"dc_t = dc_{t+1}\,\frac{\partial c_{t+1}}{\partial c_t} + \dots", "Every iteration adds its part.")},
     ),
-    "cond": Formulas("y = f_k(x)", {"*": (r"dx = dy\,\frac{\partial f_k}{\partial x}", "Of the branch taken alone.")}),
+    "cond": Formulas("y = f_k(x)", {"*": (r"dx = dy\,\frac{\partial f_k}{\partial x}", "That of the branch taken.")}),
     "while": Formulas(r"c \leftarrow f(c)\text{ while }p(c)", {}),
     "remat": Formulas(
         "y = f(x)",
-        {"*": (r"dx = dy\,\frac{\partial f}{\partial x}", "f's derivative; f's values are computed again for it.")},
+        {"*": (r"dx = dy\,\frac{\partial f}{\partial x}", "That of f, for which f's values are computed again.")},
     ),
 }  # fmt: skip
 
@@ -229,31 +230,38 @@ def _product(dimensions: Any, a_ndim: int, b_ndim: int) -> Formulas:
     return Formulas(
         rf"{term('y', y)} = {total(summed)}{term('a', a)}\,{term('b', b)}",
         {
-            "a": (rf"{term('da', a)} = {total(free_b)}{term('dy', y)}\,{term('b', b)}", "By the b that it multiplies."),
-            "b": (rf"{term('db', b)} = {total(free_a)}{term('dy', y)}\,{term('a', a)}", "By the a that it multiplies."),
+            "a": (
+                rf"{term('da', a)} = {total(free_b)}{term('dy', y)}\,{term('b', b)}",
+                "Each product changes by the b in it.",
+            ),
+            "b": (
+                rf"{term('db', b)} = {total(free_a)}{term('dy', y)}\,{term('a', a)}",
+                "Each product changes by the a in it.",
+            ),
         },
     )
 
 
 class Argument(NamedTuple):
-    """What an edge of the graph says of the argument it leads to."""
+    """An argument of an operation: its name, the formula of its cotangent, and a sentence on the local derivative."""
 
     name: str
     formula: str
     meaning: str
 
 
-def written(step: Step) -> tuple[str, list[Argument]]:
-    """Return the definition of a step's operation, and the rule of each of its operands."""
-    if step.eqn is None:
+def formulas_of(instruction: Instruction) -> tuple[str, list[Argument]]:
+    """Return the definition of an instruction's operation, and its arguments, one for each operand."""
+    if instruction.eqn is None:
         return "", []
-    formulas, names, said = _of_rule(step.eqn) if step.kind == "rule" else _of_operation(step.eqn)
-    definition = formulas.definition or rf"y = \text{{{step.operation}}}({', '.join(map(_tex, names))})"
+    find = _of_rule if instruction.kind == "rule" else _of_operation
+    formulas, names, default_meaning = find(instruction.eqn)
+    definition = formulas.definition or rf"y = \text{{{instruction.operation}}}({', '.join(map(_tex, names))})"
     arguments = []
     for name in names:
         head = re.split(r"[\[.]", name)[0]
-        partial = rf"d{_tex(name)} = dy\,\frac{{\partial y}}{{\partial {_tex(name)}}}"
-        formula, meaning = formulas.gradients.get(head) or formulas.gradients.get("*") or (partial, said)
+        partial = rf"d{_tex(name)} = dy\,\frac{{\partial y}}{{\partial {_tex(name)}}}", default_meaning
+        formula, meaning = formulas.gradients.get(head) or formulas.gradients.get("*") or partial
         arguments.append(Argument(name, formula, meaning))
     return definition, arguments
 
@@ -262,16 +270,17 @@ NONE = Formulas("", {})
 
 
 def _of_rule(eqn: Any) -> tuple[Formulas, list[str], str]:
-    """Return a hand-written rule's formulas, its operands' names, and what is said of those without a formula."""
+    """Return a hand-written rule's formulas, its operands' names, and the meaning of those without a formula."""
     place = _source.place_of(eqn.params["call_jaxpr"])
     function = None if place is None else _source.function_at(place)
     formulas = NONE if place is None else FORMULAS.get((place.file, place.name), NONE)
     docstring = "" if function is None else (ast.get_docstring(function) or "").split("\n")[0]
-    said = f"Hand-written rule {operation_of(eqn)}" + (f": {docstring}" if docstring else "")
-    return formulas, _source.arguments_of(eqn, function), said
+    meaning = f"Hand-written rule {operation_of(eqn)}" + (f": {docstring}" if docstring else "")
+    return formulas, _source.arguments_of(eqn, function), meaning
 
 
 def _of_operation(eqn: Any) -> tuple[Formulas, list[str], str]:
+    """Return the same for an operation of JAX."""
     operation, count = operation_of(eqn), len(eqn.invars)
     if operation == "integer_pow":
         formulas = _power(eqn.params["y"])
@@ -281,7 +290,7 @@ def _of_operation(eqn: Any) -> tuple[Formulas, list[str], str]:
         formulas = OPERATIONS.get(operation, NONE)
     names = [name for name in formulas.gradients if name != "*"]
     if not names and eqn.primitive.name == "jit":
-        names = list(getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"]).debug_info.arg_names or ())
+        names = list(open_jaxpr(eqn.params["jaxpr"]).debug_info.arg_names or ())
     elif not names and kinds.is_custom_jvp(eqn):
         names = _source.arguments_of(eqn, None)
     if not names or len(names) > count:

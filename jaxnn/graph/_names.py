@@ -1,4 +1,4 @@
-"""The names of the nodes: f's own for its inputs, then x1, x2, … as in the notes, y for the prediction and ℓ."""
+"""The names of the nodes: f's own for its inputs, x1, x2, … as in the notes, y for the prediction, ℓ for the loss."""
 
 import collections
 import inspect
@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.graph._program import Step
+from jaxnn.graph._program import Instruction
 
 OUTPUT, PREDICTION = "ℓ", "y"
-PREDICTIONS = ("y", "p", "log_p")  # what a loss calls the argument that it holds against the truth
-ROW_LOSSES = "l"  # what a mean over rows calls its argument
-REARRANGED = ("reshape", "transpose", "convert_element_type")  # the same numbers: x3' is x3 in another shape
+PREDICTIONS = ("y", "p", "log_p")  # names that losses give to the argument that they compare with the truth
+ROW_LOSSES = "l"  # the name that a mean over rows gives to its argument
+REARRANGED = ("reshape", "transpose", "convert_element_type")  # the same numbers: x3' is x3 rearranged
 
 
 def input_names(f: Callable[..., Any], paths: Sequence[tuple[Any, ...]]) -> list[str]:
-    """Name the leaves of f's arguments: "params.conv1.w" by the shortest end that no other has, "conv1.w" or "w"."""
+    """Name the leaves of f's arguments by the shortest unique ends of their paths, "conv1.w" or "w"."""
     heads = _parameters(f)
     whole = []
     for position, *path in paths:
@@ -45,9 +45,13 @@ def _parameters(f: Callable[..., Any]) -> list[str]:
 
 
 def node_names(
-    steps: Sequence[Step], order: Sequence[int], output: int, inputs: Sequence[str], arguments: dict[int, list[str]]
+    program: Sequence[Instruction],
+    order: Sequence[int],
+    output: int,
+    inputs: Sequence[str],
+    arguments: dict[int, list[str]],
 ) -> dict[int, str]:
-    """Name the steps in `order`; `arguments` are the names that each step's operation has for its operands."""
+    """Name the instructions in `order`; `arguments` are the names that each operation has for its operands."""
     names: dict[int, str] = dict(enumerate(inputs))
     taken = set(names.values())
     count, arrays = 0, 0
@@ -60,24 +64,24 @@ def node_names(
             names[i] = f"{wanted}_{k}"
         taken.add(names[i])
 
-    own = {i: steps[i].name for i in order if steps[i].name and i not in names}
+    own = {i: program[i].name for i in order if program[i].name and i not in names}
     taken_later = set(own.values())
-    prediction = _prediction(steps, output, arguments)
+    prediction = _prediction(program, output, arguments)
     if output not in names and output not in own:
         name(output, OUTPUT)
     if prediction is not None and prediction not in own and PREDICTION not in taken | taken_later:
         name(prediction, PREDICTION)
     for i in order:
-        step = steps[i]
+        instruction = program[i]
         if i in names:
             continue
         if i in own:
             name(i, own[i])
-        elif step.kind == "constant":
-            arrays += step.constant.ndim > 0
-            name(i, f"c{arrays}" if step.constant.ndim else _number(step.constant))
-        elif step.operation in REARRANGED:
-            name(i, names[step.operands[0].step] + "'")
+        elif instruction.kind == "constant":
+            arrays += instruction.constant.ndim > 0
+            name(i, f"c{arrays}" if instruction.constant.ndim else _constant_name(instruction.constant))
+        elif instruction.operation in REARRANGED:
+            name(i, names[instruction.operands[0].source] + "'")
         else:
             count += 1
             while f"x{count}" in taken | taken_later:
@@ -86,30 +90,31 @@ def node_names(
     return names
 
 
-def _prediction(steps: Sequence[Step], output: int, arguments: dict[int, list[str]]) -> int | None:
-    """Return the step whose value goes into the loss: what a rule before the output calls its `y` or `p`.
+def _prediction(program: Sequence[Instruction], output: int, arguments: dict[int, list[str]]) -> int | None:
+    """Return the instruction whose value goes into the loss: the operand that a rule calls `y`, `p` or `log_p`.
 
-    From the output back, through what only sums and scales; not past a rule of another kind, as fused cross entropy.
+    The search goes back from the output through sums and scalings. It stops at any other rule, such as the fused cross
+    entropy, which has logits and no prediction.
     """
     i = output
-    while steps[i].operands:
-        step = steps[i]
-        for argument, operand in zip(arguments[i], step.operands, strict=True):
-            if step.kind == "rule" and argument in PREDICTIONS:
-                found = operand.step
-                while steps[found].operation in REARRANGED:
-                    found = steps[found].operands[0].step
-                return found if steps[found].operands and steps[found].active else None
-        if step.kind == "rule" and arguments[i][0] != ROW_LOSSES:
+    while program[i].operands:
+        instruction = program[i]
+        for argument, operand in zip(arguments[i], instruction.operands, strict=True):
+            if instruction.kind == "rule" and argument in PREDICTIONS:
+                found = operand.source
+                while program[found].operation in REARRANGED:
+                    found = program[found].operands[0].source
+                return found if program[found].operands and program[found].active else None
+        if instruction.kind == "rule" and arguments[i][0] != ROW_LOSSES:
             return None
-        active = [o.step for o in step.operands if steps[o.step].active]
+        active = [o.source for o in instruction.operands if program[o.source].active]
         if not active:
             return None
         i = active[0]
     return None
 
 
-def _number(x: Any) -> str:
+def _constant_name(x: Any) -> str:
     if jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return "key"
     value = np.asarray(x).item()

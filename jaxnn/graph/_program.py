@@ -1,8 +1,8 @@
-"""A traced function as a list of steps, one a notion: what a reader of the notes would draw as one box.
+"""A traced function as a program: a list of instructions, one for each box that a reader of the notes would draw.
 
-A jaxpr says more than that: an axis of size 1 comes and goes, a constant is computed, a jitted function of the user's
-has a box of its own around it. Steps are what is left when calls of jitted functions are written out, what no input
-reaches is computed, and what only changes how an array is held is done where the array is read.
+A jaxpr has more equations than that: axes of size 1 come and go, constants are computed, the user's jitted functions
+are calls. Here calls of the user's functions are written out, what no input reaches is computed, and an equation that
+is only bookkeeping is folded into those that read its result.
 """
 
 import dataclasses
@@ -17,39 +17,39 @@ import numpy as np
 
 from jaxnn.graph import _source
 from jaxnn.tracing import kinds
+from jaxnn.tracing.functions import is_inexact
 
-Array = Any
-View = Callable[[Array], Array]
+View = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Operand:
-    """What a step reads: another step's value, as `view` holds it."""
+    """What an instruction reads: the value of another, through the bookkeeping that was folded into `view`."""
 
-    step: int
+    source: int  # the other instruction's place in the program
     view: View
 
 
 @dataclasses.dataclass
-class Step:
-    """One box. An input has its value from outside, a constant its own; any other one output of an equation."""
+class Instruction:
+    """One box: an input, a constant, or one output of an equation."""
 
     kind: str  # "input", "constant", "rule", "operation"
     operation: str  # "conv2d", "add"
     operands: tuple[Operand, ...] = ()
     eqn: Any = None
-    output: int = 0  # which of the equation's
-    call: int = 0  # the same for all outputs of one equation
-    view: View = lambda x: x  # how the value is held: f's result may have lost an axis of size 1
-    constant: Array = None
+    output: int = 0  # which of the equation's outputs
+    call: int = 0  # the same number for all outputs of one equation
+    view: View = lambda x: x  # of the value: f's result may have lost an axis of size 1
+    constant: Any = None
     name: str = ""  # given by the user, with jax.ad_checkpoint.checkpoint_name
-    source: str = ""
+    source: str = ""  # the user's line, "model.py:12"
     dtype: Any = None
     active: bool = False  # whether a gradient flows from here to an input
 
-    def __call__(self, *values: Array) -> Array:
-        """Compute the value from those of the steps that `operands` names."""
-        outputs = evaluate(self.eqn, [o.view(x) for o, x in zip(self.operands, values, strict=True)])
+    def __call__(self, *values: Any) -> Any:
+        """Compute the value from the values of the operands' instructions."""
+        outputs = run_equation(self.eqn, [o.view(x) for o, x in zip(self.operands, values, strict=True)])
         return self.view(outputs[self.output])
 
 
@@ -57,66 +57,72 @@ class Step:
 class Constant:
     """A value that no input reaches."""
 
-    value: Array
+    value: Any
 
 
-def evaluate(eqn: Any, operands: list[Array]) -> list[Array]:
-    """Run one equation."""
+def run_equation(eqn: Any, operands: list[Any]) -> list[Any]:
+    """Run one equation of a jaxpr."""
     with eqn.ctx.manager:
         result = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(result) if eqn.primitive.multiple_results else [result]
 
 
-def steps_of(closed: Any) -> tuple[list[Step], int]:
-    """Return the steps of a trace with one output, inputs first, each after those it reads, and which is the output."""
+def program_of(closed: Any) -> tuple[list[Instruction], int]:
+    """Return the program of a trace with one output, and the output's place in it.
+
+    Inputs come first, and each instruction after those that it reads.
+    """
     flattening = _Flattening()
     inputs = [
-        flattening.add(Step("input", "input", dtype=v.aval.dtype, active=is_inexact(v.aval)))
+        flattening.add(Instruction("input", "input", dtype=v.aval.dtype, active=is_inexact(v.aval)))
         for v in closed.jaxpr.invars
     ]
     (output,) = flattening.run(closed.jaxpr, [Constant(c) for c in closed.consts], inputs)
     if isinstance(output, Constant):
         output = flattening.constant(output.value)
-    steps = flattening.steps
-    if steps[output.step].eqn is not None:
-        steps[output.step].view = output.view
-    return steps, output.step
+    program = flattening.program
+    if program[output.source].eqn is not None:
+        program[output.source].view = output.view
+    return program, output.source
 
 
-def needed(steps: list[Step], output: int) -> list[int]:
-    """Return the steps that the output is computed from, and all inputs."""
-    found = {i for i, step in enumerate(steps) if step.kind == "input"}
+def needed(program: list[Instruction], output: int) -> list[int]:
+    """Return the places of all inputs, and of the instructions from which the output is computed, in order."""
+    found = {i for i, instruction in enumerate(program) if instruction.kind == "input"}
     waiting = [output]
     while waiting:
         i = waiting.pop()
         if i not in found:
             found.add(i)
-            waiting += [o.step for o in steps[i].operands]
+            waiting += [o.source for o in program[i].operands]
     return sorted(found | {output})
 
 
-def compute(steps: list[Step], order: list[int], inputs: Sequence[Array]) -> dict[int, Array]:
-    """Run the steps in `order` forwards."""
-    values: dict[int, Array] = dict(enumerate(inputs))
+def compute(program: list[Instruction], order: list[int], inputs: Sequence[Any]) -> dict[int, Any]:
+    """Run the instructions in `order`, and return their values."""
+    values: dict[int, Any] = dict(enumerate(inputs))
     for i in order:
-        step = steps[i]
-        if step.kind == "constant":
-            values[i] = step.constant
-        elif step.kind != "input":
-            values[i] = step(*(values[o.step] for o in step.operands))
+        instruction = program[i]
+        if instruction.kind == "constant":
+            values[i] = instruction.constant
+        elif instruction.kind != "input":
+            values[i] = instruction(*(values[o.source] for o in instruction.operands))
     return values
 
 
 class _Flattening:
+    """A program in the course of being written from jaxprs."""
+
     def __init__(self) -> None:
-        self.steps: list[Step] = []
+        self.program: list[Instruction] = []
         self.constants: dict[Any, Operand] = {}  # by type and bits
 
-    def add(self, step: Step) -> Operand:
-        self.steps.append(step)
-        return Operand(len(self.steps) - 1, _as_it_is)
+    def add(self, instruction: Instruction) -> Operand:
+        self.program.append(instruction)
+        return Operand(len(self.program) - 1, _unchanged)
 
     def run(self, jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
+        """Write out a jaxpr, and return where its outputs are."""
         where = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
         def read(atom: Any) -> Operand | Constant:
@@ -124,7 +130,7 @@ class _Flattening:
 
         for eqn in jaxpr.eqns:
             if eqn.effects and not eqn.outvars and eqn.primitive.name.startswith("debug"):
-                continue  # a print
+                continue  # jax.debug.print
             if eqn.effects:
                 raise TypeError(f"must be a pure function, without `{eqn.primitive.name}`")
             where.update(zip(eqn.outvars, self.results(eqn, [read(v) for v in eqn.invars]), strict=True))
@@ -133,24 +139,28 @@ class _Flattening:
     def results(self, eqn: Any, operands: list[Operand | Constant]) -> list[Any]:
         """Return where the outputs of an equation are."""
         if all(isinstance(o, Constant) for o in operands):
-            return [Constant(y) for y in evaluate(eqn, [o.value for o in operands if isinstance(o, Constant)])]
-        if eqn.primitive.name == "jit" and _is_users(eqn.params["jaxpr"]):
+            return [Constant(y) for y in run_equation(eqn, [o.value for o in operands if isinstance(o, Constant)])]
+        if eqn.primitive.name == "jit" and _is_user_code(eqn.params["jaxpr"]):
             inner = eqn.params["jaxpr"]
             return self.run(inner.jaxpr, [Constant(c) for c in inner.consts], operands)
         if eqn.primitive.name == "name":
             (operand,) = operands
-            step = self.steps[operand.step]  # type: ignore[union-attr]
-            step.name = step.name or str(eqn.params["name"])
+            named = self.program[operand.source]  # type: ignore[union-attr]
+            named.name = named.name or str(eqn.params["name"])
             return operands
         if self.is_folded(eqn, operands):
-            (source,) = {o.step for o in operands if isinstance(o, Operand)}
+            (source,) = {o.source for o in operands if isinstance(o, Operand)}
             return [Operand(source, functools.partial(_folded, eqn, operands, i)) for i in range(len(eqn.outvars))]
+        return self.instructions(eqn, operands)
+
+    def instructions(self, eqn: Any, operands: list[Operand | Constant]) -> list[Any]:
+        """Add an instruction for each output of an equation."""
         reads = tuple(self.constant(o.value) if isinstance(o, Constant) else o for o in operands)
-        active = eqn.primitive.name != "stop_gradient" and any(self.steps[o.step].active for o in reads)
-        call = len(self.steps)
+        active = eqn.primitive.name != "stop_gradient" and any(self.program[o.source].active for o in reads)
+        call = len(self.program)
         return [
             self.add(
-                Step(
+                Instruction(
                     kind=kind_of(eqn),
                     operation=operation_of(eqn),
                     operands=reads,
@@ -166,68 +176,63 @@ class _Flattening:
         ]
 
     def is_folded(self, eqn: Any, operands: list[Operand | Constant]) -> bool:
-        """Whether an equation carries no notion, so that it is done where its result is read.
+        """Whether an equation is bookkeeping, folded into its consumers.
 
-        It has one source, and only changes how an array is held; or it is without gradient and arithmetic of labels,
-        indices and keys, or what a component computes from them beside its rule.
+        It reads one instruction, and either changes only the axes of its value, or has no gradient: arithmetic of
+        labels, indices and keys, and what a component computes from these beside its rule.
         """
-        read = {o.step for o in operands if isinstance(o, Operand)}
-        own = kind_of(eqn) == "rule" or eqn.primitive.name in ("scan", "while", "cond")
-        if own or len(read) != 1:
+        sources = {o.source for o in operands if isinstance(o, Operand)}
+        has_box = kind_of(eqn) == "rule" or eqn.primitive.name in ("scan", "while", "cond")
+        if has_box or len(sources) != 1:
             return False
         if len(operands) == 1 and _is_bookkeeping(eqn):
             return True
-        if self.steps[min(read)].active:
+        if self.program[min(sources)].active:
             return False
-        return not any(is_inexact(v.aval) for v in eqn.outvars) or _source.is_components(eqn)
+        return not any(is_inexact(v.aval) for v in eqn.outvars) or _source.is_in_component(eqn)
 
-    def constant(self, value: Array) -> Operand:
-        """Return where a constant is; a number, where all elements are the same."""
+    def constant(self, value: Any) -> Operand:
+        """Return where a constant is. An array of equal elements is held as one number."""
         value = jnp.asarray(value)
-        host, shape, view = on_host(value), value.shape, _as_it_is
+        host, shape, view = on_host(value), value.shape, _unchanged
         if host.shape == shape and host.size > 1 and np.all(host == host.flat[0]):
             host, value, view = host.flat[0], value.reshape(-1)[0], lambda x: jnp.broadcast_to(x, shape)
         key = str(value.dtype), host.shape, host.tobytes()
         if key not in self.constants:
-            self.constants[key] = self.add(Step("constant", "constant", constant=value, dtype=value.dtype))
-        return Operand(self.constants[key].step, view)
+            self.constants[key] = self.add(Instruction("constant", "constant", constant=value, dtype=value.dtype))
+        return Operand(self.constants[key].source, view)
 
 
-def _as_it_is(x: Array) -> Array:
+def _unchanged(x: Any) -> Any:
     return x
 
 
-def _folded(eqn: Any, operands: list[Operand | Constant], output: int, x: Array) -> Array:
-    return evaluate(eqn, [o.value if isinstance(o, Constant) else o.view(x) for o in operands])[output]
+def _folded(eqn: Any, operands: list[Operand | Constant], output: int, x: Any) -> Any:
+    return run_equation(eqn, [o.value if isinstance(o, Constant) else o.view(x) for o in operands])[output]
 
 
-def on_host(x: Array) -> np.ndarray[Any, Any]:
+def on_host(x: Any) -> np.ndarray[Any, Any]:
     """Return an array as NumPy's; of a random key its bits."""
     return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
 
 
-def is_inexact(x: Any) -> bool:
-    """Whether an array, or its type, is of floating-point or complex numbers."""
-    return bool(jnp.issubdtype(x.dtype, np.inexact))
-
-
-_SAME = ("copy", "copy_p", "pvary", "pcast", "optimization_barrier", "sharding_constraint")
+_IDENTITIES = ("copy", "copy_p", "pvary", "pcast", "optimization_barrier", "sharding_constraint")
 _REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod")
-_SHAPE = ("reshape", "squeeze", "broadcast_in_dim", "convert_element_type", *_REDUCTIONS)
+_RESHAPING = ("reshape", "squeeze", "broadcast_in_dim", "convert_element_type", *_REDUCTIONS)
 
 
 def _is_bookkeeping(eqn: Any) -> bool:
-    """Whether an equation of one operand gives the same numbers in the same order, but for axes of size 1."""
-    if eqn.primitive.name in _SAME:
+    """Whether an equation of one operand returns the same numbers in the same order, up to axes of size 1."""
+    if eqn.primitive.name in _IDENTITIES:
         return True
-    if eqn.primitive.name not in _SHAPE:
+    if eqn.primitive.name not in _RESHAPING:
         return False
     x, y = eqn.invars[0].aval, eqn.outvars[0].aval
     return x.dtype == y.dtype and [n for n in x.shape if n != 1] == [n for n in y.shape if n != 1]
 
 
 def operation_of(eqn: Any) -> str:
-    """Return the name under which people know what an equation does."""
+    """Return the common name of what an equation does."""
     if kinds.is_custom_vjp(eqn) or kinds.is_custom_jvp(eqn):
         return kinds.rule_name(eqn).strip("_<>")
     if eqn.primitive.name == "jit":
@@ -236,13 +241,13 @@ def operation_of(eqn: Any) -> str:
     return {"remat2": "remat", "checkpoint": "remat"}.get(primitive, primitive)
 
 
-def _is_users(jaxpr: Any) -> bool:
+def _is_user_code(jaxpr: Any) -> bool:
     place = _source.place_of(jaxpr)
-    return place is None or not _source.is_librarys(place)
+    return place is None or not _source.is_library_function(place)
 
 
 def kind_of(eqn: Any) -> str:
     """Return "rule" for what has a hand-written derivative, else "operation"."""
-    if kinds.is_custom_vjp(eqn) or (kinds.is_custom_jvp(eqn) and not kinds.written_in_jax(eqn)):
+    if kinds.is_custom_vjp(eqn) or (kinds.is_custom_jvp(eqn) and not kinds.is_jaxs_own(eqn)):
         return "rule"
     return "operation"

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxnn.rules.component import FORMULAS
+from jaxnn.tracing.jaxprs import open_jaxpr
 
 _PACKAGE = str(Path(__file__).parents[1])
 _JAX = str(Path(jax.__file__).parent)
 
 
 class Place(NamedTuple):
-    """A function's place: what a jaxpr knows of where it was written."""
+    """Where a function was written, as its jaxpr says."""
 
     name: str
     file: str
@@ -25,8 +26,7 @@ class Place(NamedTuple):
 
 def place_of(jaxpr: Any) -> Place | None:
     """Return the place of the function that a jaxpr is the trace of."""
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    match = re.fullmatch(r"(.*) at (.*):(\d+)", str(jaxpr.debug_info.func_src_info))
+    match = re.fullmatch(r"(.*) at (.*):(\d+)", str(open_jaxpr(jaxpr).debug_info.func_src_info))
     return Place(match[1], match[2], int(match[3])) if match else None
 
 
@@ -35,8 +35,11 @@ def is_library(file: str) -> bool:
     return re.search(r"[/\\](site|dist)-packages[/\\]", file) is not None
 
 
-def is_librarys(place: Place) -> bool:
-    """Whether a function is a library's own: not the user's, nor a library's wrapper with the name of the user's."""
+def is_library_function(place: Place) -> bool:
+    """Whether a function is a library's own.
+
+    A wrapper that a library puts around the user's function carries the user's name, which its file does not define.
+    """
     return is_library(place.file) and (place.file.startswith(_JAX) or function_at(place) is not None)
 
 
@@ -46,8 +49,8 @@ def line_of(eqn: Any) -> str:
     return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
 
 
-def is_components(eqn: Any) -> bool:
-    """Whether an equation is part of a component, a function whose file has a rule with formulas."""
+def is_in_component(eqn: Any) -> bool:
+    """Whether an equation comes from a component: from a file that has a rule with formulas."""
     files = {file for file, _ in FORMULAS}
     return any(file in files for file, _ in _frames(eqn))
 
@@ -61,7 +64,7 @@ def _frames(eqn: Any) -> list[tuple[str, int]]:
 
 
 def function_at(place: Place) -> ast.FunctionDef | None:
-    """Return the source of a function, if its file can be read (a notebook's cell can)."""
+    """Return the syntax tree of a function, if its source can be read (that of a notebook's cell can)."""
     try:
         tree = ast.parse("".join(linecache.getlines(place.file)))
     except SyntaxError:
@@ -77,7 +80,7 @@ def function_at(place: Place) -> ast.FunctionDef | None:
 def arguments_of(eqn: Any, function: ast.FunctionDef | None) -> list[str]:
     """Name the operands of a custom rule's call by its function's parameters: "x", "params.w"."""
     count = len(eqn.invars)
-    known = getattr(eqn.params["call_jaxpr"], "jaxpr", eqn.params["call_jaxpr"]).debug_info.arg_names
+    known = open_jaxpr(eqn.params["call_jaxpr"]).debug_info.arg_names
     if known is not None and len(known) == count:
         return list(known)
     parameters = [] if function is None else _differentiable_parameters(function)
@@ -90,13 +93,13 @@ def arguments_of(eqn: Any, function: ast.FunctionDef | None) -> list[str]:
             for name, argument in named
             for path, _ in jax.tree_util.tree_flatten_with_path(argument)[0]
         ]
-    if count <= len(parameters):  # of a batched rule, the tree is not to be had
+    if count <= len(parameters):  # a batched rule, which has no tree
         return parameters[:count]
     return numbered_arguments(count)
 
 
 def numbered_arguments(count: int) -> list[str]:
-    """Name operands of which no more is known."""
+    """Number the operands, where no names are known."""
     return ["x"] if count == 1 else [f"x[{k}]" for k in range(count)]
 
 

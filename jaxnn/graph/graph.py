@@ -1,9 +1,10 @@
-"""The graph as data: nodes, edges, and how they are printed, saved and shown."""
+"""The graph as data: its nodes and edges, and how it is printed, saved and shown in a notebook."""
 
 import dataclasses
 import html
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,23 @@ import numpy as np
 from jaxnn.files import write_whole
 
 Array = np.ndarray[Any, Any]
-LARGE = 20_000  # elements, above which to_dict() holds a summary
+LARGEST_TENSOR = 20_000  # elements, above which to_dict() holds a summary
+
+
+SUFFIXES = (".html", ".htm")
 
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """What a node reads.
+    """An operand of a node: an edge from the node that is read to the node that reads it.
 
     Attributes:
       argument: the name of the operation's argument ("x", "w").
       node: the name of the node that is read.
       local: the Jacobian, shape (M, N): rows are the M elements of the reading node, columns the N of the one that is
-        read. None if it has more than 4,096 elements, or no gradient passes.
-      downstream: upstream × local, this edge's part of the gradient, of the read node's shape; None if none passes.
-      formula: the rule of this edge, in LaTeX.
+        read. None if it has more than 4,096 elements, or if no gradient passes.
+      downstream: upstream × local, this edge's part of the gradient, in the read node's shape; None if none passes.
+      formula: the formula of the downstream gradient, in LaTeX.
       meaning: a sentence on the local derivative.
     """
 
@@ -45,14 +49,15 @@ class Node:
       operation: "conv2d", "add", "input", "constant".
       kind: "input", "rule" (a hand-written derivative), "operation" or "constant".
       value: the array.
-      upstream: ∂ℓ/∂value, the sum of the downstream gradients of the edges that read it; None if no gradient flows.
+      upstream: ∂ℓ/∂value, the sum of the downstream gradients of all edges from this node; None if no gradient flows.
       inputs: the edges to what it reads.
       formula: the definition, in LaTeX.
       source: the line of the user's code, "model.py:12".
       by_rule, by_autodiff, by_difference: for a floating-point input, ∂ℓ/∂value by the rules (upstream again), by JAX
         from the rules' definitions, and by numeric differences (masked where not computed); else None.
       difference_step: the step of the differences, relative to the size of an element.
-      kinks: where the differences to the two sides disagree: there is no derivative, and conventions differ.
+      kinks: where the differences to the left and to the right disagree: f has no derivative there, and rules follow
+        conventions.
     """
 
     name: str
@@ -70,7 +75,7 @@ class Node:
 
     @property
     def by_rule(self) -> Array | None:
-        """∂ℓ/∂value by the hand-written rules; for inputs alone, as its two fellows."""
+        """∂ℓ/∂value by the hand-written rules; for inputs only, like `by_autodiff` and `by_difference`."""
         return self.upstream if self.kind == "input" else None
 
 
@@ -82,7 +87,7 @@ class Graph:
       function: the name of the function.
       output: the name of the node that is its result.
       nodes: each after those it reads, inputs first.
-      caption: what is to be known about the graph as a whole.
+      caption: a note on how the numeric differences were computed.
     """
 
     function: str
@@ -104,21 +109,33 @@ class Graph:
         widths = [min(w, max(len(row[k]) for row in rows)) for k, w in enumerate(_WIDTHS)]
         inputs = ", ".join(n.name for n in self.nodes if n.kind == "input")
         title = f"{self.function}({inputs}) = {_range(self[self.output].value)}"
-        return "\n".join([_cut(title, sum(_WIDTHS) + 2 * len(_GAPS)), *(_line(row, widths) for row in rows)])
+        return "\n".join([_shortened(title, sum(_WIDTHS) + 2 * len(_GAPS)), *(_line(row, widths) for row in rows)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain data that JSON can hold."""
+        """Return everything as data that JSON can hold; numbers that are not finite become strings."""
         return {
             "function": self.function,
             "output": self.output,
             "caption": self.caption,
-            "nodes": [_node(node) for node in self.nodes],
+            "nodes": [_node_dict(node) for node in self.nodes],
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one self-contained HTML page."""
+        """Write the graph as one self-contained HTML page.
+
+        Args:
+          path: the file to write, which must end in .html or .htm.
+
+        Raises:
+          ValueError: if the path has another suffix.
+          OSError: if the file cannot be written.
+        """
         from jaxnn.graph._page import page
 
+        if Path(path).suffix.lower() not in SUFFIXES:
+            raise ValueError(
+                f"`path` ({os.fspath(path)!r}) must end in {' or '.join(SUFFIXES)}: a graph is an HTML page"
+            )
         write_whole(path, page(self.to_dict()).encode())
 
     def _repr_html_(self) -> str:
@@ -136,13 +153,13 @@ _GAPS = _WIDTHS[1:]
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    cells = [_cut(cell, width) for cell, width in zip(row, widths, strict=True)]
+    cells = [_shortened(cell, width) for cell, width in zip(row, widths, strict=True)]
     left = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
     right = [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
     return "  ".join([*left, *right]).rstrip()
 
 
-def _cut(text: str, width: int) -> str:
+def _shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
@@ -155,7 +172,7 @@ def _shape(x: Array) -> str:
 
 
 def _range(x: Array) -> str:
-    """Return a number, or the smallest and the largest of several."""
+    """Write a number, or the smallest and the largest of several."""
     if x.size == 0:
         return "none"
     low, high = (float(of(x)) + 0.0 for of in (np.min, np.max))  # NaN if there is one
@@ -166,13 +183,13 @@ def _norm(x: Array | None) -> str:
     return "" if x is None else f"{np.linalg.norm(x.astype(np.float64)):.3g}"
 
 
-def _node(node: Node) -> dict[str, Any]:
+def _node_dict(node: Node) -> dict[str, Any]:
     gradients = None
     if node.by_rule is not None:
         gradients = {
-            "rule": _tensor(node.by_rule),
-            "autodiff": _tensor(node.by_autodiff),
-            "difference": _tensor(node.by_difference),
+            "rule": _tensor_dict(node.by_rule),
+            "autodiff": _tensor_dict(node.by_autodiff),
+            "difference": _tensor_dict(node.by_difference),
             "step": node.difference_step,
             "kinks": [] if node.kinks is None else np.flatnonzero(node.kinks).tolist(),
             "argument": node.name,
@@ -183,8 +200,8 @@ def _node(node: Node) -> dict[str, Any]:
         "kind": node.kind,
         "dtype": str(node.value.dtype),
         "shape": list(node.value.shape),
-        "value": _tensor(node.value),
-        "upstream": _tensor(node.upstream),
+        "value": _tensor_dict(node.value),
+        "upstream": _tensor_dict(node.upstream),
         "formula": node.formula,
         "mathml": _mathml(node.formula),
         "source": node.source,
@@ -195,8 +212,8 @@ def _node(node: Node) -> dict[str, Any]:
                 "formula": edge.formula,
                 "mathml": _mathml(edge.formula),
                 "meaning": edge.meaning,
-                "local": _tensor(edge.local),
-                "downstream": _tensor(edge.downstream),
+                "local": _tensor_dict(edge.local),
+                "downstream": _tensor_dict(edge.downstream),
             }
             for edge in node.inputs
         ],
@@ -217,29 +234,29 @@ def _mathml(formula: str) -> str:
     return str(convert(formula))
 
 
-def _tensor(array: Array | np.ma.MaskedArray[Any, Any] | None) -> dict[str, Any] | None:
+def _tensor_dict(array: Array | np.ma.MaskedArray[Any, Any] | None) -> dict[str, Any] | None:
     if array is None:
         return None
-    tensor = {"shape": list(array.shape), "dtype": str(array.dtype), "truncated": array.size > LARGE}
-    if array.size > LARGE:
+    tensor = {"shape": list(array.shape), "dtype": str(array.dtype), "truncated": array.size > LARGEST_TENSOR}
+    if array.size > LARGEST_TENSOR:
         return {**tensor, "data": None, "summary": _summary(np.ma.compressed(array))}
     missing = np.ma.getmaskarray(array).reshape(-1)
     flat = np.ma.getdata(array).reshape(-1)
-    return {**tensor, "data": [None if m else _number(x) for x, m in zip(flat, missing, strict=True)]}
+    return {**tensor, "data": [None if m else _json_number(x) for x, m in zip(flat, missing, strict=True)]}
 
 
 def _summary(x: Array) -> dict[str, Any]:
     x = x.astype(np.float64)
     return {
-        "min": _number(np.min(x)),
-        "max": _number(np.max(x)),
-        "mean": _number(np.mean(x)),
-        "norm": _number(np.linalg.norm(x)),
+        "min": _json_number(np.min(x)),
+        "max": _json_number(np.max(x)),
+        "mean": _json_number(np.mean(x)),
+        "norm": _json_number(np.linalg.norm(x)),
         "zeros": int(np.sum(x == 0)),
     }
 
 
-def _number(x: Any) -> int | float | str:
+def _json_number(x: Any) -> int | float | str:
     if isinstance(x, np.bool_ | np.integer):
         return int(x)
     x = float(x)

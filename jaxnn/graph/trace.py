@@ -2,39 +2,40 @@
 
 import collections
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.graph import _formulas, _names
-from jaxnn.graph._backprop import back_propagate
+from jaxnn.graph._backprop import Flow, back_propagate
 from jaxnn.graph._differences import differences
 from jaxnn.graph._formulas import Argument
-from jaxnn.graph._program import Step, is_inexact, needed, on_host, steps_of
+from jaxnn.graph._program import Instruction, needed, on_host, program_of
 from jaxnn.graph.graph import Edge, Graph, Node
 from jaxnn.tracing.automatic import automatic
 from jaxnn.tracing.contexts import quiet
-from jaxnn.tracing.functions import BRANCHED, branched, first_line, function_name, is_array
+from jaxnn.tracing.errors import BRANCHING_ERRORS, branching_message, first_line
+from jaxnn.tracing.functions import function_name, is_array, is_inexact
 
 
 def trace(f: Callable[..., Any], *args: Any) -> Graph:
     """Return the computation graph of a scalar function at its arguments, with the gradient at every node and edge.
 
-    The graph is the one of the notes' back-propagation. A node is a value: an input, a constant, or the result of an
-    operation. A function with a hand-written rule (`jax.custom_vjp`, `jax.custom_jvp`) is one node, and so are a
-    function of JAX or another library that is jitted, a scan, a cond and a remat; the user's own jitted functions are
-    written out. Of an operation with several results each one that is used is a node. What only adds or drops an axis
-    of size 1 is no node. Each edge has its local derivative and the downstream gradient, upstream × local; the
-    downstream gradients of all that read a node add up to its upstream gradient.
+    It is the graph of the notes' back-propagation. A node is a value: an input, a constant, or the result of an
+    operation. One node each: a function with a hand-written rule (`jax.custom_vjp`, `jax.custom_jvp`), a jitted
+    function of JAX or of another library, a scan, a cond, a remat. The user's own jitted functions are written out. An
+    operation with several results has a node for each one that is used. Adding or dropping an axis of size 1 makes no
+    node. Each edge has its local derivative and the downstream gradient, upstream × local. The upstream gradient of a
+    node is the sum of the downstream gradients of all edges from it.
 
-    Inputs have f's own names, and `jax.ad_checkpoint.checkpoint_name(value, "h")` in f names a computed value. Others
-    are x1, x2, … in order, a reshaped x3 is x3', the loss is ℓ, and the prediction that goes into it y. Labels, indices
-    and keys have no gradient, and what is computed from one of them alone is no node.
+    Inputs have f's own names, and `jax.ad_checkpoint.checkpoint_name(value, "h")` in f names a computed value. Other
+    values are x1, x2, … in order; a reshaped x3 is x3', the loss is ℓ, and the prediction that goes into it is y.
+    Labels, indices and keys have no gradient, and a value that is computed from one of them alone is no node.
 
-    Gradients of inputs are there three times: by the rules, by JAX from the definitions in the rules' place, and by
-    numeric differences, of at most 2,000 elements of each input. `f` must not depend on anything but its arguments.
+    Inputs have their gradient three times: by the rules, by JAX from the rules' definitions, and by numeric differences
+    (of at most 2,000 elements of each input). `f` must depend on nothing but its arguments.
 
     Args:
         f: any function of JAX arrays whose result is one floating-point scalar.
@@ -42,13 +43,13 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
             are constants, and so are arrays that f closes over.
 
     Returns:
-        The graph. `print(graph)` is a table, `graph["x1"]` a node, `graph.save("page.html")` a page to look at, which
-        a notebook shows by itself.
+        The graph. `print(graph)` prints a table, `graph["x1"]` is a node, and `graph.save("page.html")` writes a page,
+        which a notebook shows by itself.
 
     Raises:
-        TypeError: `f` is no function, branches in Python on an array's value, has an effect, or does not return a real
-            scalar; or there is no floating-point array among the arguments.
-        ValueError: `f` raises, or something in it has no derivative.
+        TypeError: if `f` is no function, branches in Python on an array's value, has an effect, or does not return a
+            real scalar; or if no argument is a floating-point array.
+        ValueError: if `f` raises, or an operation in it has no derivative.
 
     Example:
         >>> import jaxnn
@@ -64,8 +65,8 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
         array([[2.]], dtype=float32)
 
     References:
-        Lecture 001, "Computation Graph" and "Backpropagation: Layer Abstraction"; Taura, Neural Networks Basics, "Chain
-        Rule and 'Back Propagation'".
+        *Multi-class classification and backpropagation*, "Computation Graph" and "Backpropagation: Layer Abstraction";
+        Taura, *Neural Networks Basics*, "Chain Rule and 'Back Propagation'".
     """
     if not callable(f):
         raise TypeError(f"`f` ({type(f).__name__} {f!r}) must be a function of arrays".replace("\n", " "))
@@ -74,6 +75,26 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
 
 
 def _traced(f: Callable[..., Any], name: str, args: tuple[Any, ...]) -> Graph:
+    of_inputs, inputs, input_names = _function_of_inputs(f, name, args)
+    program, output = _program(name, of_inputs, inputs)
+    order = needed(program, output)
+    _check_real(name, [program[i] for i in order])
+    flow = jax.jit(lambda *inputs: back_propagate(program, order, output, inputs))(*inputs)
+    formulas = {i: _formulas.formulas_of(program[i]) for i in order}
+    arguments = {i: [a.name for a in arguments] for i, (_, arguments) in formulas.items()}
+    names = _names.node_names(program, order, output, input_names, arguments)
+    compared, caption = _compared(of_inputs, inputs, np.asarray(flow.values[output]).item())
+    if any(program[i].operation == "stop_gradient" for i in order):
+        caption += " They also vary what stop_gradient holds constant."
+    drawing = _Drawing(program, flow, names, _operations(program, order))
+    nodes = (drawing.node(i, *formulas[i], **compared.get(i, {})) for i in order)
+    return Graph(name, names[output], tuple(nodes), caption)
+
+
+def _function_of_inputs(
+    f: Callable[..., Any], name: str, args: tuple[Any, ...]
+) -> tuple[Callable[..., Any], list[Any], list[str]]:
+    """Return f as a function of its inputs, the leaves that are arrays or floats; the inputs, and their names."""
     named, tree = jax.tree_util.tree_flatten_with_path(args)
     leaves = [jnp.asarray(x) if isinstance(x, float) or is_array(x) else x for _, x in named]
     traced = [i for i, x in enumerate(leaves) if is_array(x)]
@@ -87,49 +108,45 @@ def _traced(f: Callable[..., Any], name: str, args: tuple[Any, ...]) -> Graph:
             filled[i] = x
         return _scalar(name, f(*jax.tree.unflatten(tree, filled)))
 
-    steps, output = _steps(name, of_inputs, inputs)
-    order = needed(steps, output)
-    _check_real(name, [steps[i] for i in order])
-    flow = jax.jit(lambda *inputs: back_propagate(steps, order, output, inputs))(*inputs)
-    written = {i: _formulas.written(steps[i]) for i in order}
-    arguments = {i: [a.name for a in arguments] for i, (_, arguments) in written.items()}
-    names = _names.node_names(steps, order, output, input_names, arguments)
-    operations = _operations(steps, order)
-    compared, caption = _compared(of_inputs, inputs, np.asarray(flow.values[output]).item())
-    if any(steps[i].operation == "stop_gradient" for i in order):
-        caption += " They move what stop_gradient holds still, too."
+    return of_inputs, inputs, input_names
 
-    def edge(i: int, k: int, argument: Argument) -> Edge:
-        source = steps[i].operands[k].step
-        still = _why_no_gradient(steps[i], steps[source])
+
+class _Drawing(NamedTuple):
+    """A program with its values, gradients and names, from which nodes and edges are made."""
+
+    program: Sequence[Instruction]
+    flow: Flow
+    names: dict[int, str]
+    operations: dict[int, str]
+
+    def node(self, i: int, definition: str, arguments: Sequence[Argument], **compared: Any) -> Node:
+        return Node(
+            name=self.names[i],
+            operation=self.operations[i],
+            kind=self.program[i].kind,
+            value=on_host(self.flow.values[i]),
+            upstream=_host(self.flow.upstream.get(i)),
+            inputs=tuple(self.edge(i, k, argument) for k, argument in enumerate(arguments)),
+            formula=definition,
+            source=self.program[i].source,
+            **compared,
+        )
+
+    def edge(self, i: int, k: int, argument: Argument) -> Edge:
+        source = self.program[i].operands[k].source
+        no_gradient = _why_no_gradient(self.program[i], self.program[source])
         return Edge(
             argument=argument.name,
-            node=names[source],
-            local=_host(flow.local.get((i, k))),
-            downstream=_host(flow.downstream.get((i, k))),
-            formula="" if still else argument.formula,
-            meaning=still or argument.meaning,
+            node=self.names[source],
+            local=_host(self.flow.local.get((i, k))),
+            downstream=_host(self.flow.downstream.get((i, k))),
+            formula="" if no_gradient else argument.formula,
+            meaning=no_gradient or argument.meaning,
         )
-
-    def node(i: int) -> Node:
-        definition, arguments = written[i]
-        return Node(
-            name=names[i],
-            operation=operations[i],
-            kind=steps[i].kind,
-            value=on_host(flow.values[i]),
-            upstream=_host(flow.upstream.get(i)),
-            inputs=tuple(edge(i, k, argument) for k, argument in enumerate(arguments)),
-            formula=definition,
-            source=steps[i].source,
-            **compared.get(i, {}),
-        )
-
-    return Graph(name, names[output], tuple(map(node, order)), caption)
 
 
 def _compared(f: Callable[..., Any], inputs: list[Any], value: float) -> tuple[dict[int, dict[str, Any]], str]:
-    """Return the gradients by autodiff and by differences of each floating-point input, and a sentence on them."""
+    """Return the gradients by autodiff and by differences of each floating-point input, and the graph's caption."""
     floating = [i for i, x in enumerate(inputs) if is_inexact(x)]
     numeric = differences(f, inputs, floating, value)
     reason = f": {numeric.reason}" if numeric.reason else ""
@@ -150,26 +167,26 @@ def _compared(f: Callable[..., Any], inputs: list[Any], value: float) -> tuple[d
     }, caption
 
 
-def _operations(steps: Sequence[Step], order: Sequence[int]) -> dict[int, str]:
-    """Name the steps' operations; with a number where several results of one are used."""
-    results = collections.Counter(steps[i].call for i in order if steps[i].eqn is not None)
+def _operations(program: Sequence[Instruction], order: Sequence[int]) -> dict[int, str]:
+    """Name the operations, with a number where several results of one are used."""
+    results = collections.Counter(program[i].call for i in order if program[i].eqn is not None)
     return {
-        i: f"{steps[i].operation}[{steps[i].output}]" if results[steps[i].call] > 1 else steps[i].operation
+        i: f"{program[i].operation}[{program[i].output}]" if results[program[i].call] > 1 else program[i].operation
         for i in order
     }
 
 
-def _why_no_gradient(step: Step, source: Step) -> str:
-    """Say why no gradient goes from a step to one that it reads; empty if one does."""
-    if step.active and source.active:
+def _why_no_gradient(reader: Instruction, source: Instruction) -> str:
+    """Say why no gradient passes from an instruction to one that it reads; "" if one does."""
+    if reader.active and source.active:
         return ""
-    if step.operation == "stop_gradient":
-        return "Stopped: what is read here is taken for a constant."
+    if reader.operation == "stop_gradient":
+        return "Stopped: what is read here counts as a constant."
     if source.kind == "constant":
-        return "A constant: it does not move."
-    if not jnp.issubdtype(source.dtype, np.inexact):
-        return "Integers, booleans and keys do not move by a little: they have no gradient."
-    return "No gradient flows here: what lies between is no floating-point number, or stopped."
+        return "A constant has no gradient."
+    if not is_inexact(source):
+        return "Integers, booleans and keys have no gradient: they cannot change by a little."
+    return "No gradient passes here: the way to the loss or to the inputs is stopped, or has no floating-point numbers."
 
 
 def _host(x: Any) -> Any:
@@ -186,16 +203,16 @@ def _check_inputs(inputs: list[Any], names: list[str], kinds: list[str]) -> None
         types = ", ".join(f"{name}: {x.dtype}{list(x.shape)}" for x, name in zip(inputs, names, strict=True))
         raise TypeError(
             f"`args` ({types or ', '.join(kinds) or 'none'}) must include a floating-point array to differentiate; "
-            f"an int is a constant, write 3.0 for 3"
+            f"an int is a constant: write 3.0, not 3"
         )
 
 
-def _check_real(name: str, steps: list[Step]) -> None:
-    for step in steps:
-        if jnp.issubdtype(step.dtype, np.complexfloating):
+def _check_real(name: str, instructions: list[Instruction]) -> None:
+    for instruction in instructions:
+        if jnp.issubdtype(instruction.dtype, np.complexfloating):
             raise TypeError(
-                f"`f` ({name}) must compute in real numbers, but `{step.operation}` ({step.source}) is {step.dtype}; "
-                f"keep real and imaginary parts apart"
+                f"`f` ({name}) must compute in real numbers, but `{instruction.operation}` ({instruction.source}) is "
+                f"{instruction.dtype}; keep real and imaginary parts apart"
             )
 
 
@@ -206,31 +223,32 @@ def _scalar(name: str, result: Any) -> Any:
     if not jax.tree_util.treedef_is_leaf(structure) or not (is_array(result) or isinstance(result, float)):
         found = f"a {type(result).__name__}" + (f" of {len(leaves)} values" if len(leaves) > 1 else "")
         alone = "return the loss alone" + (", without auxiliary values" if leaves else "")
-        raise NotScalar(f"{must}; it returns {found}: {alone}")
+        raise _NotScalarError(f"{must}; it returns {found}: {alone}")
     y = jnp.asarray(result)
     if y.shape:
-        raise NotScalar(f"{must}; it returns an array of shape {y.shape}: sum it, or index it")
+        raise _NotScalarError(f"{must}; it returns an array of shape {y.shape}: sum it, or index it")
     if not jnp.issubdtype(y.dtype, np.floating):
-        raise NotScalar(f"{must}; it returns {y.dtype}")
+        raise _NotScalarError(f"{must}; it returns {y.dtype}")
     return y
 
 
-class NotScalar(TypeError):
-    """f's result cannot be differentiated."""
+class _NotScalarError(TypeError):
+    """f's result is not one real number."""
 
 
-def _steps(name: str, f: Callable[..., Any], inputs: list[Any]) -> tuple[list[Step], int]:
+def _program(name: str, f: Callable[..., Any], inputs: list[Any]) -> tuple[list[Instruction], int]:
+    """Trace f, and return its program and the place of its output."""
     try:
         closed = jax.make_jaxpr(f)(*inputs)
-    except BRANCHED as error:
-        raise TypeError(branched(name, error)) from None
-    except NotScalar as error:
+    except BRANCHING_ERRORS as error:
+        raise TypeError(branching_message(name, error)) from None
+    except _NotScalarError as error:
         raise TypeError(str(error)) from None
     except Exception as error:
         raise ValueError(f"`f` ({name}) must run on `args`, but raises {first_line(error)}") from error
     if any(isinstance(c, jax.core.Tracer) for c in closed.consts):
         raise TypeError(f"`f` ({name}) must not close over the values of a surrounding jax.jit, jax.grad or jax.vmap")
     try:
-        return steps_of(closed)
+        return program_of(closed)
     except TypeError as error:
         raise TypeError(f"`f` ({name}) {error}") from None

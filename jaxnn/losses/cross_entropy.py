@@ -30,7 +30,7 @@ Source:
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,28 +38,14 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from jaxnn.losses import _labels
+from jaxnn.losses import _cross_entropy_targets as _targets
+from jaxnn.losses._cross_entropy_targets import Options, checked
 from jaxnn.losses._reduction import reduce
-from jaxnn.rules import arguments, sharding
+from jaxnn.rules import sharding
 from jaxnn.rules.component import defined_by, with_formulas
 from jaxnn.rules.cotangents import cotangent, type_of
 from jaxnn.rules.sharding import AxisName, on_any_mesh, rows_sharding
-from jaxnn.rules.softmax_sums import Axes, shifted, summed, zero_safe_product
-
-
-class _Options(NamedTuple):
-    label_smoothing: float
-    ignore_index: int | None
-    axis_name: AxisName | None
-
-    @property
-    def axes(self) -> Axes:
-        """What Σ_k runs over."""
-        return Axes((-1,), self.axis_name)
-
-    def classes(self, x: Array) -> int:
-        """Return the number of classes, of all devices."""
-        return x.shape[-1] * sharding.axis_size(self.axis_name)
+from jaxnn.rules.softmax_sums import shifted, summed, zero_safe_product
 
 
 def _definition(
@@ -73,15 +59,15 @@ def _definition(
     reduction: str = "mean",
     axis_name: AxisName | None = None,
 ) -> Array:
-    rows, options = _checked(logits, targets, axis, weight, ignore_index, label_smoothing, reduction, axis_name)
+    rows, options = checked(logits, targets, axis, weight, ignore_index, label_smoothing, reduction, axis_name)
     from_largest = shifted(options.axes, rows.x)
     log_p = from_largest - jnp.log(summed(options.axes, jnp.exp(from_largest)))
-    q = _weighted(rows.weight, _smoothed(options, rows.labels, log_p))
+    q = _targets.weighted(rows.weight, _targets.smoothed(options, rows.labels, log_p))
     l = sharding.all_reduce(axis_name, lax.psum, jnp.sum(zero_safe_product(q, -log_p), -1))
-    l = _by_label(options, rows.labels, options.classes(log_p), l)
+    l = _targets.by_label(options, rows.labels, options.classes(log_p), l)
     if reduction == "none":
         return l
-    return jnp.sum(l) if reduction == "sum" else jnp.sum(l) / jnp.sum(_counts(options, rows, l))
+    return jnp.sum(l) if reduction == "sum" else jnp.sum(l) / jnp.sum(_targets.counts(options, rows, l))
 
 
 @defined_by(_definition)
@@ -132,9 +118,9 @@ def cross_entropy(
         Taura, Neural Networks Basics, "NLL softmax (Back propagation)"; Szegedy et al. 2016, arXiv:1512.00567 (label
         smoothing).
     """
-    rows, options = _checked(logits, targets, axis, weight, ignore_index, label_smoothing, reduction, axis_name)
+    rows, options = checked(logits, targets, axis, weight, ignore_index, label_smoothing, reduction, axis_name)
     l = sharding.all_reduce(axis_name, lax.psum, _cross_entropy(options, rows.x, rows.labels, rows.weight))
-    return reduce(l, _counts(options, rows, l), reduction)
+    return reduce(l, _targets.counts(options, rows, l), reduction)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -150,114 +136,34 @@ def cross_entropy(
     ),
     weight=(r"d\omega_c = -\sum_n dl_n\,u_{nc} \log p_{nc}", "A class's weight multiplies what the class costs."),
 )
-def _cross_entropy(options: _Options, x: Array, targets: Array, weight: Array | None) -> Array:
+def _cross_entropy(options: Options, x: Array, targets: Array, weight: Array | None) -> Array:
     return _cross_entropy_fwd(options, x, targets, weight)[0]
 
 
-def _cross_entropy_fwd(options: _Options, x: Array, targets: Array, weight: Array | None) -> tuple[Array, Any]:
+def _cross_entropy_fwd(options: Options, x: Array, targets: Array, weight: Array | None) -> tuple[Array, Any]:
     from_largest = shifted(options.axes, x)
     total = summed(options.axes, jnp.exp(from_largest))
-    l = _expected(options, targets, weight, jnp.log(total) - from_largest)
-    return _by_label(options, targets, options.classes(x), l), (x, total, targets, weight)
+    l = _targets.expected(options, targets, weight, jnp.log(total) - from_largest)
+    return _targets.by_label(options, targets, options.classes(x), l), (x, total, targets, weight)
 
 
-def _cross_entropy_bwd(options: _Options, residuals: Any, dl: Array) -> tuple[Array, Array | None, Array | None]:
+def _cross_entropy_bwd(options: Options, residuals: Any, dl: Array) -> tuple[Array, Array | None, Array | None]:
     x, total, targets, weight = residuals
     from_largest, dl, classes = shifted(options.axes, x), dl[..., None], options.classes(x)
-    u = _smoothed(options, targets, from_largest)
-    all_q = _expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
+    u = _targets.smoothed(options, targets, from_largest)
+    all_q = _targets.expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
     all_q = sharding.all_reduce(options.axis_name, lax.psum, all_q)
-    dx = dl * (jnp.exp(from_largest) * (all_q / total) - _weighted(weight, u))
-    dx = _by_label(options, targets, classes, dx)
+    dx = dl * (jnp.exp(from_largest) * (all_q / total) - _targets.weighted(weight, u))
+    dx = _targets.by_label(options, targets, classes, dx)
 
     floating = jnp.issubdtype(targets.dtype, jnp.floating)
     minus_log_p = jnp.log(total) - from_largest
-    dt = (1 - options.label_smoothing) * dl * _weighted(weight, minus_log_p) if floating else None
+    dt = (1 - options.label_smoothing) * dl * _targets.weighted(weight, minus_log_p) if floating else None
     dweight = None
     if weight is not None:
-        du = _by_label(options, targets, classes, dl * zero_safe_product(u, minus_log_p), bad=0.0)
+        du = _targets.by_label(options, targets, classes, dl * zero_safe_product(u, minus_log_p), bad=0.0)
         dweight = cotangent(jnp.sum(du, tuple(range(du.ndim - 1))), type_of(weight))
     return cotangent(dx, type_of(x)), None if dt is None else cotangent(dt, type_of(targets)), dweight
 
 
 _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
-
-
-def _smoothed(options: _Options, targets: Array, like: Array) -> Array:
-    """Return u = (1 − ε) T + ε/C, with T = e(t) for class ids."""
-    floating = jnp.issubdtype(targets.dtype, jnp.floating)
-    u = (targets if floating else _labels.one_hot(_here(options, targets, like), like.shape[-1])).astype(like.dtype)
-    epsilon = options.label_smoothing
-    return u if epsilon == 0 else (1 - epsilon) * u + epsilon / max(1, options.classes(like))
-
-
-def _weighted(weight: Array | None, u: Array) -> Array:
-    return u if weight is None else jnp.broadcast_to(weight.astype(u.dtype), u.shape) * u
-
-
-def _expected(options: _Options, targets: Array, weight: Array | None, x: Array) -> Array:
-    """Return Σ_c q_c x_c of this device's classes, which for a class id is (1 − ε) ω_t x_t + ε/C Σ_c ω_c x_c."""
-    if jnp.issubdtype(targets.dtype, jnp.floating):
-        return jnp.sum(zero_safe_product(_weighted(weight, _smoothed(options, targets, x)), x), -1)
-    classes, epsilon, here = x.shape[-1], options.label_smoothing, _here(options, targets, x)
-    at_label = _labels.at_label(x, here)
-    if weight is not None and classes:
-        at_label = zero_safe_product(weight.astype(x.dtype)[_labels.in_range(here, classes)], at_label)
-    if options.axis_name is not None:  # the label may be another device's
-        at_label = jnp.where(_labels.is_label(here, classes), at_label, jnp.zeros((), x.dtype))
-    if epsilon == 0:
-        return at_label
-    share = jnp.full(x.shape, epsilon / max(1, options.classes(x)), x.dtype)
-    at_label = zero_safe_product(jnp.full((), 1 - epsilon, x.dtype), at_label)
-    return at_label + jnp.sum(zero_safe_product(_weighted(weight, share), x), -1)
-
-
-def _here(options: _Options, labels: Array, x: Array) -> Array:
-    """Return the labels counted from the first of this device's classes."""
-    return _labels.local_labels(labels, x.shape[-1], options.axis_name)
-
-
-def _by_label(options: _Options, targets: Array, classes: int, x: Array, bad: float = jnp.nan) -> Array:
-    """Return x with `bad` in the rows whose label is no class, and 0 in those that are left out."""
-    if jnp.issubdtype(targets.dtype, jnp.floating):
-        return x
-    valid, ignored = _labels.is_label(targets, classes), _labels.is_ignored(targets, options.ignore_index)
-    if x.ndim > targets.ndim:
-        valid, ignored = valid[..., None], ignored[..., None]
-    return jnp.where(ignored, jnp.zeros((), x.dtype), jnp.where(valid, x, jnp.asarray(bad, x.dtype)))
-
-
-def _counts(options: _Options, rows: _labels.Rows, l: Array) -> Array:
-    """Return what each row counts for in the mean."""
-    if jnp.issubdtype(rows.labels.dtype, jnp.floating):
-        return jnp.ones_like(l)
-    return _labels.row_weight(rows.labels, rows.weight, rows.ignore_index, l.dtype, options.axis_name)
-
-
-def _checked(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    axis: int,
-    weight: ArrayLike | None,
-    ignore_index: int | None,
-    label_smoothing: float,
-    reduction: str,
-    axis_name: AxisName | None,
-) -> tuple[_labels.Rows, _Options]:
-    sharding.axis_size(axis_name)
-    arguments.one_of("reduction", reduction, arguments.REDUCTIONS)
-    label_smoothing = arguments.fraction("label_smoothing", label_smoothing)
-    t = arguments.array("targets", targets)
-    if not jnp.issubdtype(t.dtype, jnp.floating):
-        rows = _labels.checked("logits", logits, t, axis, weight, ignore_index)
-        return rows, _Options(label_smoothing, rows.ignore_index, axis_name)
-    if ignore_index is not None:
-        raise ValueError(
-            f"`ignore_index` ({ignore_index}) must be None when `targets` (dtype {t.dtype}) are probabilities; "
-            f"pass class ids, or give the rows to ignore `targets` of 0"
-        )
-    x = _labels.class_axis_last("logits", logits, axis)
-    t = _labels.class_axis_last("targets", t, axis)
-    arguments.same_shape("targets", t, "logits", x)
-    rows = _labels.Rows(x, t, _labels.class_weight(weight, x.shape[-1]), None)
-    return rows, _Options(label_smoothing, None, axis_name)

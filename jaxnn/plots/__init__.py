@@ -1,1 +1,1 @@
-"""Pictures of a training run (`training`, with matplotlib) and the page of a comparison (`comparison`, plain HTML)."""
+"""The pictures of a training (curves, confusion, filters; by matplotlib) and the page of a comparison (HTML)."""

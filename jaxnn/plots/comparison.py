@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-Entry = Mapping[str, Any]  # a checked function: its report as a dictionary, and its "errors"
-Axis = tuple[int, int, float, float]  # the lowest and the highest power of ten, and where they lie
+Entry = Mapping[str, Any]  # the report of a checked function, as a dictionary with its "errors"
+Axis = tuple[int, int, float, float]  # the lowest and the highest power of ten, and their coordinates
 
 TITLE = "jaxnn compare: custom rules beside automatic gradients"
-MARKS = {"FAIL": "✗", "INCONCLUSIVE": "?", "UNSUPPORTED": "○", "PASS": "✓", "NOTE": "·"}  # in the order of the rows
+MARKS = {"FAIL": "✗", "INCONCLUSIVE": "?", "UNSUPPORTED": "○", "PASS": "✓", "NOTE": "·"}  # also the order of the rows
 COSTS = {
     "residual_bytes": "residual bytes",
     "temporary_bytes": "temporary memory",
@@ -25,7 +25,7 @@ UNITS = {
 }
 MISSING = "–"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-REACH = 8  # where the scale of the bars ends, the same on every page
+REACH = 8  # the end of the bars' scale
 LEFT, RIGHT, TOP, BOTTOM = 44, 384, 46, 236  # the frame of a curve, in a picture of 400 × 280
 
 STYLE = """
@@ -79,16 +79,16 @@ th,td{padding:.2rem .4rem}tr,figure,.failure,.pair{break-inside:avoid}}
 
 
 def page(entries: list[dict[str, Any]], command: str, versions: dict[str, str]) -> str:
-    """Write the comparison as one page that needs nothing else: no script, no network.
+    """Return the comparison as one self-contained page, without scripts.
 
     Args:
-        entries: the checked functions in the order of the table, each its report as a dictionary; of "costs", "sweep"
-            and "errors" any part may be missing, and a number may be the string "nan" or "inf"
-        command: the command line that the page comes from
-        versions: names and versions of what it ran on
+        entries: the report of each checked function, as a dictionary, in the order of the table; "costs", "sweep" and
+            "errors" may be missing, and a number may be the string "nan" or "inf"
+        command: the command line that made the page
+        versions: names and versions of the software, and the device
 
     Returns:
-        The text of an HTML file, to be written as UTF-8.
+        The text of an HTML file; write it as UTF-8.
     """
     about = [*(f"{_text(k)} {_text(v)}" for k, v in versions.items()), time.strftime("%Y-%m-%d %H:%M %Z")]
     sections = "\n".join(_section(number, entry) for number, entry in enumerate(entries))
@@ -103,10 +103,10 @@ def page(entries: list[dict[str, Any]], command: str, versions: dict[str, str]) 
 {_summary(entries)}
 {_overview(entries)}
 <h2>Function by function</h2>
-<p class="note">Each curve shows how far the numeric derivative, a central difference with step h, is from the rule's.
-Beside a right rule it is a V: large steps err by curvature, small ones by rounding. Beside a wrong one it levels off
-at the rule's own error. Residual bytes are what the forward pass keeps for the backward pass; the other costs are those
-of value and gradient together.</p>
+<p class="note">Each curve shows the distance between the rule's derivative and the numeric one, a central difference
+with step h. For a right rule it is a V: large steps have an error from curvature, small ones from rounding. For a wrong
+rule it levels off at the rule's own error. Residual bytes are what the forward pass keeps for the backward pass. The
+other costs are those of value and gradient together.</p>
 {sections}
 </main></body></html>
 """
@@ -116,17 +116,17 @@ of value and gradient together.</p>
 
 
 def _text(value: Any) -> str:
-    """Write anything as text that holds no markup."""
+    """Return a value as text, with HTML escaped."""
     return html.escape(str(value))
 
 
 def _float(value: Any) -> float | None:
-    """Read a number that may be missing, or be the string "nan" or "inf"."""
+    """Return a number that may be given as None or as the string "nan" or "inf"."""
     return None if value is None else float(value)
 
 
 def _number(value: Any, digits: int = 3) -> str:
-    """Write a number as in print: 0.0125, 1.25×10⁻⁷, 1 − 2i, ∞."""
+    """Return a number in printed form: 0.0125, 1.25×10⁻⁷, 1 − 2i, ∞."""
     if isinstance(value, str) and value.endswith(("j", "j)")):
         z = complex(value)
         return f"{_number(z.real, digits)} {'−' if z.imag < 0 else '+'} {_number(abs(z.imag), digits)}i"
@@ -147,7 +147,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _cost(key: str, value: Any) -> str:
-    """Write a cost with its unit."""
+    """Return a cost with its unit."""
     x = _float(value)
     if x is None or not math.isfinite(x):
         return MISSING
@@ -163,7 +163,7 @@ def _status(status: str) -> str:
 
 
 def _verdict(entry: Entry) -> str:
-    """Say whether a function passed, and how many checks did not decide."""
+    """Return whether a function passed, and the number of checks without a result."""
     statuses = [row["status"] for row in entry["rows"]]
     remarks = [f"{statuses.count(s)}&nbsp;{s.lower()}" for s in ("INCONCLUSIVE", "UNSUPPORTED") if s in statuses]
     return f'{_status("PASS" if entry["ok"] else "FAIL")} <span class="note">{", ".join(remarks)}</span>'
@@ -182,7 +182,7 @@ def _columns(*names: str) -> str:
 
 
 def _summary(entries: list[dict[str, Any]]) -> str:
-    """Count the functions and the failures, and name these."""
+    """Return the number of functions and of failures, with links to the failures."""
     failed = [_link(number, entry) for number, entry in enumerate(entries) if not entry["ok"]]
     counts = f"{_count(len(entries), 'function')}, {_count(len(failed), 'failure')}".capitalize()
     return f'<p class="summary">{counts}{": " if failed else ""}{", ".join(failed)}.</p>'
@@ -193,11 +193,11 @@ def _link(number: int, entry: Entry) -> str:
 
 
 def _overview(entries: list[dict[str, Any]]) -> str:
-    """Write the table of all functions."""
+    """Return the table of all functions."""
     caption = (
-        "The largest relative error of each rule, and what it costs: custom divided by automatic, below 1 where the "
-        f"custom rule needs less. Bars are logarithmic, from 1/{REACH} to {REACH}, pointed where they go on. The line "
-        f"marks 1: a bar to its left is custom's gain, one to its right its loss. {MISSING} means not measured."
+        "The largest relative error of each rule, and its cost: custom divided by automatic, below 1 if the custom "
+        f"rule needs less. Bars are logarithmic, from 1/{REACH} to {REACH}; a pointed bar goes beyond. The line marks "
+        f"1: a bar to the left is a gain of the custom rule, one to the right a loss. {MISSING} means not measured."
     )
     names = ["to automatic", "to numeric", *RATIOS.values()]
     head = (
@@ -218,13 +218,13 @@ def _overview_row(number: int, entry: Entry) -> str:
 
 
 def _pair(entry: Entry, key: str) -> list[float | None]:
-    """Return custom's and automatic's cost, None where one is missing."""
+    """Return the costs of custom and of automatic; None for a missing one."""
     costs = entry.get("costs") or {}
     return [_float((costs.get(kind) or {}).get(key)) for kind in ("custom", "automatic")]
 
 
 def _ratio(entry: Entry, key: str) -> float | None:
-    """Divide custom's cost by automatic's: None where one is unknown, 1 where both are 0."""
+    """Return custom's cost divided by automatic's: None if one is unknown, 1 if both are 0."""
     custom, automatic = _pair(entry, key)
     if custom is None or automatic is None or not math.isfinite(custom) or not math.isfinite(automatic):
         return None
@@ -241,7 +241,7 @@ def _ratio_text(entry: Entry, key: str) -> str:
 
 
 def _bar(entry: Entry, key: str) -> str:
-    """Draw a ratio to the left or to the right of the line at 1."""
+    """Draw a ratio as a bar to the left or to the right of the line at 1."""
     ratio = _ratio(entry, key)
     if ratio is None:
         return '<span class="bar"></span>'
@@ -259,7 +259,7 @@ def _bar(entry: Entry, key: str) -> str:
 
 
 def _section(number: int, entry: Entry) -> str:
-    """Write all that is known of one function, folded away where nothing fails."""
+    """Return the section of one function; it is open if a check failed."""
     rows = sorted(entry["rows"], key=lambda row: [*MARKS].index(row["status"]))
     failed = [row for row in rows if row["status"] == "FAIL"]
     return f"""<section id="f{number}"><details{"" if entry["ok"] else " open"}>
@@ -268,13 +268,13 @@ def _section(number: int, entry: Entry) -> str:
 {"".join(_failure(row) for row in failed)}
 <div class="pair">{_curve(entry)}{_costs(entry)}</div>
 {_others(rows[len(failed) :])}
-<p class="meta">Again: <code>{_text(entry["repro"])}</code> (seed {_text(entry["seed"])}, \
+<p class="meta">Run again: <code>{_text(entry["repro"])}</code> (seed {_text(entry["seed"])}, \
 {_number(entry["seconds"])} s)</p>
 </div></details></section>"""
 
 
 def _failure(row: Entry) -> str:
-    """Explain a failed check: what is wrong, where it is worst, and what may be the cause."""
+    """Return a failed check: what is wrong, where the error is largest, and what may be the cause."""
     lines = [f"<h4>{_status('FAIL')} {_text(row['check'])}: {_text(row['path'])}</h4><p>{_text(row['message'])}</p>"]
     if e := row.get("evidence"):
         index = list(e["index"] or ())
@@ -282,10 +282,10 @@ def _failure(row: Entry) -> str:
             kind: "nothing" if e[kind] is None else _number(e[kind], 6) for kind in ("custom", "automatic", "numeric")
         }
         lines.append(
-            f"<p>Worst at <code>{_text(row['path'])}{index or ''}</code>: the rule gives {given['custom']}, automatic "
-            f"{given['automatic']} and numeric {given['numeric']}; {_text(e['agree'])}. The rule is off by "
+            f"<p>Largest error at <code>{_text(row['path'])}{index or ''}</code>: the rule gives {given['custom']}, "
+            f"automatic {given['automatic']} and numeric {given['numeric']}; {_text(e['agree'])}. The rule is off by "
             f"{_number(e['absolute'])} (relative {_number(e['relative'])}, or {_number(e['ulp'])} units in the last "
-            f"place), where {_number(e['tolerance'])} is allowed.</p>"
+            f"place); the tolerance is {_number(e['tolerance'])}.</p>"
         )
     if row.get("hint"):
         lines.append(f"<p><strong>Hint:</strong> {_text(row['hint'])}</p>")
@@ -293,7 +293,7 @@ def _failure(row: Entry) -> str:
 
 
 def _others(rows: list[Entry]) -> str:
-    """Write the checks that did not fail as a table."""
+    """Return the table of the checks that did not fail."""
     lines = [
         f"<td>{_status(row['status'])}</td><td>{_text(row['check'])}: {_text(row['path'])}</td>"
         f"<td>{_text(row['message'])}</td>"
@@ -304,26 +304,26 @@ def _others(rows: list[Entry]) -> str:
 
 
 def _costs(entry: Entry) -> str:
-    """Write what the rule costs beside automatic."""
+    """Return the table of the rule's costs and those of automatic."""
     lines = []
     for key, name in COSTS.items():
         cells = [*(_cost(key, x) for x in _pair(entry, key)), _ratio_text(entry, key)]
         lines.append(f'<th scope="row">{name}</th>' + "".join(f'<td class="number">{cell}</td>' for cell in cells))
     head = f'<tr><th scope="col">cost</th>{_columns("custom", "automatic", "ratio")}</tr>'
-    return _table("costs", "What it costs", head, lines)
+    return _table("costs", "Costs", head, lines)
 
 
 # ------------------------------------------------------------------------------------------- curve
 
 
 def _curve(entry: Entry) -> str:
-    """Draw the distance of the numeric derivative against the step size, both axes logarithmic."""
+    """Draw the distance of the numeric derivative over the step size; both axes are logarithmic."""
     read = [(float(h), float(distance)) for h, distance in entry.get("sweep") or ()]
     points = sorted((h, d) for h, d in read if 0 < h < math.inf and 0 <= d < math.inf)
     if not points:
         return '<p class="note">No curve over step sizes was recorded.</p>'
     positive = [d for _, d in points if d > 0]
-    exact = len(positive) < len(points)  # a distance of 0 has no logarithm: it gets a line of its own at the bottom
+    exact = len(positive) < len(points)  # a distance of 0 has no logarithm: it is drawn on a line at the bottom
     across, up = _axis([h for h, _ in points], LEFT, RIGHT), _axis(positive, BOTTOM - 22 if exact else BOTTOM, TOP)
     placed = [(_at(across, math.log10(h)), _at(up, math.log10(d)) if d else BOTTOM - 6) for h, d in points]
     best = min(range(len(points)), key=lambda k: (points[k][1], -points[k][0]))
@@ -332,7 +332,7 @@ def _curve(entry: Entry) -> str:
     name, (h, d), (x, y) = _text(entry["name"]), points[best], placed[best]
     anchor = "start" if x < 150 else "end" if x > 280 else "middle"
     return f"""<figure><svg viewBox="0 0 400 280" role="img">
-<title>{name}: the distance of the numeric derivative over the step size, least at h = {_number(h)}</title>
+<title>{name}: the distance of the numeric derivative over the step size, smallest at h = {_number(h)}</title>
 <text x="2" y="14">relative distance of the numeric derivative</text>
 {_grid(across, up)}{f'<text x="{LEFT - 6}" y="{BOTTOM - 2}" text-anchor="end">0</text>' if exact else ""}
 <rect class="frame" x="{LEFT}" y="{TOP}" width="{RIGHT - LEFT}" height="{BOTTOM - TOP}"/>
@@ -343,7 +343,7 @@ def _curve(entry: Entry) -> str:
 
 
 def _axis(values: list[float], start: float, end: float) -> Axis:
-    """Return the axis from `start` to `end` whose powers of ten enclose all values, with some room."""
+    """Return the axis from `start` to `end` whose powers of ten enclose all values, with a margin."""
     logs = [math.log10(value) for value in values] or [-16.0]
     return math.floor(min(logs) - 0.1), math.ceil(max(logs) + 0.1), start, end
 
@@ -354,7 +354,7 @@ def _at(axis: Axis, exponent: float) -> float:
 
 
 def _grid(across: Axis, up: Axis) -> str:
-    """Draw powers of ten, at most seven of each axis."""
+    """Draw the grid at powers of ten, at most seven on each axis."""
     parts = []
     for k in range(across[0], across[1] + 1, math.ceil((across[1] - across[0]) / 6)):
         x = f"{_at(across, k):.1f}"

@@ -44,12 +44,12 @@ def add_at(start: Array, sums: Any, parts: Any) -> Any:
     return jax.tree.map(add, sums, parts)
 
 
-def fitting(size: int, elements: int) -> int:
+def rows_that_fit(size: int, elements: int) -> int:
     """Return how many float32 rows of so many elements fit in `size` bytes: a power of two, at least 32."""
     return 1 << max(5, (size // (4 * max(1, elements))).bit_length() - 1)
 
 
-def even(size: int, block: int) -> int:
+def least_overlapping(size: int, block: int) -> int:
     """Return the length, at most `block`, at which as many blocks overlap least; a multiple of 8 where it is less."""
     if size == 0:
         return 1

@@ -1,8 +1,11 @@
 """What a component carries beside its rule: its plain definition, its formulas, and its name in profiles."""
 
+import functools
 from collections.abc import Callable
 from types import FunctionType
 from typing import NamedTuple, ParamSpec, Protocol, TypeVar, cast
+
+import jax
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -18,10 +21,20 @@ class Component(Protocol[P, R]):
 
 
 def defined_by(definition: Callable[P, R]) -> Callable[[Callable[P, R]], Component[P, R]]:
-    """Attach the plain definition to a component, as `component.definition`."""
+    """Attach the plain definition to a component, as `component.definition`, and run it under its name's scope.
+
+    The scope is what a profile, or a compiled program's metadata, shows of the operations of both passes.
+    """
 
     def attach(function: Callable[P, R]) -> Component[P, R]:
-        component = cast(Component[P, R], function)
+        name = cast(FunctionType, function).__name__
+
+        @functools.wraps(function)
+        def named(*args: P.args, **kwargs: P.kwargs) -> R:
+            with jax.named_scope(name):
+                return function(*args, **kwargs)
+
+        component = cast(Component[P, R], named)
         component.definition = definition
         return component
 
@@ -32,16 +45,14 @@ class Formulas(NamedTuple):
     """A function as it is written on paper, in LaTeX."""
 
     definition: str
-    gradients: dict[
-        str, tuple[str, str]
-    ]  # of each argument: its cotangent, and in words what the local derivative says
+    gradients: dict[str, tuple[str, str]]  # argument: its cotangent, and the local derivative in words
 
 
-FORMULAS: dict[tuple[str, str], Formulas] = {}  # by the file and the name of the function, which a jaxpr tells
+FORMULAS: dict[tuple[str, str], Formulas] = {}  # by the function's file and name, both of which a jaxpr records
 
 
 def with_formulas(definition: str, **gradients: tuple[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Attach its formulas to a function with a custom rule, where whoever meets it in a jaxpr finds them."""
+    """Register the formulas of a function with a custom rule, so that its equation in a jaxpr leads to them."""
 
     def attach(function: Callable[P, R]) -> Callable[P, R]:
         code = cast(FunctionType, function).__code__

@@ -1,6 +1,6 @@
 """What softmax, log-softmax and the cross entropies share: shifted logits, their sums, 0 · ∞, and checks."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -54,7 +54,7 @@ def checked(
     """Check the arguments of softmax and log-softmax; axes are counted from the front."""
     x = arguments.floating("x", x)
     sharding.axis_size(axis_name)
-    axes = tuple(arguments.axis_in_range("x", a, x) for a in (axis if isinstance(axis, tuple) else (axis,)))
+    axes = tuple(arguments.axis_in_range("x", a, x) for a in _several(axis))
     if len(set(axes)) < len(axes):
         raise ValueError(f"`axis` ({axis}) must name each axis once")
     if where is None:
@@ -68,3 +68,12 @@ def checked(
         message = f"{arguments.described('where', where)} must broadcast to {arguments.described('x', x)}"
         raise ValueError(message) from None
     return x, Axes(axes, axis_name), where
+
+
+def _several(axis: Any) -> tuple[int, ...]:
+    """Return `axis` as a tuple of static ints."""
+    try:
+        return tuple(arguments.integer("axis", a, -(2**31)) for a in (axis if isinstance(axis, tuple) else (axis,)))
+    except TypeError:
+        kind = type(axis).__name__
+        raise TypeError(f"`axis` ({axis!r}) must be a static int or a tuple of ints, and not {kind}") from None

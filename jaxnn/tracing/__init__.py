@@ -1,3 +1,3 @@
-"""All that depends on how JAX traces functions. Knows no component and no check."""
+"""Everything that depends on how JAX traces functions. It knows no component and no check."""
 
 from jaxnn.tracing.automatic import automatic as automatic

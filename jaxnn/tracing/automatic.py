@@ -1,4 +1,4 @@
-"""automatic(f): the same function, with JAX's own derivative in the place of every hand-written one."""
+"""automatic(f): the same function, with JAX's own derivative in place of every hand-written one."""
 
 import functools
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 
 from jaxnn.tracing import jaxprs, rewriting
-from jaxnn.tracing.functions import BRANCHED, branched, is_array
+from jaxnn.tracing.errors import BRANCHING_ERRORS, branching_message
+from jaxnn.tracing.functions import function_name, is_array
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -16,25 +17,26 @@ R = TypeVar("R")
 def automatic(f: Callable[P, R]) -> Callable[P, R]:
     """Return `f` with every `custom_vjp` rule inside it replaced by JAX's derivative of its definition.
 
-    The definition is the body of the `custom_vjp` function. Rules are replaced however deep they are: under jit,
-    scan, while_loop, cond, switch, vmap, remat, shard_map and pmap, in another rule's definition, in `custom_jvp`
+    The definition is the body of the `custom_vjp` function. Rules are replaced at any depth: under jit, scan,
+    while_loop, cond, switch, vmap, remat, shard_map and pmap, in the definitions of other rules, and in `custom_jvp`
     functions. `custom_jvp` rules stay: they hold conventions such as relu'(0) = 0, and have a forward mode.
 
-    The result takes the same arguments, returns the same values, and works under every transformation: unlike a
-    `custom_vjp` function also under `jax.jvp`, `jax.jacfwd` and `jax.hessian`. Arrays are traced; Python scalars and
-    other leaves of the arguments that are no arrays are static.
+    The result takes the same arguments, returns the same values, and works under every transformation. Unlike a
+    `custom_vjp` function it also works under `jax.jvp`, `jax.jacfwd` and `jax.hessian`. Arrays are traced; leaves of
+    the arguments that are no arrays, such as Python scalars, are static.
 
     Args:
-      f: any function of JAX arrays, of whatever library. A rule that a `jax.grad` *inside* `f` has already used is
-        part of f's value and stays: write `jax.grad(automatic(g))` for `automatic(jax.grad(g))`.
+      f: any function of JAX arrays, from any library. Where `f` itself calls `jax.grad`, the rule is part of f's
+        value and stays: write `jax.grad(automatic(g))`, not `automatic(jax.grad(g))`.
 
     Returns:
       A function with f's signature.
 
     Raises:
-      TypeError: when `f` is no function; when called, if Python code in `f` branches on an array's value, or calls a
-        function with a rule inside `jax.lax.custom_root`, whose own rule has used it; when differentiated, if a
-        definition calls what JAX has no derivative of (a callback, a kernel), which is named.
+      TypeError: if `f` is no function. Also when the result is called, if Python code in `f` branches on an array's
+        value, or if `f` calls a function with a rule inside `jax.lax.custom_root`, which differentiates it by that
+        rule. Also when the result is differentiated, if a definition calls an operation without a derivative (a
+        callback, a kernel); the message names it.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnn
@@ -48,14 +50,14 @@ def automatic(f: Callable[P, R]) -> Callable[P, R]:
       2.0
 
     References:
-      JAX's documentation, "Custom derivative rules for Python code", of rules; "Writing custom interpreters in JAX", of
-      programs that transform a function's trace.
+      JAX's documentation: "Custom derivative rules for Python code", on rules; "Writing custom interpreters in JAX",
+      on programs that transform a function's trace.
     """
-    return replaced(f)
+    return without_hand_written_rules(f)
 
 
-def replaced(f: Callable[P, R], strip: rewriting.Strip | None = None) -> Callable[P, R]:
-    """Return `automatic(f)`, without the custom_jvp rules that `strip` names as well."""
+def without_hand_written_rules(f: Callable[P, R], loses_rule: rewriting.LosesRule | None = None) -> Callable[P, R]:
+    """Return `automatic(f)`, without those custom_jvp rules either for which `loses_rule` is true."""
     if not callable(f):
         raise TypeError(f"`f` ({type(f).__name__} {f!r}) must be a function of arrays".replace("\n", " "))
 
@@ -63,19 +65,20 @@ def replaced(f: Callable[P, R], strip: rewriting.Strip | None = None) -> Callabl
     def without_rules(*args: P.args, **kwargs: P.kwargs) -> R:
         leaves, tree = jax.tree.flatten((args, kwargs))
         try:
-            return _evaluate(f, tree, leaves, [is_array(leaf) for leaf in leaves], strip)
+            return _call(f, tree, leaves, [is_array(leaf) for leaf in leaves], loses_rule)
         except jax.errors.UnexpectedTracerError:
-            # An array that must not be traced (in nondiff_argnums) is a constant, if nobody differentiates it.
-            return _evaluate(f, tree, leaves, [isinstance(leaf, jax.core.Tracer) for leaf in leaves], strip)
+            # An array in nondiff_argnums must not be traced: it is a constant, unless the caller differentiates it.
+            return _call(f, tree, leaves, [isinstance(leaf, jax.core.Tracer) for leaf in leaves], loses_rule)
 
     return without_rules
 
 
-def _evaluate(
-    f: Callable[..., R], tree: Any, leaves: list[Any], traced: list[bool], strip: rewriting.Strip | None
+def _call(
+    f: Callable[..., R], tree: Any, leaves: list[Any], traced: list[bool], loses_rule: rewriting.LosesRule | None
 ) -> R:
+    """Trace f, take the rules out of the trace, and run it."""
     arrays = [leaf for leaf, is_traced in zip(leaves, traced, strict=True) if is_traced]
-    returned: list[Any] = []
+    returned: list[Any] = []  # the structure of f's result, and those of its leaves that are no arrays
 
     def of_arrays(*values: Any) -> list[Any]:
         given = iter(values)
@@ -86,11 +89,10 @@ def _evaluate(
         return [y for y in outputs if is_array(y)]
 
     try:
-        jaxpr = jaxprs.trace(of_arrays, *arrays)
-    except BRANCHED as error:
-        name = getattr(f, "__name__", type(f).__name__)
-        raise TypeError(branched(name, error)) from None
-    computed = iter(jaxprs.evaluate(rewriting.without_rules(jaxpr, strip), *arrays))
+        jaxpr = jax.make_jaxpr(of_arrays)(*arrays)
+    except BRANCHING_ERRORS as error:
+        raise TypeError(branching_message(function_name(f), error)) from None
+    computed = iter(jaxprs.run(rewriting.without_rules(jaxpr, loses_rule), *arrays))
     structure, outputs = returned
     result: R = jax.tree.unflatten(structure, [next(computed) if y is None else y for y in outputs])
     return result

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 
-from jaxnn.tracing.jaxprs import equations, is_inexact, opened, struct
+from jaxnn.tracing.functions import is_inexact
+from jaxnn.tracing.jaxprs import equations, open_jaxpr, shape_and_dtype
 
 
 def is_custom_vjp(eqn: Any) -> bool:
@@ -32,12 +33,12 @@ def is_backward_only(eqn: Any) -> bool:
 
 def rule_name(eqn: Any) -> str:
     """Return the name of the function whose rule the equation calls."""
-    return str(opened(eqn.params["call_jaxpr"]).debug_info.func_src_info).split(" at ")[0]
+    return str(open_jaxpr(eqn.params["call_jaxpr"]).debug_info.func_src_info).split(" at ")[0]
 
 
-def written_in_jax(eqn: Any) -> bool:
-    """Whether the rule is one of JAX's own."""
-    source = str(opened(eqn.params["call_jaxpr"]).debug_info.func_src_info)
+def is_jaxs_own(eqn: Any) -> bool:
+    """Whether the rule belongs to JAX itself."""
+    source = str(open_jaxpr(eqn.params["call_jaxpr"]).debug_info.func_src_info)
     return re.search(r"[/\\]jax[/\\]_src[/\\]", source) is not None
 
 
@@ -46,17 +47,16 @@ class BackwardRule:
     """The backward half of a custom_vjp function as its author wrote it, with the types it is given and must return."""
 
     name: str
-    residuals: list[Any]  # types; pytree leaves in order
-    kept_inputs: list[int | None]  # for a residual that is an argument, which one
-    primals: list[Any]
-    paths: list[str]  # of the primals, as JAX counts the arguments: "[0]"
-    outputs: list[Any]
-    jaxpr: Any  # residuals, output cotangents -> the numeric cotangents
-    positions: list[int]  # of the numeric cotangents among the primals
+    residuals: list[Any]  # the types of the residuals' leaves, in order
+    primals: list[Any]  # the types of the arguments' leaves
+    paths: list[str]  # where those leaves are among the arguments, as JAX writes it: "[0]", "[1]['w']"
+    outputs: list[Any]  # the types of the outputs' leaves
+    jaxpr: Any  # residuals, output cotangents -> the cotangents that are arrays, float0 and None left out
+    positions: list[int]  # to which of the primals each of those cotangents belongs
 
 
 def backward_rules(closed: Any) -> Iterator[BackwardRule]:
-    """Find each custom_vjp rule's backward half; a rule that has been batched, or is of a new kind, is passed over."""
+    """Yield each custom_vjp rule's backward half, but for batched rules and for kinds that are not known here."""
     for eqn in equations(closed):
         if is_custom_vjp(eqn) and not eqn.params["symbolic_zeros"]:
             try:
@@ -74,32 +74,41 @@ def _backward_rule(eqn: Any) -> BackwardRule | None:
         return None
     bwd, in_tree, avals, out_trees = flat.f_transformed.args[:4]
     forward, _ = eqn.params["fwd_jaxpr_thunk"].call_wrapped(*[True] * len(avals))
-    out_tree, res_tree, kept = out_trees()
+    out_tree, res_tree, forwarded = out_trees()  # forwarded: which argument a residual is, None if it is computed
     types = [v.aval for v in forward.outvars]
     outputs = types[len(types) - out_tree.num_leaves :]
     computed = iter(types)
-    residuals = [next(computed) if i is None else avals[i] for i in kept]
-    found: list[int] = []
+    residuals = [next(computed) if i is None else avals[i] for i in forwarded]
+    positions: list[int] = []
 
     def cotangents(res: list[Any], dy: list[Any]) -> list[Any]:
-        result = bwd(jax.tree.unflatten(res_tree, res), jax.tree.unflatten(out_tree, dy))
-        leaves: list[Any] = []
-        for given, subtree in zip(result, in_tree.children(), strict=True):
-            count = subtree.num_leaves
-            values = jax.tree.leaves(given, is_leaf=lambda x: x is None)
-            leaves += values if len(values) == count and given is not None else [None] * count
-        numeric = [
-            (i, ct) for i, ct in enumerate(leaves)
-            if ct is not None and getattr(ct, "dtype", None) != jax.dtypes.float0 and hasattr(ct, "dtype")
-        ]  # fmt: skip
-        found[:] = [i for i, _ in numeric]
-        return [ct for _, ct in numeric]
+        returned = bwd(jax.tree.unflatten(res_tree, res), jax.tree.unflatten(out_tree, dy))
+        leaves = _leaves_by_primal(returned, in_tree)
+        positions[:] = [i for i, ct in enumerate(leaves) if _is_array_cotangent(ct)]
+        return [leaves[i] for i in positions]
 
-    jaxpr = jax.make_jaxpr(cotangents)([struct(a) for a in residuals], [_cotangent_struct(a) for a in outputs])
+    jaxpr = jax.make_jaxpr(cotangents)([shape_and_dtype(a) for a in residuals], [_cotangent_type(a) for a in outputs])
     numbered = jax.tree.unflatten(in_tree, list(range(in_tree.num_leaves)))
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(numbered)[0]]
-    return BackwardRule(rule_name(eqn), residuals, list(kept), list(avals), paths, outputs, jaxpr, list(found))
+    return BackwardRule(rule_name(eqn), residuals, list(avals), paths, outputs, jaxpr, positions)
 
 
-def _cotangent_struct(aval: Any) -> Any:
-    return struct(aval) if is_inexact(aval) else jax.ShapeDtypeStruct(aval.shape, jax.dtypes.float0)  # type: ignore[no-untyped-call]
+def _leaves_by_primal(returned: Any, in_tree: Any) -> list[Any]:
+    """Flatten what a backward rule returns: one leaf for each leaf of the arguments, None where there is none."""
+    leaves: list[Any] = []
+    for ct, subtree in zip(returned, in_tree.children(), strict=True):
+        values = jax.tree.leaves(ct, is_leaf=lambda x: x is None)
+        matches = len(values) == subtree.num_leaves and ct is not None
+        leaves += values if matches else [None] * subtree.num_leaves
+    return leaves
+
+
+def _is_array_cotangent(ct: Any) -> bool:
+    return hasattr(ct, "dtype") and ct.dtype != jax.dtypes.float0
+
+
+def _cotangent_type(aval: Any) -> Any:
+    """Return the type of the cotangent of an output: float0 for integers, booleans and keys."""
+    if is_inexact(aval):
+        return shape_and_dtype(aval)
+    return jax.ShapeDtypeStruct(aval.shape, jax.dtypes.float0)  # type: ignore[no-untyped-call]

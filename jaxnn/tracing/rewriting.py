@@ -1,91 +1,114 @@
 """Taking rules out of a traced function: each call of a `custom_vjp` function becomes its definition.
 
-Replacing the equation of the call by the equations of its definition takes the rule out. That is a rewriting of data,
-so it works at any depth (under jit, scan, cond, shard_map, ...) without knowing what the enclosing equation means.
+The equation that calls the function is replaced by the equations of its definition. That rewrites data, so it works at
+any depth (under jit, scan, cond, shard_map, ...) without any knowledge of what the enclosing equation means.
 """
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.extend.core as jex
 from jax.interpreters import ad
 
-from jaxnn.tracing.jaxprs import equations, evaluate, is_inexact, is_jaxpr, map_jaxprs, opened, struct, trace
+from jaxnn.tracing.functions import is_inexact
+from jaxnn.tracing.jaxprs import equations, is_jaxpr, map_jaxprs, open_jaxpr, run, shape_and_dtype
 from jaxnn.tracing.kinds import is_custom_jvp, is_custom_vjp, rule_name
 
-Strip = Callable[[Any], bool]  # whether a custom_jvp_call equation loses its rule too
+LosesRule = Callable[[Any], bool]  # whether a custom_jvp_call equation becomes its definition, too
+
+OPAQUE_CALLS = ("pure_callback", "io_callback", "ffi_call", "pallas_call")  # JAX cannot look into these
 
 _rewritten: weakref.WeakKeyDictionary[Any, dict[str | None, Any]] = weakref.WeakKeyDictionary()
 
 
-def without_rules(closed: Any, strip: Strip | None = None, definition_of: str | None = None) -> Any:
-    """Return the jaxpr with every custom_vjp rule replaced by its definition, and the custom_jvp rules of `strip`.
+def without_rules(closed: Any, loses_rule: LosesRule | None = None, definition_of: str | None = None) -> Any:
+    """Return the jaxpr with every custom_vjp call replaced by its definition.
 
-    `definition_of` names the rule whose definition this is. Without `strip` the answer is remembered, so that jit finds
-    what it compiled for an inner function; a jaxpr that stays as it is would keep itself alive there.
+    Without `loses_rule` the result is remembered, so that jit finds what it has compiled for an inner function. A
+    jaxpr without rules is not remembered: as its own value it would keep itself alive there.
+
+    Args:
+      closed: a jaxpr, open or closed.
+      loses_rule: which custom_jvp calls are replaced, too; none by default.
+      definition_of: the name of the rule whose definition this is.
     """
-    if strip is not None:
-        return _without_rules(closed, strip, definition_of)
+    if loses_rule is not None:
+        return _Rewriting(closed, loses_rule, definition_of).result()
     known = _rewritten.get(closed, {})
     if definition_of in known:
         return known[definition_of]
-    rewritten = _without_rules(closed, strip, definition_of)
+    rewritten = _Rewriting(closed, None, definition_of).result()
     if rewritten is not closed:
         _rewritten.setdefault(closed, {})[definition_of] = rewritten
     return rewritten
 
 
-def _without_rules(closed: Any, strip: Strip | None, definition_of: str | None) -> Any:
-    jaxpr = opened(closed)
-    value_of: dict[Any, Any] = {}  # a variable of a replaced equation, and what stands for it now
+class _Rewriting:
+    """One jaxpr in the course of being rewritten: the equations so far, and what stands for replaced variables."""
 
-    def now(atom: Any) -> Any:
-        return atom if isinstance(atom, jex.Literal) else value_of.get(atom, atom)
+    def __init__(self, closed: Any, loses_rule: LosesRule | None, definition_of: str | None) -> None:
+        self.closed, self.loses_rule, self.definition_of = closed, loses_rule, definition_of
+        self.equations: list[Any] = []
+        self.substitutes: dict[Any, Any] = {}
 
-    equations = []
+    def result(self) -> Any:
+        jaxpr = open_jaxpr(self.closed)
+        for eqn in jaxpr.eqns:
+            if is_custom_vjp(eqn) or (self.loses_rule is not None and is_custom_jvp(eqn) and self.loses_rule(eqn)):
+                inner = without_rules(eqn.params["call_jaxpr"], self.loses_rule, rule_name(eqn))
+                self.write_out(open_jaxpr(inner), self.current(eqn.invars), eqn.outvars)
+            else:
+                self.keep(eqn)
+        if all(a is b for a, b in zip(self.equations, jaxpr.eqns, strict=False)) and not self.substitutes:
+            return self.closed
+        rewritten = jaxpr.replace(eqns=self.equations, outvars=self.current(jaxpr.outvars))
+        return rewritten if self.closed is jaxpr else self.closed.replace(jaxpr=rewritten)
 
-    def splice(inner: Any, operands: list[Any], results: list[Any]) -> None:
-        """Write out `inner`, a jaxpr, with fresh variables."""
+    def current(self, atoms: Sequence[Any]) -> list[Any]:
+        """Return what now stands for each variable or literal."""
+        return [a if isinstance(a, jex.Literal) else self.substitutes.get(a, a) for a in atoms]
+
+    def keep(self, eqn: Any) -> None:
+        """Keep an equation, without the rules in its inner functions."""
+        _refuse_opaque(eqn)
+        if self.definition_of is not None and _has_no_derivative(eqn):
+            self.guard(eqn)
+        params = dict(eqn.params)
+        if eqn.primitive.name != "pallas_call":
+            rewrite = functools.partial(without_rules, loses_rule=self.loses_rule, definition_of=self.definition_of)
+            params = {name: map_jaxprs(rewrite, value) for name, value in params.items()}
+        if eqn.primitive.name == "custom_vmap_call":
+            params["rule"] = functools.partial(_batched_without_rules, params["rule"], self.loses_rule)
+        if is_custom_jvp(eqn):
+            params["jvp_jaxpr_fun"] = _JvpWithoutRules(eqn.params["jvp_jaxpr_fun"], self.loses_rule)
+        self.equations.append(eqn.replace(invars=self.current(eqn.invars), params=params))
+
+    def guard(self, eqn: Any) -> None:
+        """Put an identity before each operand that raises, and names the definition, when it is differentiated."""
+        identity = _not_differentiable(self.definition_of or "", eqn.primitive.name)
+        for variable in {v for v in eqn.invars if not isinstance(v, jex.Literal) and is_inexact(v.aval)}:
+            traced = jax.make_jaxpr(identity)(shape_and_dtype(variable.aval))
+            self.write_out(open_jaxpr(traced), self.current([variable]), [variable])
+
+    def write_out(self, inner: Any, operands: Sequence[Any], results: Sequence[Any]) -> None:
+        """Append the equations of `inner` with fresh variables; its outputs stand for the variables `results`."""
         own = dict(zip(inner.invars, operands, strict=True))
 
-        def renamed(atom: Any) -> Any:
-            return atom if isinstance(atom, jex.Literal) else own[atom]
+        def renamed(atoms: Sequence[Any]) -> list[Any]:
+            return [a if isinstance(a, jex.Literal) else own[a] for a in atoms]
 
         for eqn in inner.eqns:
             fresh = [v if type(v) is not jex.Var else jex.Var(v.aval) for v in eqn.outvars]
-            equations.append(eqn.replace(invars=[renamed(v) for v in eqn.invars], outvars=fresh))
+            self.equations.append(eqn.replace(invars=renamed(eqn.invars), outvars=fresh))
             own.update(zip(eqn.outvars, fresh, strict=True))
-        value_of.update(zip(results, map(renamed, inner.outvars), strict=True))
-
-    for eqn in jaxpr.eqns:
-        if is_custom_vjp(eqn) or (strip is not None and is_custom_jvp(eqn) and strip(eqn)):
-            inner = without_rules(eqn.params["call_jaxpr"], strip, rule_name(eqn))
-            splice(opened(inner), [now(v) for v in eqn.invars], eqn.outvars)
-            continue
-        if definition_of is not None and _has_no_derivative(eqn):
-            for variable in {v for v in eqn.invars if not isinstance(v, jex.Literal) and is_inexact(v.aval)}:
-                guard = opened(jax.make_jaxpr(_guard(definition_of, eqn.primitive.name))(struct(variable.aval)))
-                splice(guard, [now(variable)], [variable])
-        params = dict(eqn.params)
-        if eqn.primitive.name != "pallas_call":
-            params = {k: map_jaxprs(lambda j: without_rules(j, strip, definition_of), v) for k, v in params.items()}
-        if eqn.primitive.name == "custom_vmap_call":
-            params["rule"] = functools.partial(_batched_without_rules, params["rule"], strip)
-        _refuse_opaque(eqn)
-        if is_custom_jvp(eqn):
-            params["jvp_jaxpr_fun"] = _JvpWithoutRules(eqn.params["jvp_jaxpr_fun"], strip)
-        equations.append(eqn.replace(invars=[now(v) for v in eqn.invars], params=params))
-    if all(a is b for a, b in zip(equations, jaxpr.eqns, strict=False)) and not value_of:
-        return closed
-    rewritten = jaxpr.replace(eqns=equations, outvars=[now(v) for v in jaxpr.outvars])
-    return rewritten if closed is jaxpr else closed.replace(jaxpr=rewritten)
+        self.substitutes.update(zip(results, renamed(inner.outvars), strict=True))
 
 
 def _refuse_opaque(eqn: Any) -> None:
-    """jax.lax.custom_root differentiates functions that it holds: in jaxprs of its own, nobody's to rewrite."""
+    """Refuse jax.lax.custom_root of a function with a rule: the jaxprs that it differentiates cannot be rewritten."""
     if is_custom_jvp(eqn) and rule_name(eqn) == "_custom_root":
         held = [eqn.params["call_jaxpr"]]
     elif eqn.primitive.name == "call_hi_primitive":  # since jax 0.11
@@ -100,8 +123,8 @@ def _refuse_opaque(eqn: Any) -> None:
         )
 
 
-def _batched_without_rules(rule: Any, strip: Strip | None, size: int, batched: Any, *args: Any) -> Any:
-    """A custom_vmap rule, whose own calls of custom_vjp functions lose theirs."""
+def _batched_without_rules(rule: Any, loses_rule: LosesRule | None, size: int, batched: Any, *args: Any) -> Any:
+    """Call a custom_vmap rule with the custom_vjp rules inside it replaced."""
     leaves, tree = jax.tree.flatten(args)
     returned: list[Any] = []
 
@@ -111,28 +134,26 @@ def _batched_without_rules(rule: Any, strip: Strip | None, size: int, batched: A
         returned[:] = [structure, batched_outputs]
         return flat
 
-    flat = evaluate(without_rules(trace(outputs, *leaves), strip), *leaves)
+    flat = run(without_rules(jax.make_jaxpr(outputs)(*leaves), loses_rule), *leaves)
     return jax.tree.unflatten(returned[0], flat), returned[1]
 
 
 class _JvpWithoutRules:
-    """A kept custom_jvp rule, whose own calls of custom_vjp functions lose theirs. JAX asks it for a jaxpr."""
+    """A custom_jvp rule that stays, with the custom_vjp rules inside it replaced. JAX asks it for its jaxpr."""
 
-    def __init__(self, thunk: Any, strip: Strip | None) -> None:
-        self.thunk, self.strip, self.debug_info = thunk, strip, thunk.debug_info
+    def __init__(self, thunk: Any, loses_rule: LosesRule | None) -> None:
+        self.thunk, self.loses_rule, self.debug_info = thunk, loses_rule, thunk.debug_info
 
     def call_wrapped(self, *zeros: bool) -> tuple[Any, ...]:
         jaxpr, *rest = self.thunk.call_wrapped(*zeros)
-        return without_rules(jaxpr, self.strip), *rest
-
-
-CALLED = ("pure_callback", "io_callback", "ffi_call", "pallas_call")  # JAX cannot look into these
+        return without_rules(jaxpr, self.loses_rule), *rest
 
 
 def _has_no_derivative(eqn: Any) -> bool:
+    """Whether JAX cannot differentiate an equation with floating-point operands and results."""
     if not any(is_inexact(v.aval) for v in eqn.invars) or not any(is_inexact(v.aval) for v in eqn.outvars):
         return False
-    if eqn.primitive.name not in CALLED and eqn.primitive in ad.primitive_jvps:
+    if eqn.primitive.name not in OPAQUE_CALLS and eqn.primitive in ad.primitive_jvps:
         return False
     if is_custom_jvp(eqn) or is_custom_vjp(eqn):
         return False
@@ -152,14 +173,14 @@ def _has_no_derivative(eqn: Any) -> bool:
         return vjp(y)
 
     try:
-        jax.eval_shape(gradient, *(struct(v.aval) for v in eqn.invars))
-    except Exception:  # whatever JAX says, there is no derivative
+        jax.eval_shape(gradient, *(shape_and_dtype(v.aval) for v in eqn.invars))
+    except Exception:  # whatever JAX raises, there is no derivative
         return True
     return False
 
 
-def _guard(name: str, primitive: str) -> Callable[[Any], Any]:
-    """Make an identity that, where it is differentiated, says by name what cannot be."""
+def _not_differentiable(name: str, primitive: str) -> Callable[[Any], Any]:
+    """Return an identity that raises when it is differentiated, and says which definition has no derivative."""
 
     @jax.custom_jvp
     def identity(x: Any) -> Any:

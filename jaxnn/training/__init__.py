@@ -1,4 +1,4 @@
-"""The SGD step, the epoch that runs on the device, and the loop around it."""
+"""Training: the SGD step, the epoch on the device, the loop over the epochs, and checkpoints."""
 
 from jaxnn.training.checkpoint import CheckpointError as CheckpointError
 from jaxnn.training.checkpoint import Checkpoints as Checkpoints

@@ -1,12 +1,12 @@
-"""What a training leaves on disk: its parameters, and steps to continue from.
+"""Parameters on disk, and checkpoints: steps from which a training can resume.
 
-Parameters are one NumPy archive, never pickled, written whole or not at all. A step is a folder `step-0000000123`:
+Parameters are one NumPy archive, without pickle, that is replaced atomically. A step is a folder `step-0000000123` with
 
-    state.npz    the arrays of the training's state, and all else about it as JSON
-    manifest     their number, size and SHA-256, and below it the manifest's own
+    state.npz    the arrays of the training's state, and everything else about it as JSON
+    manifest     the step's number, the size and SHA-256 of state.npz, and below them the manifest's own SHA-256
 
-written beside its place, synced to the disk, and renamed: a process may be killed at any moment, and what there is
-is whole. A step whose bytes are not those of its manifest, one of them or all, is not taken for a step.
+The folder is written under a temporary name, synced to the disk, and renamed. So every step on the disk is complete,
+even if the process is killed at any moment. A step that does not match its manifest in every byte is refused.
 """
 
 import contextlib
@@ -29,14 +29,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from jaxnn.errors import JaxnnError
 from jaxnn.files import lock, sync_folder, write_synced, write_whole
 
-FORMAT = 1  # of a step: another is not read
-MAX_BYTES = 1 << 34  # of a step: what a manifest may claim before it is believed
+FORMAT = 1  # the version of the format; other versions are refused
+MAX_BYTES = 1 << 34  # the largest size of a step that a manifest may state
 
 
 def save_params(path: Path, params: PyTree[Array], config: dict[str, Any]) -> None:
-    """Save a tree of dicts of arrays, and what is needed to use it again.
+    """Save nested dicts of arrays, and the configuration that is needed to use them.
 
     Args:
         path: the .npz file.
@@ -44,15 +45,17 @@ def save_params(path: Path, params: PyTree[Array], config: dict[str, Any]) -> No
         config: anything JSON can hold, saved as "config".
 
     Raises:
-        TypeError: `params` holds something else than nested dicts of arrays that NumPy knows.
+        TypeError: `params` is not nested dicts of arrays, or an array's dtype is not one of NumPy's.
     """
     buffer, arrays = io.BytesIO(), {}
     for at, leaf in jax.tree_util.tree_leaves_with_path(params):
         keys = [getattr(k, "key", None) for k in at]
         if not keys or not all(isinstance(k, str) and "/" not in k for k in keys):
-            raise TypeError(f"`params{jax.tree_util.keystr(at)}` must be in nested dicts with names without '/'")
+            raise TypeError(
+                f"`params{jax.tree_util.keystr(at)}` must be in nested dicts whose keys are strings without '/'"
+            )
         array = np.asarray(leaf)
-        if array.dtype.kind not in "fiub":  # NumPy's archive would keep a bfloat16's bytes and forget what they are
+        if array.dtype.kind not in "fiub":  # NumPy's archive would keep the bytes of bfloat16 without the dtype
             raise TypeError(f"`params{jax.tree_util.keystr(at)}` (dtype {array.dtype}) must be saved as float32")
         arrays["/".join(["params", *map(str, keys)])] = array
     np.savez(buffer, config=np.array(json.dumps(config, allow_nan=False)), **arrays)  # type: ignore[arg-type]
@@ -73,7 +76,7 @@ def load_params(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested dicts of the arrays whose names are "params/…"; others are passed over."""
+    """Return the arrays whose names begin with "params/" as nested dicts; others are ignored."""
     params: dict[str, Any] = {}
     for name in arrays:
         root, _, rest = name.partition("/")
@@ -86,17 +89,17 @@ def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-class CheckpointError(Exception):
-    """A folder of steps that cannot be used: one line, with the cure."""
+class CheckpointError(JaxnnError):
+    """A step, or a folder of steps, that cannot be used."""
 
 
 class Saved(NamedTuple):
-    """A step that was read back, whole."""
+    """A step that was read and verified."""
 
     step: int
     arrays: dict[str, Any]
     about: dict[str, Any]
-    sha256: str  # of its arrays and what is about them
+    sha256: str  # of state.npz
 
     @property
     def params(self) -> dict[str, Any]:
@@ -104,7 +107,7 @@ class Saved(NamedTuple):
         return _nested(self.arrays)
 
     def restored(self, like: PyTree[Array]) -> Any:
-        """Return the arrays in the place of those of `like`.
+        """Return a copy of `like` with the arrays of the step.
 
         Raises:
             CheckpointError: an array has another name, shape or dtype.
@@ -112,7 +115,7 @@ class Saved(NamedTuple):
         places, tree = jax.tree_util.tree_flatten_with_path(like)
         names = [_name(at, leaf) for at, leaf in places]
         if extra := sorted(self.arrays.keys() ^ set(names)):
-            where = "is not in the step" if extra[0] in names else "is in the step alone"
+            where = "is not in the step" if extra[0] in names else "is only in the step"
             raise CheckpointError(
                 f"the training's {extra[0]} {where}: continue with the same model, optimizer and kind of key"
             )
@@ -130,39 +133,39 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The steps of one training, in a folder: the newest ones, and the best.
+    """Saves the steps of one training in a folder, and keeps the newest ones and the best.
 
     Args:
-        folder: made if it is not there.
-        keep: how many of the newest steps to keep.
+        folder: the folder; it is created if needed.
+        keep: the number of newest steps to keep.
 
     Raises:
         OSError: the folder cannot be written to.
-        CheckpointError: another training writes to it, or it is a step itself.
+        CheckpointError: another training is using the folder, or the folder is itself a step.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 3) -> None:
         self.folder, self.keep = Path(folder), keep
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._seen: dict[Path, dict[str, Any] | None] = {}  # what the manifests of steps say that are whole
+        self._seen: dict[Path, dict[str, Any] | None] = {}  # the manifests of verified steps; None for a damaged step
         if (self.folder / "manifest").exists():
-            raise CheckpointError(f"{str(folder)!r} is a step: give the folder that it is in")
+            raise CheckpointError(f"{str(folder)!r} is a step: give the folder that contains it")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.close = weakref.finalize(self, _alone_in(self.folder))
+        self.close = weakref.finalize(self, _lock(self.folder))
         for left in self.folder.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(left, ignore_errors=True)
         (new := self.folder / f"{_UNFINISHED}{secrets.token_hex(4)}").mkdir()
         new.rmdir()
 
     def save(self, step: int, state: PyTree[Array], about: dict[str, Any], score: list[float] | None = None) -> None:
-        """Begin to write a step, and return: the arrays are copied, the training may go on.
+        """Start to write a step in a thread. The arrays are copied first, so the training may continue at once.
 
         Args:
             step: its number.
             state: a pytree of arrays.
             about: anything JSON can hold.
-            score: the higher the better, of numbers the first that differs; None for a step that is not compared.
+            score: the best step has the highest score, compared as lists; None leaves the step out.
 
         Raises:
             OSError: an earlier step could not be written.
@@ -176,10 +179,10 @@ class Checkpoints:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until what was begun is on the disk.
+        """Wait until the last step is on the disk.
 
         Raises:
-            OSError: it could not be written; the steps before it are as they were.
+            OSError: it could not be written; the earlier steps are unchanged.
         """
         if self._thread is not None:
             self._thread.join()
@@ -193,53 +196,55 @@ class Checkpoints:
             buffer = io.BytesIO()
             np.savez(buffer, **{**arrays, "about": np.array(about)})
             data, place = buffer.getvalue(), self.folder / f"step-{step:010d}"
-            told = {"bytes": len(data), "score": score, "sha256": hashlib.sha256(data).hexdigest(), "step": step}
+            manifest = {"bytes": len(data), "score": score, "sha256": hashlib.sha256(data).hexdigest(), "step": step}
             new = self.folder / f"{_UNFINISHED}{secrets.token_hex(4)}"
             new.mkdir()
             try:
                 write_synced(new / "state.npz", data)
-                write_synced(new / "manifest", _manifest(told))
+                write_synced(new / "manifest", _manifest_bytes(manifest))
                 sync_folder(new)
-                if place.exists():  # of no use: it would have been continued from
+                if place.exists():  # an older step with the same number, saved before the training was resumed
                     _remove(place)
                 os.rename(new, place)
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
             sync_folder(self.folder)
-            self._seen[place] = told
-            self._forget_old()
-        except Exception as error:  # of memory, too: `wait` raises it
+            self._seen[place] = manifest
+            self._remove_old()
+        except Exception as error:  # also MemoryError; `wait` raises it
             self._error = error
 
-    def _forget_old(self) -> None:
-        """Remove all steps but the newest and the best; those that are damaged do not count, and stay."""
-        steps = {place: told for place in _places(self.folder) if (told := self._whole(place))}
-        scored = {place: told["score"] for place, told in steps.items() if told["score"] is not None}
+    def _remove_old(self) -> None:
+        """Remove all steps except the newest and the best. Damaged steps do not count, and are kept."""
+        steps = {place: found for place in _places(self.folder) if (found := self._verified(place))}
+        scored = {place: found["score"] for place, found in steps.items() if found["score"] is not None}
         best = {max(scored, key=lambda place: (scored[place], place))} if scored else set()
         for place in list(steps)[self.keep :]:
             if place not in best:
                 _remove(place)
 
-    def _whole(self, place: Path) -> dict[str, Any] | None:
-        """Return what a step's manifest says, None if the step is damaged."""
+    def _verified(self, place: Path) -> dict[str, Any] | None:
+        """Return a step's manifest, None if the step is damaged."""
         if place not in self._seen:
             self._seen[place] = None
             with contextlib.suppress(CheckpointError):
                 read_step(place)
-                self._seen[place] = _told(place)
+                self._seen[place] = _read_manifest(place)
         return self._seen[place]
 
 
-def _alone_in(folder: Path) -> Callable[[], None]:
-    """Return what lets another training into a folder of steps."""
+def _lock(folder: Path) -> Callable[[], None]:
+    """Lock a folder of steps; return the function that unlocks it."""
     try:
-        let_go = lock(folder)
-    except OSError:
+        unlock = lock(folder)
+    except OSError:  # this file system has no locks
         return lambda: None
-    if let_go is None:
-        raise CheckpointError(f"{str(folder)!r} is in use by another training: let it end, or choose another folder")
-    return let_go
+    if unlock is None:
+        raise CheckpointError(
+            f"{str(folder)!r} is used by another training: wait for its end, or choose another folder"
+        )
+    return unlock
 
 
 def _places(folder: Path) -> list[Path]:
@@ -248,13 +253,13 @@ def _places(folder: Path) -> list[Path]:
 
 
 def newest_step(folder: str | os.PathLike[str]) -> tuple[Saved | None, list[str]]:
-    """Read the newest step that is whole.
+    """Read the newest step that is not damaged.
 
     Args:
         folder: the steps' folder.
 
     Returns:
-        The step, None if there is none; and what is wrong with those after it, in a line each.
+        The step, None if there is none; and one line for each newer step that is damaged.
     """
     damaged = list[str]()
     for place in _places(Path(folder)):
@@ -275,59 +280,62 @@ def read_step(place: str | os.PathLike[str]) -> Saved:
         The step.
 
     Raises:
-        CheckpointError: it is not whole.
+        CheckpointError: it is damaged.
     """
     place = Path(place)
-    told = _told(place)
-    if told is None:
+    manifest = _read_manifest(place)
+    if manifest is None:
         raise CheckpointError(f"{str(place)!r} has no valid manifest")
     try:
-        data = _read(place / "state.npz", told["bytes"] + 1)
+        data = _read(place / "state.npz", manifest["bytes"] + 1)
     except OSError as error:
         raise CheckpointError(f"{str(place / 'state.npz')!r} cannot be read ({error.strerror})") from error
-    if len(data) != told["bytes"] or hashlib.sha256(data).hexdigest() != told["sha256"]:
-        raise CheckpointError(f"{str(place / 'state.npz')!r} is damaged: its SHA-256 is not the manifest's")
+    if len(data) != manifest["bytes"] or hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+        raise CheckpointError(f"{str(place / 'state.npz')!r} is damaged: its SHA-256 differs from the manifest's")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as members:
-            if sum(member.file_size for member in members.infolist()) > len(data):  # none is compressed
+            if sum(member.file_size for member in members.infolist()) > len(data):  # a step is never compressed
                 raise ValueError("it is compressed")
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        return Saved(told["step"], arrays, json.loads(str(arrays.pop("about"))), told["sha256"])
-    except Exception as error:  # written by another hand, which knew to write a manifest
-        raise CheckpointError(f"{str(place / 'state.npz')!r} is no step of a training ({error})") from error
+        return Saved(manifest["step"], arrays, json.loads(str(arrays.pop("about"))), manifest["sha256"])
+    except Exception as error:  # a file from elsewhere, with a valid manifest
+        raise CheckpointError(f"{str(place / 'state.npz')!r} is not a step of a training ({error})") from error
 
 
-def _told(place: Path) -> dict[str, Any] | None:
-    """Return what a step's manifest says, None if it is not one that was written here."""
+def _read_manifest(place: Path) -> dict[str, Any] | None:
+    """Return a step's manifest, None if it is not exactly as `_manifest_bytes` writes it."""
     try:
         text = _read(place / "manifest", 4096)
-        told = json.loads(text[:-65])
-        known = told.keys() == _TOLD and told["format"] == FORMAT and place.name == f"step-{told['step']:010d}"
-        return told if known and _manifest(told) == text and 0 <= told["bytes"] <= MAX_BYTES else None
+        manifest: dict[str, Any] = json.loads(text[:-65])
+        if manifest.keys() != _KEYS or manifest["format"] != FORMAT or not 0 <= manifest["bytes"] <= MAX_BYTES:
+            return None
+        matches = _manifest_bytes(manifest) == text and place.name == f"step-{manifest['step']:010d}"
+        return manifest if matches else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
-def _read(path: Path, most: int) -> bytes:
-    """Return a file's first bytes; a pipe would make us wait for ever."""
+def _read(path: Path, count: int) -> bytes:
+    """Return the first bytes of a regular file; reading from a pipe would wait for ever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     with path.open("rb") as file:
-        return file.read(most)
+        return file.read(count)
 
 
-_TOLD = {"bytes", "format", "score", "sha256", "step"}
-_UNFINISHED = ".step-"  # the beginning of the names of steps that are being written, or removed
+_KEYS = {"bytes", "format", "score", "sha256", "step"}
+_UNFINISHED = ".step-"  # prefix of the folders of steps that are being written or removed
 
 
-def _manifest(told: Any) -> bytes:
-    text = json.dumps({"format": FORMAT, **told}, sort_keys=True, indent=1).encode()
+def _manifest_bytes(manifest: Any) -> bytes:
+    """Return the text of a manifest: JSON, and the SHA-256 of that."""
+    text = json.dumps({"format": FORMAT, **manifest}, sort_keys=True, indent=1).encode()
     return text + b"\n" + hashlib.sha256(text).hexdigest().encode()
 
 
 def _name(at: Any, leaf: Array) -> str:
-    """Return a leaf's path, "params/W0", and of a key what makes numbers of it, too: "key:threefry2x32"."""
+    """Return a leaf's path, such as "params/W0"; plus the PRNG implementation, for keys: "key:threefry2x32"."""
     name = jax.tree_util.keystr(at, simple=True, separator="/")
     return f"{name}:{jax.random.key_impl(leaf)}" if _is_key(leaf) else name
 
@@ -337,7 +345,7 @@ def _is_key(leaf: Array) -> bool:
 
 
 def _remove(place: Path) -> None:
-    """Remove a step: by its name first, so that no half of one is left."""
+    """Remove a step. It is renamed first, so that a half-removed step is never read."""
     aside = place.with_name(f"{_UNFINISHED}{place.name}-{os.getpid()}")
     with contextlib.suppress(OSError):
         os.rename(place, aside)

@@ -1,12 +1,12 @@
-"""Many steps in one program on the device: no Python loop per step, no copy of the data per batch.
+"""Many steps in one program on the device: no Python loop over steps, no copy of the data for each batch.
 
-The data set lies on each device as it was read (uint8 images). A chunk of steps is one compiled loop whose length is an
-argument: progress, signals and saves act between chunks, and chunks of any length give the same bits, because a
-step's batch and key depend on the number of the step alone.
+Each device holds the whole data set as it was read (uint8 images). A chunk of steps is one compiled loop whose length
+is an argument. Progress, signals and checkpoints are handled between chunks. Chunks of any length give the same bits,
+because the batch and the key of a step depend only on its number.
 
-Over a mesh the loop is each device's own program, under `shard_map`: of every batch a device takes its own rows from
-its copy of the data, and all that the devices exchange is the gradient's one sum. The compiler, given the whole batch
-to cut, would gather it at the components that work block by block.
+With a mesh the loop runs under `shard_map`: each device takes its own rows of every batch from its copy of the data,
+and the devices exchange only one sum per step, that of the gradient. If the compiler sharded the batch instead, it
+would gather it at the components that work in blocks.
 """
 
 import functools
@@ -18,33 +18,34 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
+from numpy.typing import NDArray
 
 from jaxnn.training.step import Step, TrainState
 
-Data = Array | np.ndarray[Any, Any]
-IGNORED = -1  # the label of the rows that fill up a batch
+Data = Array | NDArray[Any]
+IGNORED = -1  # the label of padding rows
 SAME = PartitionSpec()  # type: ignore[no-untyped-call]  # on every device
 
 
 def check_data(images: Data, labels: Data, batch_size: int) -> None:
-    """Require one integer label an image, and a batch size between 1 and their number."""
+    """Require one integer label for each image, and a batch size between 1 and the number of images."""
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"`labels` (shape {labels.shape}, dtype {labels.dtype}) must be one row of integer class ids")
+        raise ValueError(f"`labels` (shape {labels.shape}, dtype {labels.dtype}) must be integer class ids, shape (N,)")
     if images.shape[:1] != labels.shape:
         raise ValueError(f"`labels` (shape {labels.shape}) must have one label for each of `images` {images.shape[:1]}")
     if not 1 <= batch_size <= labels.shape[0]:
-        raise ValueError(f"`batch_size` ({batch_size}) must lie between 1 and the {labels.shape[0]} images")
+        raise ValueError(f"`batch_size` ({batch_size}) must be between 1 and {labels.shape[0]}, the number of images")
 
 
 class Batches(NamedTuple):
-    """A data set, and which of its rows make up each batch of an epoch."""
+    """A data set, and the rows of it that form each batch of an epoch."""
 
     images: Array  # (N, ...)
     labels: Int[Array, " n"]
-    rows: Int[Array, "batches size"]  # of a device its own rows; N where a batch is filled up
+    rows: Int[Array, "batches size"]  # under `shard_map` the device's own rows; N for padding
 
     def batch(self, index: Array) -> tuple[Array, Int[Array, " size"]]:
-        """Return the images and labels of one batch; rows that fill it up have the label `IGNORED`."""
+        """Return the images and labels of one batch; padding rows have the label `IGNORED`."""
         rows, n = self.rows[index], self.labels.shape[0]
         row = jnp.minimum(rows, n - 1)
         return self.images[row], jnp.where(rows < n, self.labels[row].astype(jnp.int32), jnp.int32(IGNORED))
@@ -53,24 +54,24 @@ class Batches(NamedTuple):
 def make_batches(
     images: Data,
     labels: Data,
-    order: np.ndarray[Any, Any],
+    order: NDArray[Any],
     batch_size: int,
     *,
     mesh: Mesh | None = None,
     accumulate: int = 1,
 ) -> Batches:
-    """Deal the rows of a data set out to batches, and those of a batch to the devices and their micro-batches.
+    """Assign the rows of a data set to batches, and those of each batch to devices and micro-batches.
 
     Args:
         images: the data set's images, shape (N, ...).
         labels: their labels, shape (N,).
-        order: the order to take the rows in, a permutation of 0, …, N − 1.
-        batch_size: rows a batch; the last batch may have fewer.
-        mesh: the devices, in one axis; None for one.
-        accumulate: micro-batches of each device.
+        order: the order of the rows, a permutation of 0, …, N − 1.
+        batch_size: rows per batch; the last batch may have fewer.
+        mesh: the devices, along one axis; None for one device.
+        accumulate: the number of micro-batches of each device.
 
     Returns:
-        The batches; each is filled up to a multiple of the micro-batches of all devices.
+        The batches, each padded to a multiple of the number of micro-batches of all devices.
     """
     n, parts = len(order), accumulate * (1 if mesh is None else mesh.size)
     batches = -(-n // batch_size)
@@ -80,32 +81,32 @@ def make_batches(
         rows[batch, : len(some)] = some
     if mesh is None:
         return Batches(jnp.asarray(images), jnp.asarray(labels), jnp.asarray(rows))
-    cut = NamedSharding(mesh, _rows(mesh))
-    here = jax.make_array_from_callback(rows.shape, cut, lambda index: rows[index])
-    everywhere: tuple[Array, Array] = on_all_devices(mesh, (images, labels))
-    return Batches(*everywhere, here)
+    sharded = jax.make_array_from_callback(rows.shape, NamedSharding(mesh, _rows(mesh)), lambda index: rows[index])
+    replicated: tuple[Array, Array] = on_all_devices(mesh, (images, labels))
+    return Batches(*replicated, sharded)
 
 
 def on_all_devices(mesh: Mesh | None, tree: Any) -> Any:
-    """Return the arrays on every device of a mesh, of all processes; each process gives the same ones."""
+    """Return the arrays replicated on all devices of a mesh; every process must pass the same arrays."""
     if mesh is None:
         return tree
-    everywhere = NamedSharding(mesh, SAME)
+    replicated = NamedSharding(mesh, SAME)
 
     def place(a: Any) -> Array:
-        if isinstance(a, jax.Array) and a.sharding == everywhere:
+        if isinstance(a, jax.Array) and a.sharding == replicated:
             return a
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             key: Array = jax.random.wrap_key_data(place(jax.random.key_data(a)), impl=jax.random.key_impl(a))
             return key
         host = np.asarray(a)
-        placed: Array = jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
+        placed: Array = jax.make_array_from_callback(host.shape, replicated, lambda index: host[index])
         return placed
 
     return jax.tree.map(place, tree)
 
 
 def _rows(mesh: Mesh) -> PartitionSpec:
+    """Return how `Batches.rows` is sharded."""
     return PartitionSpec(None, *mesh.axis_names)  # type: ignore[no-untyped-call]
 
 
@@ -113,24 +114,24 @@ def _rows(mesh: Mesh) -> PartitionSpec:
 def run_steps(
     step: Step, state: TrainState, batches: Batches, first: Array, last: Array, *, mesh: Mesh | None = None
 ) -> tuple[TrainState, Array, dict[str, Array], Bool[Array, ""]]:
-    """Take the steps `first`, …, `last` − 1 of an epoch, and stop before the first that is not finite.
+    """Take the steps `first`, …, `last` − 1 of an epoch; stop before the first step that is not finite.
 
     Args:
-        step: the SGD step, from `make_step`; its metrics must be scalars to sum.
-        state: the state before the steps; donated.
+        step: the SGD step, from `make_step`; its metrics must be scalars; they are summed.
+        state: the state before the steps; its buffers are donated.
         batches: the epoch's batches, from `make_batches`.
         first: number of the first batch.
         last: number of the batch to stop before.
-        mesh: the devices that `batches` are dealt to, in the axis that the step was made for; None for one.
+        mesh: the devices that `batches` was made for, along the step's axis; None for one device.
 
     Returns:
-        The state after the last step that was finite, the number of the batch that comes next, the sums of the
-        steps' metrics, and whether all steps were finite.
+        The state after the last finite step, the number of the next batch, the sums of the metrics over the steps, and
+        whether all steps were finite.
     """
     chunk: Any = functools.partial(_chunk, step)
     if mesh is not None:
-        cut = (SAME, Batches(SAME, SAME, _rows(mesh)), SAME, SAME)  # type: ignore[arg-type]
-        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=cut, out_specs=SAME)
+        specs = (SAME, Batches(SAME, SAME, _rows(mesh)), SAME, SAME)  # type: ignore[arg-type]
+        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=SAME)
     return chunk(state, batches, jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32))  # type: ignore[no-any-return]
 
 
@@ -154,7 +155,7 @@ def _all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
 
 
 def not_finite(step: Step, state: TrainState, batches: Batches, index: Array, *, mesh: Mesh | None) -> str:
-    """Return what a step makes that is not finite: the loss, or else a leaf of the gradient or of the new state."""
+    """Name the first result of a step that is not finite: the loss, or a leaf of the gradient or of the new state."""
 
     def one(state: TrainState, batches: Batches, index: Array) -> Any:
         batch = batches.batch(index)
@@ -170,7 +171,7 @@ def not_finite(step: Step, state: TrainState, batches: Batches, index: Array, *,
         for at, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if not leaf:
                 return f"{what} {jax.tree_util.keystr(at, simple=True, separator='/')}".rstrip()
-    return "the loss"  # an error of the machine: the same step is finite now
+    return "the loss"  # the repeated step is finite: a hardware error
 
 
 def evaluate(
@@ -184,14 +185,14 @@ def evaluate(
         params: the parameters.
         images: the data set's images, shape (N, ...).
         labels: their labels, shape (N,).
-        batch_size: rows a batch, of all devices.
-        mesh: the devices, in one axis, to deal the rows out to; None for one.
+        batch_size: rows per batch, on all devices together.
+        mesh: the devices that share the rows, along one axis; None for one device.
 
     Returns:
-        The sums over the whole data set: each row counts once.
+        The sums over the whole data set; each row counts once.
 
     Raises:
-        ValueError: images and labels do not match, or `batch_size` is below 1 or above their number.
+        ValueError: images and labels do not match, or `batch_size` is below 1 or above the number of images.
     """
     check_data(images, labels, batch_size)
     batches = make_batches(images, labels, np.arange(labels.shape[0]), batch_size, mesh=mesh)
@@ -207,5 +208,5 @@ def _sums(metrics: Any, params: PyTree[Array], batches: Batches, *, mesh: Mesh |
 
     if mesh is None:
         return of_device(params, batches)
-    cut = (SAME, Batches(SAME, SAME, _rows(mesh)))  # type: ignore[arg-type]
-    return jax.shard_map(of_device, mesh=mesh, in_specs=cut, out_specs=SAME)(params, batches)
+    specs = (SAME, Batches(SAME, SAME, _rows(mesh)))  # type: ignore[arg-type]
+    return jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=SAME)(params, batches)

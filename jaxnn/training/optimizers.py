@@ -1,6 +1,9 @@
 """Optax's optimizers and learning-rate schedules, by name."""
 
-import optax
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import optax
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adadelta")
 SCHEDULES = ("constant", "cosine", "onecycle")
@@ -8,14 +11,14 @@ SCHEDULES = ("constant", "cosine", "onecycle")
 
 def make_optimizer(
     name: str, learning_rate: float, steps: int, *, momentum: float = 0.9, schedule: str = "constant"
-) -> optax.GradientTransformation:
+) -> "optax.GradientTransformation":
     """Return the optimizer of that name.
 
     Args:
-        name: "sgd" (θ ← θ − α ∇L, the notes'), "momentum" (Nesterov's), "adam" or "adadelta".
-        learning_rate: α, the peak of the schedule.
-        steps: length of the training in steps, for the schedules that end.
-        momentum: decay of "momentum"; b1 of "adam" stays optax's 0.9.
+        name: "sgd" (θ ← θ − α ∇L, as in the notes), "momentum" (Nesterov's), "adam" or "adadelta".
+        learning_rate: α, the maximum of the schedule.
+        steps: the number of steps of the training, the length of the schedules.
+        momentum: decay rate of "momentum"; "adam" always uses optax's default b1 = 0.9.
         schedule: "constant"; "cosine", from α to 0; or "onecycle", from α/25 up to α over the first 30% of the steps
             and down to nearly 0.
 
@@ -32,6 +35,8 @@ def make_optimizer(
         >>> print(updates)
         -0.5
     """
+    import optax  # here, because it is slow to import, and the names alone do not need it
+
     rates: dict[str, optax.ScalarOrSchedule] = {
         "constant": learning_rate,
         "cosine": optax.cosine_decay_schedule(learning_rate, max(1, steps)),

@@ -3,34 +3,36 @@
     Δ = −∇_θ L(θ; D'),   θ ← θ + α Δ       on a mini-batch D' (Larochelle, "stochastic gradient descent (SGD)";
                                             Taura, Neural Networks Basics, "Stochastic gradient descent")
 
-with optax in the place of θ + α Δ. A step is a pure function: it may be jitted, scanned, and run on the shards of a
+where optax computes the update α Δ. A step is a pure function: it may be jitted, scanned, and run on the shards of a
 batch under `shard_map` or `pmap`.
 
-A batch in parts, of several devices or micro-batches (L_i: the mean loss of part i, c_i: its rows):
+A batch may be split over devices and micro-batches. With L_i the mean loss of part i and c_i its number of rows:
 
     L = Σ_i c_i L_i / Σ_i c_i,   ∇L = Σ_i c_i ∇L_i / Σ_i c_i          (derived here)
 
-which is the mean over all rows, however they are dealt out: a part may have fewer than the others, or none.
+which is the mean over all rows, even if a part has fewer rows than the others, or none.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jaxtyping import Array, Int, PyTree
 
 from jaxnn.rules import arguments
 from jaxnn.rules.cotangents import accumulation_dtype
 
+if TYPE_CHECKING:  # it is slow to import, and only a step that is taken needs it
+    import optax
+
 Loss = Callable[[PyTree[Array], Any, Array], tuple[Array, dict[str, Array]]]
 
 
 class TrainState(NamedTuple):
-    """What a step takes and returns: parameters, the optimizer's state, steps done, and the key of the whole run."""
+    """What a step takes and returns: parameters, the optimizer's state, the number of steps done, and the run's key."""
 
     params: PyTree[Array]
     opt_state: Any
@@ -38,15 +40,15 @@ class TrainState(NamedTuple):
     key: Array
 
 
-def init_state(params: PyTree[Array], optimizer: optax.GradientTransformation, key: Array) -> TrainState:
+def init_state(params: PyTree[Array], optimizer: "optax.GradientTransformation", key: Array) -> TrainState:
     """Return the state before the first step.
 
     Args:
         params: the parameters θ, a pytree of arrays.
         optimizer: an optax gradient transformation.
-        key: the PRNG key that all steps' randomness derives from.
+        key: the PRNG key from which the keys of all steps are derived.
     """
-    # A jitted step donates its state: copies keep the caller's own arrays alive.
+    # A jitted step donates its state; the copies keep the caller's arrays valid.
     params, key = jax.tree.map(jnp.copy, (params, key))
     with jax.numpy_dtype_promotion("standard"):  # optax's adam mixes dtypes
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
@@ -57,12 +59,14 @@ class Step:
     """The pure function `step(state, batch) -> (state, metrics)`; made by `make_step`."""
 
     loss: Loss
-    optimizer: optax.GradientTransformation
+    optimizer: "optax.GradientTransformation"
     axis_name: str | None
     accumulate: int
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         """Take the step."""
+        import optax
+
         gradient, metrics = self.gradient(state, batch)
         with jax.numpy_dtype_promotion("standard"):  # optax's adam mixes dtypes
             updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
@@ -78,11 +82,11 @@ class Step:
         params = state.params
         if self.axis_name is not None:
             key = jax.random.fold_in(key, lax.axis_index(self.axis_name))
-            # Each device differentiates its own copy of the parameters. Without this the transpose of the implicit
-            # copy sums the gradient over the devices, and the sum below would count it once a device.
+            # Each device differentiates its own copy of the parameters. Otherwise the transpose of the implicit copy
+            # would sum the gradient over the devices, and the sum below would count it once per device.
             params = self._own(params)
         sums = self._own(self._sums(params, batch, key))
-        if self.axis_name is not None:  # all in one dtype, so that it is one collective: counts up to 2²⁴ are exact
+        if self.axis_name is not None:  # one dtype makes it one collective; counts are exact up to 2²⁴
             fused = jax.tree.map(lambda a: a.astype(sums.value.dtype) if a.dtype.kind in "iub" else a, sums)
             fused = lax.psum(fused, self.axis_name)  # type: ignore[no-untyped-call]
             sums = jax.tree.map(lambda a, like: a.astype(like.dtype), fused, sums)
@@ -97,7 +101,7 @@ class Step:
         """Return the sums over this device's micro-batches."""
         if self.accumulate == 1:
             return _part(self.loss, params, batch, key)
-        parts = jax.tree.map(self._cut, batch)
+        parts = jax.tree.map(self._micro_batches, batch)
 
         def add(sums: _Sums, part: Any) -> tuple[_Sums, None]:
             index, batch = part
@@ -110,17 +114,17 @@ class Step:
         sums: _Sums = lax.scan(add, self._own(zeros), (jnp.arange(self.accumulate), parts))[0]
         return sums
 
-    def _cut(self, a: Array) -> Array:
-        """Return the rows of each micro-batch."""
+    def _micro_batches(self, a: Array) -> Array:
+        """Return the rows of an array, split into micro-batches along a new first axis."""
         if a.shape[0] % self.accumulate:
             raise ValueError(
                 f"`batch` ({a.shape[0]} rows on a device) must be a multiple of `accumulate` ({self.accumulate}) rows; "
-                f"fill it up with rows that the loss leaves out"
+                f"pad it with rows that the loss ignores"
             )
         return a.reshape(self.accumulate, -1, *a.shape[1:])
 
     def _own(self, tree: Any) -> Any:
-        """Return a copy that may differ from those of the other devices."""
+        """Return a copy whose values may differ between devices, for the type system of `shard_map`."""
         axis = self.axis_name
 
         def own(a: Array) -> Array:
@@ -133,7 +137,7 @@ class Step:
 
 
 class _Sums(NamedTuple):
-    """What the rows of a part of the batch add up to."""
+    """Sums over the rows of a part of the batch."""
 
     gradient: PyTree[Array]
     value: Array
@@ -142,7 +146,7 @@ class _Sums(NamedTuple):
 
 
 def _part(loss: Loss, params: PyTree[Array], batch: Any, key: Array) -> _Sums:
-    """Return a part's c_i ∇L_i, c_i L_i and c_i; a part without rows adds nothing, though its mean is NaN."""
+    """Return c_i ∇L_i, c_i L_i and c_i of a part. A part without rows has zeros, although its mean is NaN."""
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
     metrics = jax.tree.map(jnp.asarray, metrics)
     gradient, value = jax.tree.map(lambda a: a.astype(accumulation_dtype(a.dtype)), (gradient, value))
@@ -154,7 +158,7 @@ def _part(loss: Loss, params: PyTree[Array], batch: Any, key: Array) -> _Sums:
 
 
 def make_step(
-    loss: Loss, optimizer: optax.GradientTransformation, *, axis_name: str | None = None, accumulate: int = 1
+    loss: Loss, optimizer: "optax.GradientTransformation", *, axis_name: str | None = None, accumulate: int = 1
 ) -> Step:
     """Return the SGD step `step(state, batch) -> (state, metrics)`.
 
@@ -162,19 +166,19 @@ def make_step(
 
     Args:
         loss: `loss(params, batch, key) -> (scalar, metrics)`: the mean over a batch, and a dict of arrays that are sums
-            over its rows. One of them, "count", may tell how many rows the mean is over; without it all parts of a
-            batch count the same. The key differs from step to step, device to device, and micro-batch to micro-batch.
+            over its rows. One of them, "count", may give the number of rows in the mean; without it all parts of a
+            batch have the same weight. The key differs between steps, devices, and micro-batches.
         optimizer: an optax gradient transformation.
-        axis_name: under `shard_map` or `pmap`, the mesh axis over which the batch is cut. Gradient, loss and metrics
-            are summed over it, in one collective, so that all devices take the same step: that of the whole batch.
-        accumulate: micro-batches that a device's rows are cut into, one after the other, to save memory.
+        axis_name: under `shard_map` or `pmap`, the mesh axis over which the batch is sharded. Gradient, loss and
+            metrics are summed over it, in one collective, so all devices take the same step: that of the whole batch.
+        accumulate: the number of micro-batches of each device. They run one after the other, to save memory.
 
     Returns:
-        The step. Its metrics are the loss's, and "loss".
+        The step. Its metrics are those of the loss function, and "loss".
 
     Raises:
-        TypeError: `axis_name` is no name.
-        ValueError: `accumulate` is not at least 1; by the step, a batch that it does not divide.
+        TypeError: `axis_name` is not a string.
+        ValueError: `accumulate` is below 1. The step raises it if `accumulate` does not divide the batch.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxnn

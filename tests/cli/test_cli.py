@@ -1,4 +1,4 @@
-"""`jaxnn` as its users call it: what it writes, how it ends, and one line for whatever is wrong."""
+"""The command `jaxnn train`: what it writes, how it ends, and its errors in one line."""
 
 import gzip
 import hashlib
@@ -16,7 +16,6 @@ import pytest
 
 import jaxnn.training
 from jaxnn import cli, files
-from jaxnn.cli import command as options_of_the_command
 from jaxnn.cli import output_folder
 from jaxnn.cli import train as train_command
 from jaxnn.data import mnist
@@ -29,7 +28,7 @@ def train(*options):
 
 
 def refused(capsys, *options):
-    """The exit code and the one line of a refusal."""
+    """Return the exit code and the one line of an error."""
     try:
         code = train(*options)
     except SystemExit as stop:
@@ -39,12 +38,11 @@ def refused(capsys, *options):
     return code, err
 
 
-def test_names_are_the_librarys():
-    assert options_of_the_command.OPTIMIZERS == jaxnn.training.OPTIMIZERS
-    assert options_of_the_command.SCHEDULES == jaxnn.training.SCHEDULES
+def test_every_model_has_defaults():
     assert {model for _, model in train_command.DEFAULTS} == set(jaxnn.models.MODELS)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("model", jaxnn.models.MODELS)
 def test_every_model_trains_and_writes_its_files(model, tmp_path, capsys):
     assert train("--model", model, "--epochs", 2, "--output", tmp_path / "new" / "folder") == 0
@@ -119,7 +117,7 @@ BAD_USAGE = [
 def test_wrong_usage_is_one_line_and_exit_code_2(options, words, tmp_path, capsys):
     code, line = refused(capsys, "--output", tmp_path / "o", *options)
     assert code == 2 and words in line
-    assert not any((tmp_path / "o").glob("*")), "nothing half-written"
+    assert not any((tmp_path / "o").glob("*")), "no file may be left"
 
 
 EARLIER = {name: name.encode() for name in OUTPUTS}
@@ -138,7 +136,7 @@ def contents(folder):
     "options, words",
     [
         (("--optimizer", "sgd", "--learning-rate", 1e30), r"not finite in epoch \d+, step \d+: try a lower --learning-rate"),
-        # One step, after which the parameters are finite and useless: only the evaluation sees it.
+        # After the one step the parameters are finite but useless: only the evaluation notices.
         (("--model", "softmax", "--optimizer", "sgd", "--learning-rate", 1e38, "--batch-size", 1294, "--epochs", 1, "--schedule", "constant"), "not finite"),
         (("--dropout", 1.0, "--l2", 1e38), "not finite"),
     ],
@@ -158,7 +156,7 @@ def test_an_unwritable_folder_is_found_before_the_training(tmp_path, capsys, mon
     assert code == 1 and "cannot write to the output folder '/proc/nowhere'" in line
 
 
-def test_a_surprise_is_one_line_and_a_traceback_only_with_debug(tmp_path, capsys, monkeypatch):
+def test_an_unexpected_error_is_one_line_and_has_a_traceback_only_with_debug(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train_command, "load", lambda *_, **__: 1 // 0)
     code, line = refused(capsys, "--output", tmp_path)
     assert code == 1 and "ZeroDivisionError" in line and "--debug" in line
@@ -174,7 +172,7 @@ def write_idx(path, array):
 
 @pytest.fixture
 def small_mnist(tmp_path, monkeypatch):
-    """A folder of four IDX files, and their hashes in the place of the published ones."""
+    """A folder of four IDX files, whose hashes replace the published ones."""
     rng, folder, hashes = np.random.default_rng(0), tmp_path / "idx", {}
     folder.mkdir()
     for part, n in (("train", 240), ("t10k", 60)):
@@ -191,13 +189,13 @@ def test_idx_folders_are_trained_on(small_mnist, tmp_path, capsys):
     assert train("--dataset", "mnist", "--model", "softmax", *options) == 0
     assert "60 test images" in capsys.readouterr().out
     code, line = refused(capsys, "--dataset", "fashion_mnist", *options)
-    assert code == 1 and "use --dataset mnist" in line
+    assert code == 1 and "set --dataset to mnist, or use another folder" in line
 
 
 def test_bad_data_is_one_line_and_exit_code_1(small_mnist, tmp_path, capsys):
     options = ("--dataset", "mnist", "--output", tmp_path / "o")
     code, line = refused(capsys, *options)
-    assert code == 1 and "--data-dir" in line
+    assert code == 1 and "pass it as --data-dir, or pass --download" in line and "`" not in line
     code, line = refused(capsys, *options, "--data-dir", tmp_path / "none")
     assert code == 1 and "train-images-idx3-ubyte" in line
     path = small_mnist / "train-labels-idx1-ubyte"
@@ -225,12 +223,12 @@ def command(*options):
     ]
 
 
-@pytest.mark.once
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("number, code, earlier", [
     (signal.SIGINT, 130, False), (signal.SIGTERM, 143, True),
     pytest.param(signal.SIGHUP, 129, False, marks=pytest.mark.more),
 ])  # fmt: skip
-def test_a_signal_ends_in_one_line_and_keeps_what_was_learned(number, code, earlier, tmp_path):
+def test_a_signal_ends_in_one_line_and_keeps_the_parameters(number, code, earlier, tmp_path):
     if earlier:
         earlier_result(tmp_path)
     process = subprocess.Popen(
@@ -243,16 +241,16 @@ def test_a_signal_ends_in_one_line_and_keeps_what_was_learned(number, code, earl
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     name = "stopped-params.npz" if earlier else "params.npz"
-    assert err.count("\n") == 1 and "stopped by" in err and f"{name} keeps what was learned" in err
+    assert err.count("\n") == 1 and "stopped by" in err and f"the parameters are in {tmp_path / name}\n" in err
     params, _ = jaxnn.training.load_params(tmp_path / name)
     assert np.isfinite(params["W0"]).all()
     metrics = name.replace("params.npz", "metrics.jsonl")
     assert all(json.loads(line)["epoch"] for line in (tmp_path / metrics).read_text().splitlines())
     assert set(contents(tmp_path)) == ({name, metrics} | (OUTPUTS if earlier else set()))
-    assert contents(tmp_path).items() >= (EARLIER if earlier else {}).items(), "an earlier result stays"
+    assert contents(tmp_path).items() >= (EARLIER if earlier else {}).items(), "an earlier result is unchanged"
 
 
-TERMINAL_GOES = """
+TERMINAL_CLOSES = """
 import os, pty, sys, time
 from pathlib import Path
 process, terminal = pty.fork()
@@ -265,9 +263,9 @@ print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 """
 
 
-def test_what_was_learned_outlives_the_terminal(tmp_path):
+def test_the_parameters_are_kept_when_the_terminal_closes(tmp_path):
     ended = subprocess.run(
-        [sys.executable, "-c", TERMINAL_GOES, str(tmp_path), *command("--epochs", 100000, "--model", "softmax", "--output", tmp_path)[1:]],
+        [sys.executable, "-c", TERMINAL_CLOSES, str(tmp_path), *command("--epochs", 100000, "--model", "softmax", "--output", tmp_path)[1:]],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (ended.stdout, ended.stderr) == ("129\n", "")
@@ -281,28 +279,28 @@ def test_help_and_a_closed_pipe(tmp_path):
     os.close(reader)
     run = subprocess.run(command("--epochs", 1, "--output", tmp_path), stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
-    assert (run.returncode, run.stderr) == (0, ""), "a reader that went away is no reason to lose a training"
+    assert (run.returncode, run.stderr) == (0, ""), "a closed pipe must not end a training"
     assert set(contents(tmp_path)) == OUTPUTS
 
 
-def test_a_folder_in_the_way_and_an_empty_folder_left_behind(tmp_path, capsys):
+def test_a_folder_in_the_place_of_a_file_and_no_empty_folder_left_behind(tmp_path, capsys):
     (tmp_path / "o" / "params.npz").mkdir(parents=True)
     code, line = refused(capsys, "--output", tmp_path / "o")
-    assert code == 1 and "is a folder and in the way" in line
+    assert code == 1 and "is a folder, in the place of a file to write" in line
     (tmp_path / "s" / "stopped-params.npz").mkdir(parents=True)
-    assert "stopped-params.npz' is a folder and in the way" in refused(capsys, "--output", tmp_path / "s")[1]
+    assert "stopped-params.npz' is a folder, in the place of" in refused(capsys, "--output", tmp_path / "s")[1]
     refused(capsys, "--output", tmp_path / "new", "--batch-size", 5000)
     assert not (tmp_path / "new").exists()
 
 
-def test_what_a_killed_run_had_gathered_is_cleared_away_and_a_living_ones_is_not(tmp_path, capsys):
+def test_the_hidden_folder_of_a_killed_run_is_removed_and_that_of_a_running_one_is_not(tmp_path, capsys):
     (tmp_path / ".unfinished-dead").mkdir()
     (tmp_path / ".unfinished-dead" / "metrics.jsonl").write_text("{}")
-    (tmp_path / ".unfinished-living").mkdir()
-    let_go = files.lock(tmp_path / ".unfinished-living")
+    (tmp_path / ".unfinished-running").mkdir()
+    unlock = files.lock(tmp_path / ".unfinished-running")
     refused(capsys, "--output", tmp_path, "--batch-size", 5000)
-    let_go()
-    assert [path.name for path in tmp_path.iterdir()] == [".unfinished-living"]
+    unlock()
+    assert [path.name for path in tmp_path.iterdir()] == [".unfinished-running"]
 
 
 def test_a_stop_leaves_no_file_of_an_earlier_one(tmp_path):

@@ -1,4 +1,4 @@
-"""`jaxnn compare`: names, own files, JSON, the page, exit codes, and bad input in one line."""
+"""The command `jaxnn compare`: names, own files, JSON, the page, exit codes, errors in one line."""
 
 import html.parser
 import json

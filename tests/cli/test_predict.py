@@ -1,4 +1,4 @@
-"""`jaxnn predict`: images of every kind, and everything that is none."""
+"""The command `jaxnn predict`: images of every kind, and files that are not images or networks."""
 
 import io
 import json
@@ -15,7 +15,7 @@ import pytest
 
 from jaxnn import cli
 from jaxnn.cli import predict
-from jaxnn.cli.terminal import Failure
+from jaxnn.cli.terminal import CommandError
 
 Image = pytest.importorskip("PIL.Image")
 sklearn = pytest.importorskip("sklearn.datasets")
@@ -54,7 +54,7 @@ def write(path, pixels, kind):
         image = Image.fromarray(np.round(255 * pixels).astype(np.uint8))
         if kind == "large":
             image = image.resize((240, 240), Image.Resampling.NEAREST)
-        if kind == "alpha":  # white ink on nothing, which is white: dark strokes are drawn by what is opaque
+        if kind == "alpha":  # opaque pixels are black, transparent ones are white
             image = Image.merge("RGBA", [Image.new("L", image.size, 0)] * 3 + [Image.eval(image, lambda v: 255 - v)])
         image = image.convert({"rgb": "RGB", "palette": "P"}.get(kind, image.mode))
         image.save(path, "JPEG" if kind == "jpeg" else "PNG", **({"quality": 100} if kind == "jpeg" else {}))
@@ -64,7 +64,7 @@ KINDS = ["png", "jpeg", "rgb", "palette", "large", "16 bits", "alpha", "npy", "n
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_image_of_any_kind_is_what_the_network_was_trained_on(trained, kind, tmp_path, capsys):
+def test_an_image_of_any_kind_is_read_like_the_training_images(trained, kind, tmp_path, capsys):
     network = predict.read_trained(str(trained / "params.npz"))
     expected = predict.predict(network, [digit(3).astype(np.float32)])[0]
     path = tmp_path / ("image.npy" if "npy" in kind else "image.xyz")
@@ -78,7 +78,7 @@ def test_an_image_of_any_kind_is_what_the_network_was_trained_on(trained, kind, 
 
 
 def test_the_digits_are_read_as_in_training(trained):
-    """Not scaled, not turned, not the other way round: as many right as the training found."""
+    """An image is not scaled, rotated or inverted: the predictions are those of the network in training."""
     network = predict.read_trained(str(trained / "params.npz"))
     images, labels = sklearn.load_digits().images, sklearn.load_digits().target
     probabilities = predict.predict(network, list((images / 16).astype(np.float32)))
@@ -94,26 +94,26 @@ def test_ink_on_paper_is_inverted(trained, tmp_path, capsys):
     assert code == 0 and out.split()[1] == "7" and "7 " in out and out.count("%") == 10
 
 
-def test_a_photograph_is_turned_as_it_was_held(trained, tmp_path, capsys):
+def test_a_photograph_is_rotated_as_its_exif_says(trained, tmp_path, capsys):
     image = Image.fromarray(np.round(255 * digit(3)).astype(np.uint8)).resize((240, 240))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90° clockwise
+    exif[0x0112] = 6  # rotate by 90° clockwise to view
     image.rotate(90).save(tmp_path / "a.jpg", quality=100, exif=exif)
     code, out, _ = run(capsys, trained / "params.npz", tmp_path / "a.jpg")
     assert code == 0 and out.split()[1] == "3"
 
 
-def test_names_of_classes_are_no_commands_to_the_terminal(trained):
+def test_class_names_cannot_control_the_terminal(trained):
     network = predict.read_trained(str(trained / "params.npz"))
     network.config["classes"][0] = "\x1b[31m0\n"
     answer = np.eye(10)[:1]
     assert "'\\x1b[31m0\\n'" in predict.table(["a"], network, answer)
 
 
-def test_an_answer_that_is_not_finite_is_refused(trained):
+def test_a_network_output_that_is_not_finite_is_refused(trained):
     network = predict.read_trained(str(trained / "params.npz"))
     huge = network._replace(params=jax.tree.map(lambda w: w * np.float32(1e37), network.params))
-    with pytest.raises(Failure, match="the network's answer is not finite"):
+    with pytest.raises(CommandError, match="the network's output is not finite"):
         predict.predict(huge, [digit(0).astype(np.float32)])
 
 
@@ -125,7 +125,7 @@ def test_a_step_is_as_good_as_params(trained, place, tmp_path, capsys):
 
 
 def png(width, height):
-    """A PNG's header, of any size, and no more."""
+    """Return a PNG of any size that has a header but no pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -156,7 +156,7 @@ class Payload:
 
 BAD_IMAGES = {
     "huge": (png(50_000, 50_000), "Image size (2500000000 pixels) exceeds limit"),
-    "large": (png(10_000, 10_000), "has 10000 x 10000 pixels, and must have from 1 to 25000000"),
+    "large": (png(10_000, 10_000), "has 10000 x 10000 pixels; it must have from 1 to 25000000"),
     "no pixels, png": (png(0, 0), "cannot be read as an image"),
     "no pixels, npy": (saved(np.zeros((0, 5))), "has 5 x 0 pixels"),
     "truncated": (png(8, 8), "'"),
@@ -165,19 +165,19 @@ BAD_IMAGES = {
     "empty": (b"", "cannot be read as an image"),
     "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "cannot be read as an image"),
     "tiff": (tiff(), "cannot be read as an image"),
-    "pickle": (saved(np.array([Payload()], object), allow_pickle=True), "is no image that can be read (ValueError"),
-    "truncated npy": (saved(np.zeros((99, 99)))[:500], "is no image that can be read"),
+    "pickle": (saved(np.array([Payload()], object), allow_pickle=True), "cannot be read as an image (ValueError"),
+    "truncated npy": (saved(np.zeros((99, 99)))[:500], "cannot be read as an image ("),
     "lying npy": (saved(np.zeros((8, 8))).replace(b"(8, 8), }", b"(9999999, 9999999), }")[:200], "'"),
     "four axes": (saved(np.zeros((1, 2, 3, 4))), "(shape (1, 2, 3, 4)) must have shape (H, W)"),
-    "too bright": (saved(np.full((8, 8), 16.0)), "(float64) must hold values from 0 to 1, and not from 16.0 to 16.0"),
-    "nan": (saved(np.full((8, 8), np.nan)), "and not from nan to nan"),
+    "too bright": (saved(np.full((8, 8), 16.0)), "(float64) must hold values from 0 to 1; they go from 16.0 to 16.0"),
+    "nan": (saved(np.full((8, 8), np.nan)), "they go from nan to nan"),
     "negative": (saved(np.full((8, 8), -1)), "(int64) must hold values from 0 to 255"),
     "complex": (saved(np.zeros((8, 8), complex)), "(dtype complex128) must hold numbers"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_IMAGES)
-def test_what_is_no_image_is_one_line(trained, kind, tmp_path, capsys, monkeypatch):
+def test_a_file_that_is_not_an_image_is_one_line(trained, kind, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content, words = BAD_IMAGES[kind]
     (tmp_path / "bad\nname.png").write_bytes(content)
@@ -188,7 +188,7 @@ def test_what_is_no_image_is_one_line(trained, kind, tmp_path, capsys, monkeypat
 
 
 @pytest.mark.parametrize("what", ["missing", "folder", "pipe"])
-def test_what_is_no_file_is_one_line(trained, what, tmp_path, capsys):
+def test_a_path_that_is_not_a_file_is_one_line(trained, what, tmp_path, capsys):
     path = tmp_path / what
     if what == "folder":
         path.mkdir()
@@ -245,7 +245,7 @@ def bad_params(path, kind, good):
 @pytest.mark.parametrize(
     "kind", ["text", "truncated", "flipped", "pickle", "bomb", "other arrays", "shape", "nan", *CHANGES]
 )
-def test_what_is_no_network_is_one_line(trained, kind, tmp_path, capsys, monkeypatch):
+def test_a_file_that_is_not_a_network_is_one_line(trained, kind, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bad_params(tmp_path / "bad.npz", kind, trained / "params.npz")
     write(tmp_path / "good.png", digit(1), "png")
@@ -255,7 +255,7 @@ def test_what_is_no_network_is_one_line(trained, kind, tmp_path, capsys, monkeyp
 
 
 def test_an_exported_network_runs_without_the_package(trained, tmp_path):
-    """As the README exports it, in a process in which jaxnn cannot be imported."""
+    """Export it as in the README, and run it in a process that cannot import jaxnn."""
     pytest.importorskip("flatbuffers")
     network = predict.read_trained(str(trained / "params.npz"))
     images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("n"), 8, 8, 1), np.uint8)

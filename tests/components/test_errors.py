@@ -68,6 +68,8 @@ BAD = [
     (lambda: jaxnn.max_pool2d(jnp.ones((2, 2, 0, 4)), padding=1), ValueError, "`window` ((2, 2)) must fit into the padded `x`"),
     (lambda: jaxnn.softmax(X, 2), ValueError, "`axis` (2) must be one of the axes of `x` (shape (2, 5))"),
     (lambda: jaxnn.softmax(X, (0, -2)), ValueError, "`axis` ((0, -2)) must name each axis once"),
+    (lambda: jaxnn.softmax(X, [0, 1]), TypeError, "`axis` ([0, 1]) must be a static int or a tuple of ints, and not list"),
+    (lambda: jaxnn.log_softmax(X, (0, 1.0)), TypeError, "`axis` ((0, 1.0)) must be a static int or a tuple of ints"),
     (lambda: jaxnn.softmax(X, where=X), TypeError, "`where` (dtype float32) must be boolean"),
     (lambda: jaxnn.log_softmax(X, where=jnp.ones((2, 4), bool)), ValueError, "`where` (shape (2, 4)) must broadcast to `x` (shape (2, 5))"),
     (lambda: jaxnn.nll(X, jnp.ones(2)), TypeError, "`targets` (dtype float32) must hold integer class ids"),

@@ -1,4 +1,4 @@
-"""The data sets: what is read is right, and whatever is wrong is refused in one line that says what to do."""
+"""The data sets: good files are read correctly; anything else is refused, in one line that says what to do."""
 
 import ast
 import contextlib
@@ -60,7 +60,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextlib.contextmanager
 def refused(*words: str) -> Iterator[None]:
-    """Expect a DataError of one line that holds each of `words`, as they stand."""
+    """Expect a DataError of one line that contains each of `words`."""
     with pytest.raises(DataError, match=re.escape(words[0])) as caught:
         yield
     message = str(caught.value)
@@ -120,7 +120,7 @@ def assert_parts(images: Bytes, labels: NDArray[np.integer], splits: list[Split]
     assert sorted(found) == list(range(len(images)))
 
 
-def test_a_folder_under_a_file_s_other_spelling_is_passed_over(folder: Path) -> None:
+def test_a_folder_with_the_other_spelling_of_a_file_is_skipped(folder: Path) -> None:
     path = folder / "train-images-idx3-ubyte"
     path.rename(folder / "train-images.idx3-ubyte")
     path.mkdir()
@@ -133,7 +133,7 @@ def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert load("mnist", "~/mnist").name == "mnist"
 
 
-def test_arrays_are_the_caller_s_own(folder: Path) -> None:
+def test_loaded_arrays_are_new_and_writable(folder: Path) -> None:
     for loaded in (load("mnist", folder), load("digits")):
         for split in (loaded.train, loaded.validation, loaded.test):
             split.images[:] = 0
@@ -188,8 +188,8 @@ def test_digits() -> None:
         assert np.abs(np.bincount(split.labels) - fraction * total).max() < 1.5
 
 
-def test_digits_are_the_same_for_ever() -> None:
-    """A change here, of NumPy's or ours, would make every accuracy noted so far another experiment's."""
+def test_the_splits_of_digits_never_change() -> None:
+    """A change of the splits, by NumPy or by us, would make all recorded accuracies incomparable."""
     np.random.seed(123)
     first, second = load("digits"), load("digits")
     digests = ("7bebabd1acd2fa61", "94197f7603ead57e", "8ae8df0848037ad3")
@@ -221,7 +221,7 @@ def test_real_mnist(real: Dataset) -> None:
     )
 
 
-def test_real_mnist_is_the_same_for_ever(real: Dataset) -> None:
+def test_the_splits_of_mnist_never_change(real: Dataset) -> None:
     again = load("mnist", str(REAL_MNIST))
     for split, other in zip(real[1:4], again[1:4], strict=True):
         assert split.images.tobytes() == other.images.tobytes()
@@ -232,7 +232,7 @@ def test_real_mnist_is_the_same_for_ever(real: Dataset) -> None:
 def test_real_mnist_is_not_fashion_mnist() -> None:
     if not REAL_MNIST.is_dir():
         pytest.skip(f"{REAL_MNIST} is absent")
-    with refused("train-images-idx3-ubyte.gz' is mnist's train-images, not fashion_mnist's", "--dataset mnist"):
+    with refused("train-images-idx3-ubyte.gz' is mnist's train-images, not fashion_mnist's", "set `name` to mnist"):
         load("fashion_mnist", REAL_MNIST)
 
 
@@ -249,14 +249,16 @@ def test_unknown_name_suggests_the_nearest(name: str, nearest: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "cifar10", None, 3])
-def test_unknown_name_like_no_other(name: str) -> None:
+def test_unknown_name_without_a_near_one(name: str) -> None:
     with pytest.raises(ValueError, match=r"must be one of 'digits', 'mnist', 'fashion_mnist'$"):
         load(name)
 
 
-def test_digits_use_no_folder(tmp_path: Path) -> None:
-    with refused("--data-dir", repr(str(tmp_path)), "is not used by digits", "leave it out"):
+def test_digits_use_neither_folder_nor_download(tmp_path: Path) -> None:
+    with refused("`data_dir`", repr(str(tmp_path)), "is not used by digits", "leave it out"):
         load("digits", tmp_path)
+    with refused("`download=True` is not used by digits"):
+        load("digits", download=True)
 
 
 def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +269,7 @@ def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_no_folder_given(name: str) -> None:
-    with refused(f"{name} misses all four files as no folder was given", *mnist.FILES.values(), "--data-dir"):
+    with refused(f"{name} lacks all four files because no folder was given", *mnist.FILES.values(), "`data_dir`"):
         load(name)
     with refused(f"from {mnist.SOURCES[name]} into"):
         load(name)
@@ -280,23 +282,23 @@ def test_no_folder_given(name: str) -> None:
 def test_folder_that_cannot_be_listed(tmp_path: Path, folder_name: str, reason: str) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / folder_name
-    with refused(f"mnist misses all four files as {str(path)!r} cannot be read", reason, *mnist.FILES.values()):
+    with refused(f"mnist lacks all four files because {str(path)!r} cannot be read", reason, *mnist.FILES.values()):
         load("mnist", path)
 
 
 def test_empty_folder(tmp_path: Path) -> None:
     path = tmp_path / "a\nb\x1b[31m"  # the message stays one line, and the terminal its colour
     path.mkdir()
-    with refused(f"mnist misses all four files in {str(path)!r}", mnist.SOURCES["mnist"]):
+    with refused(f"mnist lacks all four files in {str(path)!r}", mnist.SOURCES["mnist"]):
         load("mnist", path)
 
 
 def test_missing_files_are_named(folder: Path) -> None:
     (folder / "train-labels-idx1-ubyte").unlink()
-    with refused(f"mnist misses train-labels-idx1-ubyte in {str(folder)!r}", *mnist.FILES.values()):
+    with refused(f"mnist lacks train-labels-idx1-ubyte in {str(folder)!r}", *mnist.FILES.values()):
         load("mnist", folder)
     (folder / "t10k-images-idx3-ubyte").unlink()
-    with refused("mnist misses train-labels-idx1-ubyte, t10k-images-idx3-ubyte in"):
+    with refused("mnist lacks train-labels-idx1-ubyte, t10k-images-idx3-ubyte in"):
         load("mnist", folder)
 
 
@@ -307,11 +309,18 @@ def test_the_network_is_never_touched(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(socket, "socket", no_socket)
     load("digits")
     load("mnist", folder)
-    with refused("misses all four files"):
+    with refused("lacks all four files"):
         load("mnist")
 
 
-def test_the_package_needs_numpy_alone() -> None:
+@pytest.mark.parametrize("room", ["data", "training", "models.py", "files.py", "errors.py"])
+def test_no_library_message_names_an_option_of_the_command(room: str) -> None:
+    path = Path(data.__file__).parents[1] / room
+    for source in path.glob("*.py") if path.is_dir() else [path]:
+        assert not re.findall(r"--[a-z][a-z-]*", source.read_text()), source.name
+
+
+def test_data_imports_only_numpy() -> None:
     imported = set()
     for source in Path(data.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
@@ -323,7 +332,9 @@ def test_the_package_needs_numpy_alone() -> None:
     others = {name for name in imported if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy"}}
     lazily = {"sklearn.datasets", "PIL", "tensorflow_datasets"}
     assert {
-        name for name in others if not name.startswith(("jaxnn.data", "jaxnn.files", "tensorflow_datasets."))
+        name
+        for name in others
+        if not name.startswith(("jaxnn.data", "jaxnn.errors", "jaxnn.files", "tensorflow_datasets."))
     } == lazily
     assert "sklearn" not in vars(data.dataset)
 
@@ -460,7 +471,7 @@ def test_reading_holds_two_copies_at_most(tmp_path: Path, monkeypatch: pytest.Mo
         tracemalloc.stop()
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
     with refused(f"{str(tmp_path)!r} is a directory"):
         idx.read_idx(tmp_path)
     with refused("absent' cannot be read (No such file or directory)"):
@@ -482,7 +493,7 @@ def test_unreadable_file_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatc
         load("mnist", folder)
 
 
-def test_directory_in_a_file_s_place_is_refused(folder: Path) -> None:
+def test_a_directory_in_the_place_of_a_file_is_refused(folder: Path) -> None:
     (folder / "t10k-labels-idx1-ubyte").unlink()
     (folder / "t10k-labels-idx1-ubyte").mkdir()
     with refused("t10k-labels-idx1-ubyte' is a directory"):
@@ -528,7 +539,7 @@ def test_labels_over_nine(folder: Path, split: str, label: int) -> None:
     labels = small_arrays()[f"{split}-labels"]
     labels[13] = label
     write_folder(folder, {f"{split}-labels": labels})
-    with refused(f"{split}-labels-idx1-ubyte' holds the label {label} (row 13)", "labels go from 0 to 9"):
+    with refused(f"{split}-labels-idx1-ubyte' holds the label {label} (row 13)", "labels must lie between 0 and 9"):
         load("mnist", folder)
 
 
@@ -542,7 +553,7 @@ def test_unpublished_content(folder: Path, part: str, monkeypatch: pytest.Monkey
     if part.endswith("labels"):
         counts = np.bincount(array, minlength=10).tolist()
         with refused(
-            f"{str(path)!r} is not the published {part} of mnist (it has {counts} labels of the classes, not ["
+            f"{str(path)!r} is not the published {part} of mnist (it has {counts} labels of each class, not ["
         ):
             load("mnist", folder)
         monkeypatch.setitem(mnist.LABELS["mnist"], part, counts)
@@ -551,14 +562,14 @@ def test_unpublished_content(folder: Path, part: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("part", ["train-images", "train-labels", "t10k-images", "t10k-labels"])
-def test_fashion_mnist_under_mnist_s_name(folder: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the same shape and range: only the content tells."""
+def test_fashion_mnist_under_the_name_of_mnist(folder: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes and ranges are the same; only the content differs."""
     digest = mnist.SHA256["mnist"][part]
     monkeypatch.setitem(mnist.SHA256["mnist"], part, "0" * 64)
     monkeypatch.setitem(mnist.SHA256["fashion_mnist"], part, digest)
     with refused(
         f"{str(folder / mnist.FILES[part])!r} is fashion_mnist's {part}, not mnist's: "
-        "use --dataset fashion_mnist or another folder"
+        "set `name` to fashion_mnist, or use another folder"
     ):
         load("mnist", folder)
 
@@ -609,7 +620,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def test_mutants_are_read_or_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the content's digest, so that it is the parser that is tested."""
+    """The digests are not checked here, so that the parser is what is tested."""
     monkeypatch.setattr(mnist, "_check_published", lambda *args: None)
     rng = np.random.default_rng(0)
     outcomes = []
@@ -631,5 +642,5 @@ def test_mutants_are_read_or_refused(folder: Path, monkeypatch: pytest.MonkeyPat
                 assert split.labels.max() <= 9
             outcomes.append("read")
         path.write_bytes(content)
-    assert outcomes.count("read") > 10  # a mutation of a pixel, of gzip's date: the test sees both ends
+    assert outcomes.count("read") > 10  # a mutated pixel or a date in gzip's header is read: both outcomes occur
     assert outcomes.count("refused") > 150

@@ -1,6 +1,7 @@
-"""Copies that tensorflow-datasets prepares: made and read without TensorFlow, and proven to be what they are called."""
+"""Copies that tensorflow-datasets prepares: made and read without TensorFlow, and verified."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -19,20 +20,34 @@ from jaxnn import cli, data, files
 from jaxnn.data import dataset, prepared
 from jaxnn.data.mnist import read_folder
 
-pytestmark = pytest.mark.once
-
 pytest.importorskip("tensorflow_datasets")
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 needs_mnist = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the published files")
 
 
+@contextlib.contextmanager
+def downloads_from(folder):
+    """Let tensorflow-datasets take the files that it downloads from a folder."""
+    make = prepared._builder
+
+    def builder(tfds, name):
+        made, config = make(tfds, name), tfds.download.DownloadConfig(manual_dir=folder)
+        made.download_and_prepare = functools.partialmethod(made.download_and_prepare, download_config=config)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "_builder", builder)
+        patch.setattr(prepared, "_require_reachable", lambda name: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory):
-    """A folder with a copy of MNIST, made of the published files by tensorflow-datasets."""
+    """A folder with a copy of MNIST that tensorflow-datasets made from the published files."""
     folder = tmp_path_factory.mktemp("copies")
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        prepared.prepare("mnist", folder, manual_dir=PUBLISHED)
-    assert said.getvalue() == ""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, downloads_from(PUBLISHED):
+        prepared.prepare("mnist", folder)
+    assert printed.getvalue() == ""
     return folder
 
 
@@ -43,6 +58,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "socket", no_socket)
 
 
+@pytest.mark.more
 @needs_mnist
 def test_a_copy_is_the_published_data_in_the_published_order(copies, monkeypatch):
     no_network(monkeypatch)
@@ -98,22 +114,23 @@ def test_a_copy_that_would_take_memory_or_time_is_refused(lie, copies, tmp_path)
     words = {
         "count": "99999999999 images, not 60000",
         "pipe": "is not a regular file",
-        "unfinished": "mnist misses all",
+        "unfinished": "mnist lacks all",
     }
     with pytest.raises(data.DataError, match=words[lie]):
         data.load("mnist", tmp_path / "c")
 
 
 @needs_mnist
-def test_a_copy_that_another_process_makes_is_waited_for(copies, tmp_path):
-    let_go = files.lock(tmp_path)
+def test_prepare_waits_for_another_process_that_makes_the_copy(copies, tmp_path):
+    unlock = files.lock(tmp_path)
 
     def other():
         shutil.copytree(copies / "mnist", tmp_path / "mnist")
-        let_go()
+        unlock()
 
     threading.Timer(1.0, other).start()
-    prepared.prepare("mnist", tmp_path, manual_dir=tmp_path / "none")
+    with downloads_from(tmp_path / "none"):
+        prepared.prepare("mnist", tmp_path)
     assert prepared.is_prepared("mnist", tmp_path)
 
 
@@ -132,9 +149,10 @@ def test_a_signal_ends_a_download(tmp_path, monkeypatch, capsys):
     ended.set()
 
 
+@pytest.mark.more
 @needs_mnist
-def test_mnist_under_fashion_mnists_name_is_refused(copies, tmp_path):
-    """As two preparations in one folder can leave it (tensorflow-datasets' extracted files have no data set's name)."""
+def test_mnist_under_the_name_of_fashion_mnist_is_refused(copies, tmp_path):
+    """Two preparations in one folder can cause this: the file names are the same for both data sets."""
     (version,) = (copies / "mnist").iterdir()
     other = tmp_path / "fashion_mnist" / version.name
     shutil.copytree(version, other)
@@ -143,11 +161,11 @@ def test_mnist_under_fashion_mnists_name_is_refused(copies, tmp_path):
     info = json.loads((other / "dataset_info.json").read_text())
     info["name"] = "fashion_mnist"
     (other / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(data.DataError, match="is mnist's train-images, not fashion_mnist's: use --dataset mnist"):
+    with pytest.raises(data.DataError, match="is mnist's train-images, not fashion_mnist's: set `name` to mnist"):
         data.load("fashion_mnist", tmp_path)
 
 
-def test_no_way_to_the_source_is_told_in_seconds(tmp_path, monkeypatch, capsys):
+def test_an_unreachable_source_is_reported_within_seconds(tmp_path, monkeypatch, capsys):
     def never(*_, **__):
         time.sleep(3600)
 
@@ -159,10 +177,10 @@ def test_no_way_to_the_source_is_told_in_seconds(tmp_path, monkeypatch, capsys):
         assert cli.main(["train", "--dataset", "fashion_mnist", *options]) == 1
         assert time.monotonic() - start < 10
         (line,) = capsys.readouterr().err.splitlines()
-        assert "is out of reach: put train-images-idx3-ubyte" in line and "--data-dir" in line
+        assert "cannot be reached: put train-images-idx3-ubyte" in line and "--data-dir" in line
 
 
-def test_a_proxy_is_asked_instead(monkeypatch):
+def test_with_a_proxy_it_is_the_proxy_that_must_be_reachable(monkeypatch):
     asked = []
 
     def connect(target, timeout):
@@ -171,7 +189,7 @@ def test_a_proxy_is_asked_instead(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", connect)
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
-    with pytest.raises(data.DataError, match=r"as proxy\.example is out of reach"):
+    with pytest.raises(data.DataError, match=r"because proxy\.example cannot be reached"):
         prepared._require_reachable("mnist")
     assert asked == [("proxy.example", 3128)]
 
@@ -180,8 +198,9 @@ def test_a_file_that_is_not_the_published_one_is_refused(tmp_path):
     for part in ("train", "t10k"):
         for kind in ("images-idx3", "labels-idx1"):
             (tmp_path / f"{part}-{kind}-ubyte.gz").write_bytes(b"<html>quota</html>")
-    with pytest.raises(data.DataError, match="mnist cannot be prepared by tensorflow-datasets") as error:
-        prepared.prepare("mnist", tmp_path / "copies", manual_dir=tmp_path)
+    cannot = "mnist cannot be prepared by tensorflow-datasets"
+    with downloads_from(tmp_path), pytest.raises(data.DataError, match=cannot) as error:
+        prepared.prepare("mnist", tmp_path / "copies")
     assert "\n" not in str(error.value)
 
 
@@ -196,7 +215,7 @@ def test_files_come_first_and_digits_need_no_download(tmp_path, capsys):
     (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
     (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").write_text("{}")
     (tmp_path / "t10k-labels.idx1-ubyte.gz").write_text("")
-    with pytest.raises(data.DataError, match="mnist misses train-images-idx3-ubyte"):
+    with pytest.raises(data.DataError, match="mnist lacks train-images-idx3-ubyte"):
         data.load("mnist", tmp_path)
     assert cli.main(["train", "--download", "--output", str(tmp_path / "o")]) == 1
     assert "--download is not used by digits" in capsys.readouterr().err

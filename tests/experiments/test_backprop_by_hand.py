@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from trials import failing
 
-pytestmark = pytest.mark.once
-
 SUMS = ["digit network: ∂ℓ/∂h by the notes' sums", "residual network: ∂ℓ/∂h by the notes' sums"]
 ROWS = ["digit network: ∂ℓ/∂h by rows", "residual network: ∂ℓ/∂h by rows"]
 JACREV, EITHER_END, ARRIVES = "every Jacobian is jax.jacrev's", "the Jacobians' product", "nudge: what arrives"
@@ -24,6 +22,7 @@ def results():
     return json.loads(json.dumps(subject.measure(options), allow_nan=False))
 
 
+@pytest.mark.more
 def test_every_claim_holds(results):
     assert [claim["claim"] for claim in results["claims"] if not claim["holds"]] == []
 
@@ -116,6 +115,7 @@ SABOTAGES = {
 RIGHT, CONV_BY_X = network.linear_by_w, network.conv_by_x
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_a_sabotage_is_noticed(name, monkeypatch, trained):
     sabotage, noticed = SABOTAGES[name]

@@ -10,8 +10,6 @@ from trials import failing
 
 import jaxnn
 
-pytestmark = pytest.mark.once
-
 
 def output(tmp_path, *options):
     return ("--output", str(tmp_path), *options)
@@ -22,6 +20,7 @@ def briefly(monkeypatch):
     monkeypatch.setattr(subject, "STEPS", 20)
 
 
+@pytest.mark.more
 def test_every_claim_holds(tmp_path):
     assert failing(subject, *output(tmp_path)) == []
     page = (tmp_path / subject.PAGE).read_text()

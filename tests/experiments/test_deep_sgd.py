@@ -11,8 +11,6 @@ from trials import failing
 import jaxnn
 from jaxnn.data import load
 
-pytestmark = pytest.mark.once
-
 FEW = ("--epochs", "3")
 OMEGAS, EPOCH, DELTA, INITIALISE = dict(subject.OMEGAS), subject.epoch, subject.delta, subject.initialise
 NLL, CROSS_ENTROPY = jaxnn.nll, jaxnn.cross_entropy
@@ -52,6 +50,7 @@ def failed_of(claims):
     return [claim["claim"] for claim in claims if not claim["holds"]]
 
 
+@pytest.mark.more
 def test_every_claim_holds(tmp_path):
     argv = [*FEW, "--output", str(tmp_path)]
     code = _experiment.main(subject.__doc__, subject.add_options, subject.measure, subject.draw, argv)
@@ -78,6 +77,7 @@ FULL_RUNS = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", FULL_RUNS)
 def test_a_sabotage_is_noticed(name, monkeypatch):
     attribute, sabotaged, noticed = FULL_RUNS[name]

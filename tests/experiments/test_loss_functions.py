@@ -9,8 +9,6 @@ from trials import failing
 
 import jaxnn
 
-pytestmark = pytest.mark.once
-
 PASSES = 40
 
 
@@ -19,6 +17,7 @@ def few_step_sizes(monkeypatch):
     monkeypatch.setattr(subject, "RATES", (0.01, 0.1, 0.3))
 
 
+@pytest.mark.more
 def test_every_claim_holds():
     assert failing(subject, "--repeats", "1", "--passes", str(PASSES)) == []
 
@@ -138,6 +137,7 @@ TRAINING = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", TRAINING)
 def test_sabotaged_training_is_noticed(name, monkeypatch):
     attribute, value, noticed = TRAINING[name]

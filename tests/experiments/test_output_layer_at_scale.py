@@ -5,7 +5,6 @@ import output_layer_at_scale as subject
 import pytest
 from trials import failing
 
-pytestmark = pytest.mark.once
 ONE_WAY = [subject.FAST, pytest.param(subject.LEAN, marks=pytest.mark.more)]
 
 SMALL = ("--rows", "512", "--features", "16", "--largest", "65536", "--rounds", "1")
@@ -26,16 +25,19 @@ def losses(monkeypatch):
     return changed
 
 
+@pytest.mark.more
 def test_every_claim_holds():
     assert failing(subject, *SMALL) == []
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ONE_WAY)
 def test_logits_that_are_held_fail(losses, name):
     losses[name] = subject.plain
     assert [claim.partition(":")[0] for claim in failing(subject, *SMALL)] == [name, name]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ONE_WAY)
 def test_another_gradient_fails(losses, name):
     right = losses[name]
@@ -45,6 +47,7 @@ def test_another_gradient_fails(losses, name):
     ]
 
 
+@pytest.mark.more
 def test_a_plain_loss_without_logits_fails(losses):
     losses[subject.PLAIN] = losses[subject.LEAN]
     assert failing(subject, *SMALL)[0].startswith("bytes the plain loss sets aside")

@@ -7,8 +7,6 @@ from trials import failing
 
 import jaxnn
 
-pytestmark = pytest.mark.once
-
 FEW = ("--passes", "40000")
 
 
@@ -28,6 +26,7 @@ SABOTAGES = {
 RIGHT = subject.loss
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_a_sabotaged_loss_is_noticed(name, monkeypatch):
     loss, noticed = SABOTAGES[name]

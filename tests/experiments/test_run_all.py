@@ -6,8 +6,6 @@ import sys
 import pytest
 import run_all
 
-pytestmark = pytest.mark.once
-
 RESULTS = {
     "claims": [{"claim": "a < b", "measured": 1.0, "relation": "≤", "bound": 2.0, "holds": True}],
     "tables": [{"title": "Numbers", "columns": ["name", "number"], "rows": [["x", 0.123456789]]}],

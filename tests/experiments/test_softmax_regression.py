@@ -11,8 +11,6 @@ from trials import failing
 import jaxnn
 from jaxnn.data import Split, load
 
-pytestmark = pytest.mark.once
-
 REAL_MNIST = Path(__file__).parents[3] / "shared/data/mnist"
 RIGHT = {name: getattr(jaxnn, name) for name in ("softmax", "nll", "cross_entropy", "l2_penalty")}
 MINIMUM = ["descent arrives", "… ‖W − W*‖", "… largest difference"]
@@ -62,6 +60,7 @@ SABOTAGES = {
 }
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_a_sabotaged_function_is_noticed(name, monkeypatch):
     function, sabotaged, noticed = SABOTAGES[name]
@@ -71,6 +70,7 @@ def test_a_sabotaged_function_is_noticed(name, monkeypatch):
     assert all(each.startswith(claim) for each, claim in zip(failed, noticed, strict=True)), failed
 
 
+@pytest.mark.more
 def test_a_descent_that_stops_early_has_not_arrived(monkeypatch):
     monkeypatch.setattr(subject, "MOST", subject.BLOCK)
     assert [claim[:9] for claim in failing(subject)] == [claim[:9] for claim in MINIMUM]

@@ -10,8 +10,6 @@ from trials import failing
 import jaxnn
 from jaxnn.data import load
 
-pytestmark = pytest.mark.once
-
 SHORT = ("--seeds", "1", "--rounds", "1")
 DIGITS = load("digits")
 RECIPE = subject.RECIPES["digits"]
@@ -22,6 +20,7 @@ def without_torch(monkeypatch):
     monkeypatch.setattr(subject, "torch_forms", list)
 
 
+@pytest.mark.more
 def test_every_claim_holds():
     assert failing(subject, *SHORT) == []
 

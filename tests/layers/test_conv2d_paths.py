@@ -11,9 +11,10 @@ import pytest
 from cases import CASES
 
 import jaxnn
+from jaxnn.layers._conv2d_geometry import Geometry
 
-module = import_module("jaxnn.layers.conv2d")
-pytestmark = pytest.mark.once
+module = import_module("jaxnn.layers._conv2d_cpu")
+
 CONV = {case.id: case for case in CASES if case.f is jaxnn.conv2d}
 
 
@@ -29,6 +30,7 @@ def assert_rule(case):
             np.testing.assert_allclose(ours, auto, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("id", [id for id in CONV if "NHWC" in id or id in ("conv2d-NCHW-stride", "conv2d-NCHW-all")])
 def test_the_weight_gradient_elsewhere_than_on_a_cpu(id, monkeypatch):
     """The form for GPU and TPU, run here."""
@@ -80,6 +82,7 @@ def test_the_largest_divisor(number, limit, expected):
     assert module._largest_divisor(number, limit) == expected
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("samples, block", [(6, 1), (6, 6), (0, 1)])
 @pytest.mark.parametrize("options", [
     {},
@@ -141,16 +144,17 @@ def test_an_infinity_reaches_no_weight_that_never_meets_it(options, infinite, co
     ((3, 1, 16, 0), 4, 1, 1, 1, False),
 ])  # fmt: skip
 def test_which_weight_gradients_split_their_taps(filters, columns, stride, dilation, groups, splits):
-    geometry = module._Geometry((3, stride), ((0, 0), (0, 0)), (9, dilation), groups, "NHWC", None)
+    geometry = Geometry((3, stride), ((0, 0), (0, 0)), (9, dilation), groups, "NHWC", None)
     assert module._splits_taps(geometry, filters, columns) == splits
 
 
 @pytest.fixture(params=[1, 3])
 def more_rows(request, monkeypatch):
     """The convolutions with rows of zeros more, whatever JAX's version and their size."""
-    monkeypatch.setattr(module, "_rows_more", lambda *_: request.param)
+    monkeypatch.setattr(module, "rows_more", lambda *_: request.param)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("id", [id for id in CONV if id.endswith(("padding", "asymmetric", "batch-0"))])
 def test_the_convolution_with_more_rows(id, more_rows):
     case = CONV[id]
@@ -198,8 +202,8 @@ UNPADDED = ((0, 0), (0, 0))
 def test_how_many_rows_more_a_convolution_gets(more, changed, monkeypatch):
     given = {"rows": 10, "filters": (3, 3, 16, 32), "groups": 1, "pads": UNPADDED, "spread": (1, 1), "stride": (1, 1)}
     given |= {"dilation": (1, 1), "dtype": "float32", "version": (0, 10, 2)} | changed
-    geometry = module._Geometry((1, 1), UNPADDED, given["dilation"], given["groups"], "NHWC", None)
+    geometry = Geometry((1, 1), UNPADDED, given["dilation"], given["groups"], "NHWC", None)
     monkeypatch.setattr(jax, "__version_info__", given["version"])
     with jax.enable_x64(True):
         x, w = jnp.zeros((1, given["rows"], 1, 1), given["dtype"]), jnp.zeros(given["filters"])
-        assert module._rows_more(geometry, x, w, given["stride"], given["pads"], given["spread"]) == more
+        assert module.rows_more(geometry, x, w, given["stride"], given["pads"], given["spread"]) == more

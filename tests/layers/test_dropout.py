@@ -17,6 +17,7 @@ def kept(key, rate, shape):
     return np.asarray(jaxnn.dropout(jnp.ones(shape, jnp.float32), rate, key)) != 0
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("rate", [1e-4, 0.1, 0.25, 0.5, 0.9, 0.9999])
 def test_the_drop_probability_is_the_rate_to_1e_4(rate):
     """From the threshold it is within 2⁻³³; here it is counted: 2e7 draws, five standard deviations, and 1e-4."""
@@ -25,7 +26,7 @@ def test_the_drop_probability_is_the_rate_to_1e_4(rate):
     assert abs(dropped - rate) < min(1e-4 + 5 * np.sqrt(rate * (1 - rate) / n), 6 * np.sqrt(rate * (1 - rate) / n))
 
 
-@pytest.mark.once
+@pytest.mark.more
 def test_the_hash_permutes_so_the_threshold_is_the_probability():
     """Any key's hash is one-to-one: on a window of counters no value comes twice."""
     counters = jnp.arange(1 << 22, dtype=jnp.uint32)

@@ -15,7 +15,7 @@ from test_components import DELTA, assert_close, x64
 from test_transformations import operations
 
 import jaxnn
-from jaxnn.rules.blocks import even
+from jaxnn.rules.blocks import least_overlapping
 
 loss = jaxnn.linear_cross_entropy
 memories = pytest.mark.parametrize("memory", ["fast", "lean"])
@@ -82,6 +82,7 @@ def exact(x, w, b, weight, labels, reduction, epsilon, z_loss, cap):
     return value, da @ w, da.T @ x, da.sum(0), dweight
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @memories
@@ -104,6 +105,7 @@ def test_many_blocks_against_numpy(memory, reduction, dtype):
         assert_close(name, a, t, np.maximum(r, np.median(r)), dtype)
 
 
+@pytest.mark.one_in(2)
 @memories
 def test_every_size_of_block_is_the_same(memory):
     with jax.enable_x64(True):
@@ -120,15 +122,15 @@ def test_every_size_of_block_is_the_same(memory):
 )
 def test_blocks_of_even_length(size, block, length):
     """As many as of the greatest length, at multiples of 8 below it: the last overlaps the one before little."""
-    assert even(size, block) == length
+    assert least_overlapping(size, block) == length
     assert -(-size // length) == -(-size // block)
 
 
-@pytest.mark.once
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("summed", [3, 5, 100])
 def test_blocks_of_the_sum_for_w_are_the_same(monkeypatch, summed):
     """In the fast form the vocabulary is blocked too, where it is large: here by force."""
-    module = importlib.import_module(loss.__module__)
+    module = importlib.import_module("jaxnn.losses._linear_cross_entropy_inputs")
     with jax.enable_x64(True):
         primals, labels = arrays()
         monkeypatch.setattr(module, "_block_sizes", lambda *_: (4, 3, min(summed, len(primals[1]))))
@@ -136,6 +138,7 @@ def test_blocks_of_the_sum_for_w_are_the_same(monkeypatch, summed):
         assert_same(derivatives(scalar(loss, labels, **OPTIONS["all"]), primals), truth)
 
 
+@pytest.mark.one_in(6)
 @memories
 @reductions
 def test_it_is_the_cross_entropy_of_linear(reduction, memory):
@@ -152,6 +155,7 @@ def test_it_is_the_cross_entropy_of_linear(reduction, memory):
             assert bool(jnp.isnan(ours[0])) == (bad != 0)
 
 
+@pytest.mark.one_in(8)
 @every_option
 @memories
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -251,8 +255,8 @@ def test_float16_does_not_lose_a_mean_over_many_rows():
 # At the edges.
 
 
+@pytest.mark.one_in(4)
 @memories
-@pytest.mark.once
 @pytest.mark.parametrize("n, v, d", [(0, 4, 3), (2, 0, 3), (0, 0, 3), (1, 1, 1), (2, 3, 0), (1, 5, 2)])
 def test_sizes_of_0_and_1(n, v, d, memory):
     with jax.enable_x64(True):
@@ -319,6 +323,7 @@ def sharded(f, devices, rows, check_vma, **options):
 check_vma = pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
 
 
+@pytest.mark.one_in(6)
 @check_vma
 @memories
 @reductions
@@ -331,6 +336,7 @@ def test_a_vocabulary_over_four_devices(reduction, memory, check_vma):
         assert_same(derivatives(scalar(f, labels), primals), truth)
 
 
+@pytest.mark.one_in(4)
 @check_vma
 @memories
 @pytest.mark.parametrize("reduction", ["sum", "none"])
@@ -371,6 +377,7 @@ def test_bad_labels_over_several_devices(memory, check_vma):
         assert jnp.isnan(dw).all() and jnp.isnan(db).all()
 
 
+@pytest.mark.one_in(4)
 @check_vma
 @memories
 def test_second_derivatives_over_several_devices(memory, check_vma):

@@ -14,8 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from jaxnn.plots import training
-from jaxnn.plots import training as plots
+from jaxnn.plots import confusion, curves, filters, picture
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CLASSES = ("cat", "dog", "eel")
@@ -48,28 +47,29 @@ def lines(figure: Figure, panel: int) -> dict[str, list[float]]:
 
 
 DRAW: dict[str, Draw] = {
-    "curves": lambda path: plots.curves(path, run(10), "t"),
-    "confusion": lambda path: plots.confusion(path, COUNTS, CLASSES, "t"),
-    "filters": lambda path: plots.filters(path, noise(6, 5, 5), "t"),
+    "curves": lambda path: curves.curves(path, run(10), "t"),
+    "confusion": lambda path: confusion.confusion(path, COUNTS, CLASSES, "t"),
+    "filters": lambda path: filters.filters(path, noise(6, 5, 5), "t"),
 }
 EXTREMES: dict[str, Draw] = {
-    "1 epoch": lambda path: plots.curves(path, run(1), "t"),
-    "100 epochs": lambda path: plots.curves(path, run(100), "t"),
-    "constant": lambda path: plots.curves(path, run(3, loss=0.0, accuracy=1.0), "t"),
-    "no finite loss": lambda path: plots.curves(path, run(2, loss=np.nan), "t"),
-    "dollars": lambda path: plots.curves(path, run(2), "a $ b $ \\x_y"),
-    "1 class": lambda path: plots.confusion(path, [[3]], ["all"], "t"),
-    "2 classes": lambda path: plots.confusion(path, [[3, 1], [0, 2]], ["no", "yes"], "t"),
-    "perfect": lambda path: plots.confusion(path, np.eye(10, dtype=int), list("0123456789"), "t"),
-    "class without samples": lambda path: plots.confusion(path, [[0, 0], [1, 2]], ["$", "$$"], "t"),
-    "1 filter": lambda path: plots.filters(path, noise(1, 3, 3), "t", ["only"]),
-    "128 filters": lambda path: plots.filters(path, noise(128, 28, 28), "t"),
-    "1x1 filters": lambda path: plots.filters(path, noise(7, 1, 1), "t"),
-    "zeros": lambda path: plots.filters(path, np.zeros((2, 3, 3)), "t"),
-    "not finite": lambda path: plots.filters(path, np.full((2, 3, 3), np.nan), "t"),
+    "1 epoch": lambda path: curves.curves(path, run(1), "t"),
+    "100 epochs": lambda path: curves.curves(path, run(100), "t"),
+    "constant": lambda path: curves.curves(path, run(3, loss=0.0, accuracy=1.0), "t"),
+    "no finite loss": lambda path: curves.curves(path, run(2, loss=np.nan), "t"),
+    "dollars": lambda path: curves.curves(path, run(2), "a $ b $ \\x_y"),
+    "1 class": lambda path: confusion.confusion(path, [[3]], ["all"], "t"),
+    "2 classes": lambda path: confusion.confusion(path, [[3, 1], [0, 2]], ["no", "yes"], "t"),
+    "perfect": lambda path: confusion.confusion(path, np.eye(10, dtype=int), list("0123456789"), "t"),
+    "class without samples": lambda path: confusion.confusion(path, [[0, 0], [1, 2]], ["$", "$$"], "t"),
+    "1 filter": lambda path: filters.filters(path, noise(1, 3, 3), "t", ["only"]),
+    "128 filters": lambda path: filters.filters(path, noise(128, 28, 28), "t"),
+    "1x1 filters": lambda path: filters.filters(path, noise(7, 1, 1), "t"),
+    "zeros": lambda path: filters.filters(path, np.zeros((2, 3, 3)), "t"),
+    "not finite": lambda path: filters.filters(path, np.full((2, 3, 3), np.nan), "t"),
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", DRAW | EXTREMES)
 def test_every_picture_is_a_png_alone_in_its_folder(name: str, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
@@ -80,16 +80,16 @@ def test_every_picture_is_a_png_alone_in_its_folder(name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize(("name", "start"), [("p", PNG), ("p.PNG", PNG), ("p.pdf", b"%PDF"), ("p.svg", b"<?xml")])
 def test_the_suffix_names_the_format(name: str, start: bytes, tmp_path: Path) -> None:
-    plots.filters(str(tmp_path / name), noise(1, 3, 3), "t")
+    filters.filters(str(tmp_path / name), noise(1, 3, 3), "t")
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (DRAW["curves"], lambda path: plots.curves(path, run(10, loss=0.8), "t")),
-        (DRAW["confusion"], lambda path: plots.confusion(path, COUNTS.T, CLASSES, "t")),
-        (DRAW["filters"], lambda path: plots.filters(path, -noise(6, 5, 5), "t")),
+        (DRAW["curves"], lambda path: curves.curves(path, run(10, loss=0.8), "t")),
+        (DRAW["confusion"], lambda path: confusion.confusion(path, COUNTS.T, CLASSES, "t")),
+        (DRAW["filters"], lambda path: filters.filters(path, -noise(6, 5, 5), "t")),
     ],
     ids=list(DRAW),
 )
@@ -147,10 +147,12 @@ def test_the_users_settings_are_neither_obeyed_nor_changed(name: str, tmp_path: 
 def test_pyplot_is_not_imported(tmp_path: Path) -> None:
     program = f"""
 import sys
-from jaxnn.plots import training as plots
-plots.curves({str(tmp_path / "c.png")!r}, {run(2)!r}, "t")
-plots.confusion({str(tmp_path / "m.png")!r}, {COUNTS.tolist()!r}, {CLASSES!r}, "t")
-plots.filters({str(tmp_path / "f.png")!r}, [[[0.5, -1.0]]], "t")
+from jaxnn.plots.confusion import confusion
+from jaxnn.plots.curves import curves
+from jaxnn.plots.filters import filters
+curves({str(tmp_path / "c.png")!r}, {run(2)!r}, "t")
+confusion({str(tmp_path / "m.png")!r}, {COUNTS.tolist()!r}, {CLASSES!r}, "t")
+filters({str(tmp_path / "f.png")!r}, [[[0.5, -1.0]]], "t")
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
@@ -162,7 +164,7 @@ assert "matplotlib.pyplot" not in sys.modules
 
 def test_curves_show_every_epoch_of_both_sets() -> None:
     rows = run(4)
-    figure = training._curves_figure([{"event": "start"}, *rows, {"test_accuracy": 0.9}], "the title")
+    figure = curves._curves_figure([{"event": "start"}, *rows, {"test_accuracy": 0.9}], "the title")
     for panel, metric, unit in ((0, "loss", 1), (1, "accuracy", 100)):
         shown = lines(figure, panel)
         assert list(shown) == ["train", "validation"]
@@ -175,28 +177,28 @@ def test_curves_show_every_epoch_of_both_sets() -> None:
 def test_curves_end_in_their_last_values() -> None:
     rows = run(3)
     rows[-1] |= {"train_loss": 0.012345, "validation_loss": 1.5, "train_accuracy": 1.0, "validation_accuracy": 0.98765}
-    shown = texts(training._curves_figure(rows, "t"))
+    shown = texts(curves._curves_figure(rows, "t"))
     assert {"train 0.0123", "validation 1.5", "train 100.00%", "validation 98.77%"} <= set(shown)
 
 
 def test_end_labels_keep_apart() -> None:
-    assert training._apart({"train": 10, "validation": 12}, gap=16) == {"train": 3, "validation": 19}
-    assert training._apart({"train": 12, "validation": 10}, gap=16) == {"train": 19, "validation": 3}
-    assert training._apart({"train": 50, "validation": 10}, gap=16) == {"train": 50, "validation": 10}
+    assert curves._apart({"train": 10, "validation": 12}, gap=16) == {"train": 3, "validation": 19}
+    assert curves._apart({"train": 12, "validation": 10}, gap=16) == {"train": 19, "validation": 3}
+    assert curves._apart({"train": 50, "validation": 10}, gap=16) == {"train": 50, "validation": 10}
 
 
 @pytest.mark.parametrize(("smallest", "scale"), [(0.119, "log"), (0.121, "linear"), (0.0, "linear"), (-1.0, "linear")])
 def test_the_loss_is_logarithmic_beyond_a_factor_of_10(smallest: float, scale: str) -> None:
     rows = [row | {"train_loss": 1.2, "validation_loss": 1.0} for row in run(3)]
     rows[-1]["train_loss"] = smallest
-    axes = training._curves_figure(rows, "t").axes[0]
+    axes = curves._curves_figure(rows, "t").axes[0]
     assert axes.get_yscale() == scale
     assert axes.get_title(loc="left") == ("Loss (log scale)" if scale == "log" else "Loss")
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 100])
 def test_epochs_are_whole_numbers(epochs: int) -> None:
-    axes = training._curves_figure(run(epochs), "t").axes[0]
+    axes = curves._curves_figure(run(epochs), "t").axes[0]
     low, high = axes.get_xlim()
     ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
     assert ticks and all(tick == int(tick) for tick in ticks)
@@ -206,7 +208,7 @@ def test_epochs_are_whole_numbers(epochs: int) -> None:
 @pytest.mark.parametrize("accuracy", [0.0, 0.1, 0.9, 0.999, 1.0])
 def test_the_axis_of_a_constant_accuracy_spans_two_points_within_0_and_100(accuracy: float) -> None:
     rows = [row | {"train_accuracy": accuracy, "validation_accuracy": accuracy} for row in run(5)]
-    low, high = training._curves_figure(rows, "t").axes[1].get_ylim()
+    low, high = curves._curves_figure(rows, "t").axes[1].get_ylim()
     assert low <= 100 * accuracy <= high
     assert high - low >= 2
     assert low > -1 and high < 101
@@ -216,7 +218,7 @@ def test_the_axis_of_a_constant_accuracy_spans_two_points_within_0_and_100(accur
 def test_a_value_that_is_not_finite_leaves_a_gap(value: float | None) -> None:
     rows = run(4)
     rows[1]["train_loss"] = rows[-1]["validation_loss"] = value
-    figure = training._curves_figure(rows, "t")
+    figure = curves._curves_figure(rows, "t")
     shown = lines(figure, 0)
     assert np.isnan(shown["train"]).tolist() == [False, True, False, False]
     assert np.isnan(shown["validation"]).tolist() == [False, False, False, True]
@@ -227,11 +229,11 @@ def test_curves_refuse_rows_without_epochs_or_values(tmp_path: Path) -> None:
     for rows in ([], [{"event": "start"}]):
         message = f"`rows` ({len(rows)} rows) must hold at least one with an 'epoch'"
         with pytest.raises(ValueError, match=re.escape(message)):
-            plots.curves(tmp_path / "c.png", rows, "t")
+            curves.curves(tmp_path / "c.png", rows, "t")
     rows = run(2)
     del rows[1]["validation_loss"]
     with pytest.raises(ValueError, match=r"`rows` \(row 1 .*train_loss.*\) must all have 'validation_loss'"):
-        plots.curves(tmp_path / "c.png", rows, "t")
+        curves.curves(tmp_path / "c.png", rows, "t")
     assert not [*tmp_path.iterdir()]
 
 
@@ -245,12 +247,12 @@ def printed(figure: Figure) -> dict[tuple[int, int], str]:
 
 
 def test_confusion_prints_the_counts_and_leaves_zeros_blank() -> None:
-    figure = training._confusion_figure(COUNTS, CLASSES, "t")
+    figure = confusion._confusion_figure(COUNTS, CLASSES, "t")
     assert printed(figure) == {(0, 0): "90", (0, 1): "7", (1, 1): "48", (1, 2): "2", (2, 2): "31"}
 
 
 def test_confusion_colours_mistakes_by_their_share_of_the_row_and_not_the_diagonal() -> None:
-    image = training._confusion_figure(COUNTS, CLASSES, "t").axes[0].images[0]
+    image = confusion._confusion_figure(COUNTS, CLASSES, "t").axes[0].images[0]
     shares = image.get_array()
     assert isinstance(shares, np.ma.MaskedArray)
     assert np.array_equal(np.ma.getmaskarray(shares), np.eye(3, dtype=bool))
@@ -261,7 +263,7 @@ def test_confusion_colours_mistakes_by_their_share_of_the_row_and_not_the_diagon
 
 
 def test_confusion_names_classes_accuracy_and_recalls() -> None:
-    figure = training._confusion_figure(COUNTS, CLASSES, "the title")
+    figure = confusion._confusion_figure(COUNTS, CLASSES, "the title")
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == list(CLASSES)
     assert [label.get_text() for label in axes.get_yticklabels()] == list(CLASSES)
@@ -274,20 +276,20 @@ def test_confusion_names_classes_accuracy_and_recalls() -> None:
 
 def test_confusion_slants_long_names_only() -> None:
     for names, angle in ((CLASSES, 0), (("T-shirt/top", "Trouser", "Ankle boot"), 45)):
-        axes = training._confusion_figure(COUNTS, names, "t").axes[0]
+        axes = confusion._confusion_figure(COUNTS, names, "t").axes[0]
         assert {label.get_rotation() for label in axes.get_xticklabels()} == {angle}
 
 
 def test_a_class_without_samples_has_no_recall_and_perfection_no_colour_bar() -> None:
-    figure = training._confusion_figure(np.diag([0, 2, 3]), CLASSES, "t")
+    figure = confusion._confusion_figure(np.diag([0, 2, 3]), CLASSES, "t")
     assert "–" in texts(figure)
     assert len(figure.axes) == 1
-    assert len(training._confusion_figure(COUNTS, CLASSES, "t").axes) == 2
+    assert len(confusion._confusion_figure(COUNTS, CLASSES, "t").axes) == 2
 
 
 def test_narrow_integers_do_not_overflow() -> None:
-    checked = training._checked_counts(np.array([[200, 100], [3, 250]], np.uint8))
-    shown = texts(training._confusion_figure(checked, ["a", "b"], "t"))
+    checked = confusion._checked_counts(np.array([[200, 100], [3, 250]], np.uint8))
+    shown = texts(confusion._confusion_figure(checked, ["a", "b"], "t"))
     assert {"66.7%", "98.8%", "t: accuracy 81.37% (450 of 553)"} <= set(shown)
 
 
@@ -296,7 +298,7 @@ def test_narrow_integers_do_not_overflow() -> None:
     [(1.0, 1, "100.0%"), (0.9996, 1, ">99.9%"), (0.99996, 2, ">99.99%"), (0.9994, 1, "99.9%"), (0.0, 1, "0.0%")],
 )
 def test_only_perfection_is_100_percent(share: float, digits: int, text: str) -> None:
-    assert training._percent(share, digits) == text
+    assert picture.percent(share, digits) == text
 
 
 @pytest.mark.parametrize(
@@ -313,7 +315,7 @@ def test_only_perfection_is_100_percent(share: float, digits: int, text: str) ->
 )
 def test_confusion_refuses(counts: np.ndarray[Any, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        plots.confusion(tmp_path / "c.png", counts, CLASSES, "t")
+        confusion.confusion(tmp_path / "c.png", counts, CLASSES, "t")
     assert not [*tmp_path.iterdir()]
 
 
@@ -322,34 +324,34 @@ def test_confusion_refuses(counts: np.ndarray[Any, Any], message: str, tmp_path:
 
 def test_filters_share_one_scale_symmetric_about_0() -> None:
     weights = noise(6, 5, 5)
-    axes = training._filters_figure(weights, "the title", None).axes[0]
+    axes = filters._filters_figure(weights, "the title", None).axes[0]
     largest = np.abs(weights).max()
     assert len(axes.images) == 6
     for image, weight in zip(axes.images, weights, strict=True):
         np.testing.assert_array_equal(image.get_array(), weight)
         assert image.get_clim() == (-largest, largest)
-    assert "the title" in texts(training._filters_figure(weights, "the title", None))
+    assert "the title" in texts(filters._filters_figure(weights, "the title", None))
 
 
 @pytest.mark.parametrize(("outlier", "extend"), [(50.0, "max"), (-50.0, "min")])
 def test_one_large_weight_does_not_bleach_the_others(outlier: float, extend: str) -> None:
     weights = np.where(noise(8, 8, 8) > 0, 1.0, -1.0)
-    assert training._diverging(weights)[2] == "neither"
+    assert filters._diverging(weights)[2] == "neither"
     weights[3, 2, 1] = outlier
-    norm, _, ends = training._diverging(weights)
+    norm, _, ends = filters._diverging(weights)
     assert (norm.vmin, norm.vmax, ends) == (-1, 1, extend)
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_weights_without_a_scale_get_one(value: float) -> None:
-    norm, _, ends = training._diverging(np.full((2, 3, 3), value))
+    norm, _, ends = filters._diverging(np.full((2, 3, 3), value))
     assert (norm.vmin, norm.vmax, ends) == (-1, 1, "neither")
 
 
 def test_a_weight_that_is_not_finite_is_masked() -> None:
     weights = noise(2, 3, 3)
     weights[0, 1, 2], weights[1, 0, 0] = np.nan, np.inf
-    images = training._filters_figure(weights, "t", None).axes[0].images
+    images = filters._filters_figure(weights, "t", None).axes[0].images
     masks = [np.ma.getmaskarray(np.ma.asarray(image.get_array())) for image in images]
     assert [np.argwhere(mask).tolist() for mask in masks] == [[[1, 2]], [[0, 0]]]
     assert np.isfinite(images[0].get_clim()).all()
@@ -357,14 +359,14 @@ def test_a_weight_that_is_not_finite_is_masked() -> None:
 
 @pytest.mark.parametrize("count", range(1, 129))
 def test_the_grid_holds_all_filters_with_few_gaps(count: int) -> None:
-    columns = training._columns(count)
+    columns = filters._columns(count)
     rows = -(-count // columns)
     assert rows <= columns <= 4 * rows + 1
     assert rows * columns - count <= 4
 
 
 def test_labels_stand_under_their_images() -> None:
-    axes = training._filters_figure(noise(3, 4, 4), "t", CLASSES).axes[0]
+    axes = filters._filters_figure(noise(3, 4, 4), "t", CLASSES).axes[0]
     labels = [text for text in axes.texts if text.get_text() in CLASSES]
     assert [text.get_text() for text in labels] == list(CLASSES)
     for label, image in zip(labels, axes.images, strict=True):
@@ -378,7 +380,7 @@ def test_labels_stand_under_their_images() -> None:
 def test_weights_of_any_real_dtype(dtype: str, tmp_path: Path) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    plots.filters(tmp_path / "f.png", np.ones((2, 3, 3)).astype(kind), "t")
+    filters.filters(tmp_path / "f.png", np.ones((2, 3, 3)).astype(kind), "t")
 
 
 @pytest.mark.parametrize(
@@ -392,5 +394,5 @@ def test_weights_of_any_real_dtype(dtype: str, tmp_path: Path) -> None:
 )
 def test_filters_refuse(weights: np.ndarray[Any, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        plots.filters(tmp_path / "f.png", weights, "t", CLASSES)
+        filters.filters(tmp_path / "f.png", weights, "t", CLASSES)
     assert not [*tmp_path.iterdir()]

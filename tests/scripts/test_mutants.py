@@ -7,7 +7,6 @@ import pytest
 
 # With JAXNN_ALL=1 another Python comes here, too.
 pytestmark = [
-    pytest.mark.once,
     pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="its syntax trees become another text"),
 ]
 
@@ -17,6 +16,7 @@ def mutants():
     return mutate.mutants()
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("judge", mutate.JUDGES)
 def test_no_rule_has_changed_since_it_was_judged(judge, mutants):
     ledger = mutate.Ledger(mutants)
@@ -24,6 +24,7 @@ def test_no_rule_has_changed_since_it_was_judged(judge, mutants):
     assert not waiting, "run `python scripts/mutate.py`, which judges what has changed, and commit scripts/mutants.json"
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("judge", mutate.JUDGES)
 def test_a_function_of_which_other_mutants_are_made_has_to_be_judged_again(judge, mutants):
     left_out = next(mutant for mutant in mutants if mutate.must_notice(judge, mutant))
@@ -32,6 +33,7 @@ def test_a_function_of_which_other_mutants_are_made_has_to_be_judged_again(judge
     assert {mutant.of for mutant in others if ledger.lacks(judge, mutant)} == {left_out.of}
 
 
+@pytest.mark.more
 def test_whatever_is_excused_exists_and_has_a_reason(mutants):
     assert set(mutate.EQUIVALENT) <= {mutant.key for mutant in mutants}
     assert all({**mutate.EQUIVALENT, **mutate.BEYOND_CHECK}.values())

@@ -29,6 +29,7 @@ def like_others(name):
     )  # fmt: skip
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.more if like_others(n) else ()) for n in WORKS])
 def test_the_gradient_is_that_of_one_device(name):
@@ -93,6 +94,7 @@ SAME_CLASSES = {  # of each device: the loss, of an argument that has classes an
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("axis_name", ["model", ("model",)], ids=["name", "tuple"])
 @pytest.mark.parametrize("f", SAME_CLASSES.values(), ids=SAME_CLASSES)
 def test_classes_that_are_the_same_on_every_device(f, axis_name):
@@ -110,6 +112,7 @@ def test_classes_that_are_the_same_on_every_device(f, axis_name):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64"])
 def test_labels_of_any_integer_dtype(dtype):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 8)), jnp.float32)

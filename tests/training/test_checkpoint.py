@@ -1,4 +1,4 @@
-"""Steps on disk: whole or not there, and a training that goes on from them as if it had never stopped."""
+"""Checkpoints: complete or not there; and a resumed training equals one that was never interrupted."""
 
 import errno
 import itertools
@@ -18,7 +18,7 @@ import pytest
 
 from jaxnn import cli, training
 from jaxnn.cli import cluster
-from jaxnn.cli import train as train_command
+from jaxnn.cli.signals import StopRequest
 from jaxnn.training import checkpoint
 
 COMMAND = [sys.executable, "-c", "import sys; from jaxnn.cli import main; sys.exit(main())", "train", "--quiet"]
@@ -54,7 +54,7 @@ def assert_same(a, b):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The parameters of the training that nothing interrupts, and its folder of steps."""
+    """The parameters of an uninterrupted training, and its folder of steps."""
     folder = tmp_path_factory.mktemp("whole")
     train(folder)
     return arrays(folder / "out" / "params.npz"), folder / "steps"
@@ -69,14 +69,14 @@ def steps(tmp_path):
     """Two steps."""
     steps = training.Checkpoints(tmp_path / "steps")
     for step in (5, 10):
-        steps.save(step, state(step), {"told": step})
+        steps.save(step, state(step), {"note": step})
     steps.wait()
     return tmp_path / "steps"
 
 
 def test_what_was_saved_comes_back(steps):
     saved, damaged = training.newest_step(str(steps))
-    assert (saved.step, saved.about, damaged) == (10, {"told": 10}, [])
+    assert (saved.step, saved.about, damaged) == (10, {"note": 10}, [])
     assert training.read_step(str(steps / "step-0000000005")).step == 5
     restored = saved.restored(state())
     np.testing.assert_array_equal(restored["w"], 10.0)
@@ -89,7 +89,7 @@ def test_what_was_saved_comes_back(steps):
     ({"w": jnp.zeros((2, 3), jnp.float16)}, "dtype float16"),
     ({"v": jnp.zeros((2, 3))}, "v is not in the step"),
     ({"w": jnp.zeros((2, 3)), "key": jax.random.key(0, impl="rbg")}, "key:rbg is not in the step"),
-    ({}, "count is in the step alone"),
+    ({}, "count is only in the step"),
 ])  # fmt: skip
 def test_a_state_of_another_model_is_refused(steps, like, words):
     rest = {"key": jax.random.key(0), "count": jnp.int32(0)} if like else {}
@@ -98,7 +98,7 @@ def test_a_state_of_another_model_is_refused(steps, like, words):
 
 
 def test_every_flipped_byte_is_noticed(steps):
-    """Of the manifest each; of the arrays some hundred, the first and the last ones among them."""
+    """Every byte of the manifest, and 140 bytes of the arrays, with the first and the last ones."""
     step = steps / "step-0000000010"
     chosen = random.Random(0)
     for path in step.iterdir():
@@ -153,15 +153,15 @@ class Payload:
 
 
 def test_a_pickle_is_not_executed(steps, tmp_path, monkeypatch):
-    """With a manifest that says that all is well."""
+    """Its manifest is valid, so that the file is opened."""
     monkeypatch.chdir(tmp_path)
     step = steps / "step-0000000010"
     np.savez(step / "state.npz", about=np.array([Payload()], object), w=np.array([Payload()], object))
     data = (step / "state.npz").read_bytes()
-    told = {"bytes": len(data), "score": None, "sha256": checkpoint.hashlib.sha256(data).hexdigest(), "step": 10}
-    (step / "manifest").write_bytes(checkpoint._manifest(told))
+    manifest = {"bytes": len(data), "score": None, "sha256": checkpoint.hashlib.sha256(data).hexdigest(), "step": 10}
+    (step / "manifest").write_bytes(checkpoint._manifest_bytes(manifest))
     saved, (line,) = training.newest_step(steps)
-    assert saved.step == 5 and "is no step of a training" in line
+    assert saved.step == 5 and "is not a step of a training" in line
     assert not (tmp_path / "executed").exists()
 
 
@@ -173,8 +173,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("*step*")) == ["step-0000000002", "step-0000000005", "step-0000000006"]
 
 
-def test_damaged_steps_take_no_place_of_whole_ones(tmp_path):
-    """After a resumption from an old step: the damaged ones are newer, and one of them was the best."""
+def test_damaged_steps_do_not_count_as_kept_ones(tmp_path):
+    """The training was resumed from an old step; the damaged steps are newer, and one of them was the best."""
     steps = training.Checkpoints(tmp_path, keep=3)
     for step, score in ((10, 0.5), (100, 0.9), (200, None)):
         steps.save(step, state(), {}, None if score is None else [score])
@@ -182,7 +182,7 @@ def test_damaged_steps_take_no_place_of_whole_ones(tmp_path):
     steps.close()
     for step in (100, 200):
         truncated(tmp_path / f"step-{step:010d}" / "state.npz")
-    (tmp_path / "step-0000000300").symlink_to("step-0000000010")  # under another name it is none
+    (tmp_path / "step-0000000300").symlink_to("step-0000000010")  # a step under another name is damaged
     steps = training.Checkpoints(tmp_path, keep=2)
     for step in (11, 12, 13):
         steps.save(step, state(step), {})
@@ -191,22 +191,22 @@ def test_damaged_steps_take_no_place_of_whole_ones(tmp_path):
     assert training.newest_step(tmp_path)[0].step == 13
 
 
-def test_one_training_a_folder(tmp_path, capsys):
+def test_one_training_at_a_time_uses_a_folder(tmp_path, capsys):
     steps = training.Checkpoints(tmp_path / "steps")
     steps.save(1, state(), {})
     (tmp_path / "steps" / ".step-being-written").mkdir()
     for options in ((), ("--resume",)):
         train(tmp_path, *options, expect=1)
-        assert "steps' is in use by another training: let it end, or" in capsys.readouterr().err
+        assert "steps' is used by another training: wait for its end, or" in capsys.readouterr().err
     assert (tmp_path / "steps" / ".step-being-written").exists()
     steps.wait()
     steps.close()
     training.Checkpoints(tmp_path / "steps").close()
 
 
-def test_a_step_is_no_folder_of_steps(steps, capsys):
+def test_a_step_is_not_a_folder_of_steps(steps, capsys):
     train(steps, "--resume", name="step-0000000005", expect=1)
-    assert "step-0000000005' is a step: give the folder that it is in" in capsys.readouterr().err
+    assert "step-0000000005' is a step: give the folder that contains it" in capsys.readouterr().err
 
 
 def test_steps_and_results_in_one_folder(tmp_path):
@@ -225,26 +225,31 @@ def test_others_may_read_a_step(tmp_path):
     assert (tmp_path / "step-0000000001").stat().st_mode & 0o777 == 0o750
 
 
-def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+def test_an_unfinished_step_of_a_killed_process_is_removed(tmp_path):
     (tmp_path / ".step-abc").mkdir()
     (tmp_path / ".step-abc" / "state.npz").write_text("half")
     steps = training.Checkpoints(tmp_path)
     assert not list(tmp_path.glob("*step*"))
-    for value in (1.0, 2.0):  # the same step again, after a resumption from an earlier one
+    for value in (1.0, 2.0):  # the same step twice, as after resuming from an earlier one
         steps.save(4, state(value), {})
     steps.wait()
     np.testing.assert_array_equal(training.newest_step(tmp_path)[0].arrays["w"], 2.0)
 
 
 @pytest.mark.parametrize("what", ["bomb", "pipe", "pipe for a manifest"])
-def test_a_step_that_would_take_memory_or_time_is_none(what, steps):
+def test_a_step_that_would_exhaust_memory_or_time_is_refused(what, steps):
     step = steps / "step-0000000010"
     if what == "bomb":
         with zipfile.ZipFile(step / "state.npz", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("about.npy", bytes(100 << 20))
         data = (step / "state.npz").read_bytes()
-        told = {"bytes": len(data), "score": None, "sha256": checkpoint.hashlib.sha256(data).hexdigest(), "step": 10}
-        (step / "manifest").write_bytes(checkpoint._manifest(told))
+        manifest = {
+            "bytes": len(data),
+            "score": None,
+            "sha256": checkpoint.hashlib.sha256(data).hexdigest(),
+            "step": 10,
+        }
+        (step / "manifest").write_bytes(checkpoint._manifest_bytes(manifest))
     else:
         path = step / ("manifest" if "manifest" in what else "state.npz")
         path.unlink()
@@ -254,7 +259,7 @@ def test_a_step_that_would_take_memory_or_time_is_none(what, steps):
     assert {"bomb": "it is compressed", "pipe": "not a regular file"}.get(what, "no valid manifest") in line
 
 
-def test_what_fails_while_a_step_is_written_is_raised(tmp_path, monkeypatch):
+def test_an_error_in_the_writing_thread_is_raised(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise MemoryError("no room")
 
@@ -266,7 +271,7 @@ def test_what_fails_while_a_step_is_written_is_raised(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("call, number", [("fsync", errno.ENOSPC), ("rename", errno.EACCES), ("fsync", errno.EROFS)])
-def test_a_disk_that_fails_in_mid_run_ends_it_and_keeps_the_step_before(call, number, tmp_path, monkeypatch, capsys):
+def test_a_disk_error_ends_the_run_and_keeps_the_earlier_step(call, number, tmp_path, monkeypatch, capsys):
     calls, real = itertools.count(), getattr(os, call)
 
     def fails(*args):
@@ -285,12 +290,12 @@ def test_a_disk_that_fails_in_mid_run_ends_it_and_keeps_the_step_before(call, nu
     assert not list((tmp_path / "steps").glob(".step*"))
 
 
-def test_a_stopped_training_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
-    """Stopped in the middle of an epoch, twice; a chunk is a step, as a longer one could end with the epoch."""
+def test_a_stopped_training_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
+    """It is stopped twice within an epoch. A chunk is one step here; a longer one could end with the epoch."""
     monkeypatch.setattr(sys.modules["jaxnn.training.fit"], "CHUNK_SECONDS", 0)
     for after in (3, 5):
         chunks = itertools.count()
-        monkeypatch.setattr(train_command._Stop, "__call__", lambda stop, c=chunks, a=after: next(c) >= a)
+        monkeypatch.setattr(StopRequest, "__call__", lambda stop, c=chunks, a=after: next(c) >= a)
         train(tmp_path, "--resume", expect=130)
     monkeypatch.undo()
     saved, _ = training.newest_step(tmp_path / "steps")
@@ -301,7 +306,8 @@ def test_a_stopped_training_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
     assert_same(last[0].arrays, last[1].arrays)
     for row, expected in zip(*(saved.about["rows"] for saved in last), strict=True):
         del row["seconds"], expected["seconds"]
-        assert row == pytest.approx(expected, rel=1e-6)  # sums over chunks, whose lengths depend on the clock
+        # Metrics are float32 sums over a chunk, and the chunks depend on the clock: 41 terms in another order.
+        assert row == pytest.approx(expected, rel=41 * 2**-24)
 
 
 def test_a_finished_training_is_resumed_at_its_end(whole, tmp_path):
@@ -312,7 +318,7 @@ def test_a_finished_training_is_resumed_at_its_end(whole, tmp_path):
 
 
 @pytest.mark.more
-def test_kill_9_at_random_moments_changes_nothing(whole, tmp_path):
+def test_a_training_that_is_killed_at_random_moments_resumes_bit_for_bit(whole, tmp_path):
     """`scripts/soak.py` does it fifty times."""
     chosen = random.Random(1)
     command = [*COMMAND, *OPTIONS, "--checkpoint-dir", tmp_path / "steps", "--output", tmp_path / "out", "--resume"]
@@ -332,7 +338,7 @@ def test_kill_9_at_random_moments_changes_nothing(whole, tmp_path):
 
 @pytest.mark.parametrize("option, value, words", [
     ("--seed", "1", "seed was 0 and is 1"), ("--model", "softmax", "model was mlp and is softmax"),
-    ("--learning-rate", "0.5", "--learning-rate was 0.003 and is 0.5; give what it was, or another --checkpoint-dir"),
+    ("--learning-rate", "0.5", "--learning-rate was 0.003 and is 0.5; restore it, or choose another --checkpoint-dir"),
     ("--epochs", "4", "--epochs was 3 and is 4"),
 ])  # fmt: skip
 def test_another_run_is_refused(option, value, words, whole, tmp_path, capsys):
@@ -340,18 +346,18 @@ def test_another_run_is_refused(option, value, words, whole, tmp_path, capsys):
     train(tmp_path, "--resume", option, value, expect=1)
     assert words in capsys.readouterr().err
     train(tmp_path, option, value, expect=1)
-    assert "holds a training already (step 123); go on with it by --resume" in capsys.readouterr().err
+    assert "already holds a training (step 123); continue it with --resume" in capsys.readouterr().err
 
 
-def test_damage_is_told_and_the_step_before_is_used(whole, tmp_path, capsys, monkeypatch):
+def test_damage_is_reported_and_the_earlier_step_is_used(whole, tmp_path, capsys, monkeypatch):
     shutil.copytree(whole[1], tmp_path / "steps")
     truncated(tmp_path / "steps" / "step-0000000123" / "state.npz")
-    monkeypatch.setattr(cluster, "leads", lambda: False)  # the other processes of a run say nothing
+    monkeypatch.setattr(cluster, "is_main_process", lambda: False)  # other processes print nothing
     train(tmp_path, "--resume")
     assert capsys.readouterr().err == ""
     monkeypatch.undo()
     train(tmp_path, "--resume")
-    assert "is damaged: its SHA-256 is not the manifest's; going on from step 82" in capsys.readouterr().err
+    assert "is damaged: its SHA-256 differs from the manifest's; resuming from step 82" in capsys.readouterr().err
     assert_same(arrays(tmp_path / "out" / "params.npz"), whole[0])
     for step in (tmp_path / "steps").glob("step-*"):
         (step / "manifest").write_text("{}")
@@ -359,21 +365,25 @@ def test_damage_is_told_and_the_step_before_is_used(whole, tmp_path, capsys, mon
     assert "no step can be resumed" in capsys.readouterr().err
 
 
-def test_on_other_devices_it_goes_on_within_rounding(tmp_path, capsys, monkeypatch):
-    options = ("--dropout", "0", "--devices")
+@pytest.mark.more
+def test_on_other_devices_it_resumes_up_to_rounding(tmp_path, capsys, monkeypatch):
+    """Two steps of plain SGD, one before and one after the stop: over more steps a rounding would grow."""
+    options = ("--dropout", "0", "--epochs", "1", "--batch-size", "647", "--optimizer", "sgd", "--devices")
     train(tmp_path, *options, "1", name="alone")
     expected = arrays(tmp_path / "out" / "params.npz")
-    monkeypatch.setattr(train_command._Stop, "__call__", lambda stop: True)
+    monkeypatch.setattr(StopRequest, "__call__", lambda stop: True)
     train(tmp_path, *options, "1", expect=130)
     monkeypatch.undo()
     capsys.readouterr()
     train(tmp_path, *options, "2", "--resume")
-    assert "within rounding, not bit for bit as without a stop: devices was 1 and is 2" in capsys.readouterr().err
+    assert (
+        "equals an uninterrupted one up to rounding, not bit for bit: devices was 1 and is 2" in capsys.readouterr().err
+    )
     for name, a in arrays(tmp_path / "out" / "params.npz").items():
         assert np.linalg.norm(a - expected[name]) <= 1e-5 * np.linalg.norm(a)
 
 
-def test_a_divergence_keeps_the_last_good_step_and_names_the_leaf(tmp_path, capsys):
+def test_a_divergence_keeps_the_last_finite_step_and_says_where_it_was(tmp_path, capsys):
     train(tmp_path, "--optimizer", "sgd", "--learning-rate", "1e20", expect=1)
     (line,) = capsys.readouterr().err.splitlines()
     assert "is not finite in epoch 1, step" in line and "try a lower --learning-rate" in line
@@ -401,7 +411,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
                                 "--output", str(tmp_path)], stdout=subprocess.PIPE)  # fmt: skip
     with process:
         process.stdout.readline()
-        time.sleep(0.5)  # compiling, which nothing interrupts
+        time.sleep(0.5)  # it is compiling, which cannot be interrupted
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
@@ -417,4 +427,4 @@ def test_a_folder_without_a_name_is_refused(capsys):
 @pytest.mark.parametrize("options", [("--resume",), ("--checkpoint-every", "3")])
 def test_options_that_need_the_folder(options, capsys):
     assert cli.main(["train", *options]) == 2
-    assert "--checkpoint-dir must be given, too" in capsys.readouterr().err
+    assert "--checkpoint-dir must also be given" in capsys.readouterr().err

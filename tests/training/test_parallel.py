@@ -10,9 +10,9 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_transformations import operations
 
 from jaxnn import models, training
+from jaxnn.tracing.jaxprs import equations
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 17, (50, 8, 8, 1)).astype(np.uint8)
@@ -24,9 +24,10 @@ def make_mesh(devices):
     return jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=types) if devices else None
 
 
-def start(devices, accumulate=1, model="convnet", dropout=0.0, dtype="float32", optimizer="adam"):
+def start(devices, accumulate=1, model="convnet", dropout=0.0, dtype="float32"):
+    """Momentum, and not Adam, which divides by |g|: where g is nearly 0 that would magnify its rounding."""
     classifier = models.Classifier(models.MODELS[model], 8.0, 5.0, dtype)
-    optimizer = training.make_optimizer(optimizer, 0.003, 30)
+    optimizer = training.make_optimizer("momentum", 0.1, 30)
     state = training.init_state(classifier.model.init(jax.random.key(0), (8, 8, 1), 10), optimizer, jax.random.key(1))
     loss = classifier.loss(l2=1e-4, dropout=dropout)
     axis = "data" if devices else None
@@ -35,8 +36,9 @@ def start(devices, accumulate=1, model="convnet", dropout=0.0, dtype="float32", 
 
 def train(devices, accumulate=1, **options):
     classifier, step, state = start(devices, accumulate, **options)
+    """Take two steps, of 16 rows and of 2: over many steps a rounding would grow."""
     mesh = make_mesh(devices)
-    *_, last = training.fit(step, state, IMAGES, LABELS, epochs=2, batch_size=16, mesh=mesh)
+    (last,) = training.fit(step, state, IMAGES[:18], LABELS[:18], epochs=1, batch_size=16, mesh=mesh)
     sums = training.evaluate(classifier.metrics, last.state.params, IMAGES, LABELS, batch_size=13, mesh=mesh)
     return last, jax.tree.map(np.asarray, sums)
 
@@ -46,21 +48,22 @@ def alone():
     return train(None)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("devices, accumulate", [(1, 1), (2, 1), (4, 1), (None, 4), (3, 2)])
 def test_any_number_of_devices_and_micro_batches_trains_the_same(devices, accumulate):
-    """50 rows in batches of 16: the last one has 2, so that most parts of it have none."""
+    """The second batch has 2 rows, so most parts of it have none. The bound is relative to what the steps change."""
     last, sums = train(devices, accumulate)
-    expected, expected_sums = alone()
-    for a, b in zip(jax.tree.leaves(last.state.params), jax.tree.leaves(expected.state.params), strict=True):
-        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
-    assert (last.metrics["count"], last.metrics["correct"]) == (50, expected.metrics["correct"])
+    (expected, expected_sums), before = alone(), start(None)[2].params
+    for a, b, c in zip(*map(jax.tree.leaves, (last.state.params, expected.state.params, before)), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b - c)
+    assert (last.metrics["count"], last.metrics["correct"]) == (18, expected.metrics["correct"])
     assert last.metrics["loss"] == pytest.approx(expected.metrics["loss"], rel=1e-5)
     np.testing.assert_array_equal(sums["confusion"], expected_sums["confusion"])
     assert sums["count"] == 50 and sums["nll"] == pytest.approx(expected_sums["nll"], rel=1e-5)
 
 
-def test_all_that_devices_exchange_is_one_sum_of_the_gradient():
-    """In the compiled program: one collective, in the loop of the steps, of the parameters and four numbers."""
+def test_devices_exchange_only_one_sum_per_step():
+    """The compiled program has one collective, of the gradient, the loss, the rows and three metrics."""
     _, step, state = start(4, accumulate=2, dropout=0.5)
     mesh = make_mesh(4)
     batches = training.make_batches(IMAGES, LABELS, np.arange(50), 16, mesh=mesh, accumulate=2)
@@ -75,21 +78,22 @@ def test_all_that_devices_exchange_is_one_sum_of_the_gradient():
     assert sum(sizes) == sum(p.size for p in jax.tree.leaves(state.params)) + 5  # loss, rows, and three metrics
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("model", ["convnet", "mlp"])
 @pytest.mark.parametrize("how", ["shard_map", "unchecked", "pmap", "Auto", "Explicit"])
-def test_the_same_step_in_every_way(how, model):
-    """On shards of which one has no row, and one a few."""
+def test_the_step_is_the_same_under_every_transformation(how, model):
+    """One shard has no rows, another only some."""
     labels = jnp.asarray(LABELS[:16]).at[5:8].set(-1).at[12:].set(-1)
     batch = jnp.asarray(IMAGES[:16]), labels
-    _, step, state = start(None, model=model, optimizer="momentum")
+    _, step, state = start(None, model=model)
     expected, metrics = jax.jit(step)(state, batch)
     if how in ("Auto", "Explicit"):
         mesh = jax.make_mesh((4,), ("data",), axis_types=(getattr(AxisType, how),))
         with jax.set_mesh(mesh):
-            cut = jax.device_put(batch, NamedSharding(mesh, P("data")))
-            found, found_metrics = jax.jit(step)(jax.device_put(state, NamedSharding(mesh, P())), cut)
+            sharded = jax.device_put(batch, NamedSharding(mesh, P("data")))
+            found, found_metrics = jax.jit(step)(jax.device_put(state, NamedSharding(mesh, P())), sharded)
     else:
-        _, step, state = start(4, model=model, optimizer="momentum")
+        _, step, state = start(4, model=model)
         if how == "pmap":
             batch = jax.tree.map(lambda a: a.reshape(4, -1, *a.shape[1:]), batch)
             found, found_metrics = jax.pmap(step, "data", in_axes=(None, 0), out_axes=None)(state, batch)
@@ -105,7 +109,7 @@ def test_the_same_step_in_every_way(how, model):
 
 
 def draws(devices, accumulate):
-    """What each device and each micro-batch draws, in the second of three steps."""
+    """Return the random number of each device and each micro-batch in one step."""
 
     def loss(params, batch, key):
         return jnp.sum(params) * 0.0, {"draws": jnp.zeros(24).at[batch[0]].set(jax.random.uniform(key))}
@@ -118,15 +122,15 @@ def draws(devices, accumulate):
     return np.asarray(step(state, rows)[1]["draws"])[: len(rows)]
 
 
-def test_devices_and_micro_batches_draw_their_own_numbers():
+def test_devices_and_micro_batches_have_different_keys():
     assert len(set(draws(4, 3))) == 12
     assert len(set(draws(None, 3))) == 3
 
 
-def test_bfloat16_is_computed_in_and_float32_is_kept():
+def test_bfloat16_computes_and_float32_is_stored():
     _, step, state = start(None, dtype="bfloat16")
-    jaxpr = jax.make_jaxpr(step)(state, (jnp.asarray(IMAGES[:4]), jnp.asarray(LABELS[:4]))).jaxpr
-    products = list(operations(jaxpr, ("dot_general", "conv_general_dilated")))
+    jaxpr = jax.make_jaxpr(step)(state, (jnp.asarray(IMAGES[:4]), jnp.asarray(LABELS[:4])))
+    products = [eqn for eqn in equations(jaxpr) if eqn.primitive.name in ("dot_general", "conv_general_dilated")]
     assert len(products) > 8 and {str(v.aval.dtype) for eqn in products for v in eqn.invars} == {"bfloat16"}
     (last, sums), (expected, _) = train(None, dtype="bfloat16"), alone()
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(last.state.params)} == {"float32"}
@@ -134,9 +138,10 @@ def test_bfloat16_is_computed_in_and_float32_is_kept():
     assert last.metrics["loss"] == pytest.approx(expected.metrics["loss"], rel=0.02)
     before = start(None)[2].params
     for a, b, c in zip(*map(jax.tree.leaves, (last.state.params, expected.state.params, before)), strict=True):
-        assert np.linalg.norm(a - b) < 0.5 * np.linalg.norm(b - c)  # Adam divides by |g|
+        assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(b - c)  # bfloat16 has 8 bits, four layers
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int64"])
 @pytest.mark.parametrize("devices", [None, 2])
 def test_labels_of_any_integer_dtype(devices, dtype):
@@ -147,10 +152,11 @@ def test_labels_of_any_integer_dtype(devices, dtype):
     assert (last.metrics["count"], int(sums["count"])) == (50, 50)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("devices, accumulate", [(4, 1), (None, 4)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_loss_of_low_precision_counts_its_rows_all_the_same(dtype, devices, accumulate):
-    """70,001 is no number of bfloat16, and more than float16 has."""
+def test_a_loss_of_low_precision_has_an_exact_count_of_rows(dtype, devices, accumulate):
+    """70,001 is not a bfloat16 number, and exceeds the largest float16 number."""
     rows = 70_000 + np.array([1, 0, 0, 0])
 
     def loss(params, batch, key):
@@ -174,9 +180,12 @@ def test_a_step_for_another_mesh_is_refused(axis, devices):
         next(training.fit(step, state, IMAGES, LABELS, epochs=1, batch_size=8, mesh=make_mesh(devices)))
 
 
-def test_a_batch_that_cannot_be_dealt_out_is_refused():
+def test_a_batch_that_cannot_be_split_is_refused():
     _, step, state = start(4, 2)
-    with pytest.raises(ValueError, match=r"`batch_size` \(7\) must be at least 8, a row for each of 4 devices and 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"`batch_size` \(7\) must be at least 8: one row for each micro-batch of each device \(4 devices, 2",
+    ):
         next(training.fit(step, state, IMAGES, LABELS, epochs=1, batch_size=7, mesh=make_mesh(4)))
     _, step, state = start(None, 2)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The models, the step, the epoch on the device, and the loop around it."""
+"""The models, the step, the epoch on the device, and the loop over the epochs."""
 
 import functools
 import itertools
@@ -27,6 +27,7 @@ def start(model="softmax", optimizer=None, seed=0, rate=0.1):
     return classifier, optimizer, training.init_state(params, optimizer, jax.random.key(seed + 1))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "shape", [(12, 9, 3), *(pytest.param(s, marks=pytest.mark.more) for s in ((8, 8, 1), (28, 28, 1)))]
 )
@@ -43,7 +44,7 @@ def test_models_map_images_to_logits(name, shape):
     np.testing.assert_array_equal(model.apply(params, x, key=jax.random.key(1), dropout=0.0), logits)
 
 
-def test_cnn_is_the_notes_composition():
+def test_cnn_is_the_composition_of_the_notes():
     params = models.cnn.init(jax.random.key(0), (8, 8, 1), 10)
     assert set(params) == {"W0", "W1"}, "two weights, no bias"
     x = jnp.asarray(RNG.standard_normal((3, 8, 8, 1)), jnp.float32)
@@ -61,7 +62,7 @@ def test_initial_weights_have_the_named_variances():
     assert sum(leaf.size for leaf in jax.tree.leaves(convnet)) == 1_199_882, "as PyTorch's example"
 
 
-def test_one_step_of_softmax_regression_is_the_notes_update():
+def test_one_step_of_softmax_regression_is_the_update_of_the_notes():
     """Δw_ji = α (y_j − p_j) x_i, summed over the batch and divided by its size."""
     classifier, optimizer, state = start(rate=0.5)
     w = np.asarray(state.params["linear"]["w"], np.float64)
@@ -92,38 +93,39 @@ def run(step, state, first=0, last=7, batch_size=8, images=IMAGES, seed=0):
     return training.run_steps(step, state, batches, jnp.int32(first), jnp.int32(last))
 
 
-def test_an_epoch_takes_each_row_once_the_ragged_batch_included():
+def test_an_epoch_takes_each_row_once_with_a_short_last_batch():
     classifier, optimizer, state = start()
     step = training.make_step(classifier.loss(), optimizer)
     _, index, sums, finite = run(step, state)
     assert (int(index), bool(finite), int(sums["count"])) == (7, True, 50)
 
 
-def test_the_loop_on_the_device_is_the_steps_one_by_one():
-    classifier, optimizer, state = start("cnn", optax.adam(0.01))
+def test_the_loop_on_the_device_takes_the_same_steps_as_python():
+    """Two steps, of 32 rows and of 18, by momentum: over many steps, or divided by |g|, a rounding would grow."""
+    classifier, optimizer, state = start("cnn", optax.sgd(0.1, momentum=0.9))
     step = training.make_step(classifier.loss(dropout=0.3), optimizer)
     by_hand = training.init_state(state.params, optimizer, state.key)
     order = np.asarray(jax.random.permutation(jax.random.key(0), 50))
     jitted = jax.jit(step)
-    for i in range(7):
-        rows = order[8 * i : 8 * i + 8]
-        fill = 8 - len(rows)
+    for i in range(2):
+        rows = order[32 * i : 32 * i + 32]
+        fill = 32 - len(rows)
         batch = (
             np.concatenate([IMAGES[rows], IMAGES[order[[-1] * fill]]]),
             np.concatenate([LABELS[rows], [-1] * fill]).astype(np.int32),
         )
         by_hand, _ = jitted(by_hand, jax.tree.map(jnp.asarray, batch))
-    looped, *_ = run(step, state)
+    looped, *_ = run(step, state, last=2, batch_size=32)
     for a, b in zip(jax.tree.leaves(looped.params), jax.tree.leaves(by_hand.params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_chunks_of_any_length_give_the_same_bits():
     results = []
-    for cuts in ((0, 7), (0, 1, 7), (0, 2, 3, 5, 7)):
+    for ends in ((0, 7), (0, 1, 7), (0, 2, 3, 5, 7)):
         classifier, optimizer, state = start("cnn")
         step = training.make_step(classifier.loss(dropout=0.5), optimizer)
-        for first, last in itertools.pairwise(cuts):
+        for first, last in itertools.pairwise(ends):
             state, *_ = run(step, state, first, last)
         results.append(jax.tree.leaves(state.params))
     for other in results[1:]:
@@ -149,8 +151,8 @@ def test_fit_says_where_it_diverged():
         list(training.fit(step, state, jnp.asarray(IMAGES), jnp.asarray(LABELS), epochs=2, batch_size=8))
 
 
-def test_fit_pauses_where_it_is_asked_to():
-    """At every multiple, counted over all epochs, however long the chunks would be."""
+def test_fit_pauses_at_every_multiple_of_pause_every():
+    """It pauses at every multiple, counted over all epochs, even if a chunk would be longer."""
     classifier, optimizer, state = start()
     step, paused = training.make_step(classifier.loss(), optimizer), []
     list(training.fit(
@@ -167,7 +169,7 @@ def test_fit_trains_reports_and_stops_when_asked():
     data = jnp.asarray(IMAGES), jnp.asarray(LABELS)
     results = list(training.fit(step, state, *data, epochs=40, batch_size=16, on_progress=seen.append))
     assert [r.epoch for r in results] == list(range(1, 41))
-    assert results[-1].metrics["nll"] < results[0].metrics["nll"] / 4, "50 random images are learned by heart"
+    assert results[-1].metrics["nll"] < results[0].metrics["nll"] / 4, "50 random images are memorised"
     assert all(r.metrics["count"] == 50 and r.finished for r in results)
     assert [p.step for p in seen if p.epoch == 40] == [4]
     classifier, optimizer, state = start("cnn")
@@ -183,8 +185,8 @@ def test_fit_trains_reports_and_stops_when_asked():
     "images, labels, words",
     [
         (IMAGES, LABELS[:5], r"`labels` \(shape \(5,\)\) must have one label for each of `images` \(50,\)"),
-        (IMAGES, LABELS.astype(np.float32), "must be one row of integer class ids"),
-        (IMAGES, np.eye(10, dtype=np.int32)[LABELS], "must be one row of integer class ids"),
+        (IMAGES, LABELS.astype(np.float32), "must be integer class ids"),
+        (IMAGES, np.eye(10, dtype=np.int32)[LABELS], "must be integer class ids"),
     ],
 )
 def test_labels_that_do_not_fit_the_images_are_refused(images, labels, words):
@@ -200,11 +202,13 @@ def test_labels_that_do_not_fit_the_images_are_refused(images, labels, words):
 def test_fit_refuses_a_batch_size_outside_the_data(batch_size):
     classifier, optimizer, state = start()
     step = training.make_step(classifier.loss(), optimizer)
-    with pytest.raises(ValueError, match=rf"`batch_size` \({batch_size}\) must lie between 1 and the 50 images"):
+    with pytest.raises(
+        ValueError, match=rf"`batch_size` \({batch_size}\) must be between 1 and 50, the number of images"
+    ):
         next(training.fit(step, state, jnp.asarray(IMAGES), jnp.asarray(LABELS), epochs=1, batch_size=batch_size))
 
 
-def test_same_seed_same_bits_and_another_seed_others():
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
     def train(seed):
         classifier, optimizer, state = start("cnn", seed=seed)
         step = training.make_step(classifier.loss(dropout=0.5), optimizer)
@@ -241,10 +245,12 @@ def parallel(step, how):
     return jax.jit(jax.shard_map(step, mesh=mesh, check_vma=how == "check_vma", **specs))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("how", ["check_vma", "no check_vma", "pmap"])
-@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
-def test_the_step_on_four_devices_is_the_step_on_one(how, optimizer):
-    optimizer = training.make_optimizer(optimizer, 0.05, 10)
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_the_step_on_four_devices_is_the_step_on_one(how, name):
+    """Adam divides by |g| + eps: with the usual eps of 1e-8 the rounding of a gradient near 0 would decide its step."""
+    optimizer = optax.adam(0.05, eps=1e-3) if name == "adam" else training.make_optimizer(name, 0.05, 10)
     classifier, _, state = start("convnet", optimizer)
     batch = jnp.asarray(IMAGES[:48]), jnp.asarray(LABELS[:48])
     loss = classifier.loss(l2=1e-3, dropout=0.0)
@@ -254,12 +260,11 @@ def test_the_step_on_four_devices_is_the_step_on_one(how, optimizer):
     assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
     moved = jax.tree.map(lambda a, b: float(jnp.linalg.norm(a - b)), one.params, state.params)
     apart = jax.tree.map(lambda a, b: float(jnp.linalg.norm(a - b)), one.params, four.params)
-    # Adam divides by |g|: where a gradient is nearly 0 its rounding decides, so compare whole arrays.
     for m, a in zip(jax.tree.leaves(moved), jax.tree.leaves(apart), strict=True):
-        assert a < 2e-3 * m
+        assert a < 1e-4 * m
 
 
-def test_devices_draw_their_own_dropout():
+def test_devices_have_different_keys():
     def loss(params, batch, key):
         return jnp.sum(params) * 0.0, {"bits": jax.random.uniform(key)}
 
@@ -280,7 +285,7 @@ def test_the_step_lowers_for_cpu_cuda_and_tpu(model):
     batch = jnp.asarray(IMAGES[:4]), jnp.asarray(LABELS[:4])
     shapes = jax.eval_shape(lambda *a: a, state._replace(key=jax.random.key_data(state.key)), batch)
 
-    def from_raw_key(state, batch):  # typed keys have no serialised form
+    def from_raw_key(state, batch):  # typed keys cannot be serialised
         state, metrics = step(state._replace(key=jax.random.wrap_key_data(state.key)), batch)
         return state._replace(key=jax.random.key_data(state.key)), metrics
 
@@ -289,6 +294,7 @@ def test_the_step_lowers_for_cpu_cuda_and_tpu(model):
     assert "select_and_scatter" not in exported.mlir_module()
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("schedule", training.SCHEDULES)
 @pytest.mark.parametrize("name", training.OPTIMIZERS)
 def test_every_optimizer_and_schedule_by_name(name, schedule):
@@ -299,7 +305,7 @@ def test_every_optimizer_and_schedule_by_name(name, schedule):
     assert not np.array_equal(before, state.params["linear"]["w"])
 
 
-def test_momentum_is_obeyed_and_unknown_names_are_refused():
+def test_momentum_is_used_and_unknown_names_are_refused():
     updates = []
     for momentum in (0.0, 0.9):
         optimizer = training.make_optimizer("momentum", 1.0, 10, momentum=momentum)
@@ -312,7 +318,7 @@ def test_momentum_is_obeyed_and_unknown_names_are_refused():
         training.make_optimizer("sgd", 0.1, 1, schedule="up")
 
 
-def test_parameters_come_back_from_disk(tmp_path):
+def test_saved_parameters_are_loaded_again(tmp_path):
     params = models.convnet.init(jax.random.key(0), (8, 8, 1), 10)
     training.save_params(tmp_path / "params.npz", params, {"model": "convnet", "input_shape": [8, 8, 1]})
     again, config = training.load_params(tmp_path / "params.npz")
@@ -324,14 +330,14 @@ def test_parameters_come_back_from_disk(tmp_path):
 @pytest.mark.parametrize(
     "params", [{"a/b": np.ones(1)}, [np.ones(1)], {"w": jnp.ones(1, jnp.bfloat16)}, np.ones(1), {1: np.ones(1)}]
 )
-def test_parameters_that_would_not_come_back_are_refused(params, tmp_path):
+def test_parameters_that_could_not_be_loaded_again_are_refused(params, tmp_path):
     with pytest.raises(TypeError, match="`params"):
         training.save_params(tmp_path / "params.npz", params, {})
     assert not any(tmp_path.iterdir())
 
 
-def test_more_epochs_than_a_float_has_powers_of_two():
-    """A chunk's length follows from the steps that were taken; doubled once an epoch it would overflow."""
+def test_more_epochs_than_a_float_has_exponents():
+    """The length of a chunk is computed from the steps that were taken; doubled after every epoch it would overflow."""
     step = training.make_step(lambda params, batch, key: (jnp.sum(params**2), {}), optax.sgd(0.1))
     state = training.init_state(jnp.ones(2), optax.sgd(0.1), jax.random.key(0))
     data = jnp.zeros((2, 1)), jnp.zeros(2, jnp.int32)

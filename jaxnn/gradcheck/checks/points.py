@@ -3,36 +3,70 @@
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck._conventions import inside
+from jaxnn.gradcheck._conventions import within_one_sided_derivatives
 from jaxnn.gradcheck._hints import hint
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import Truth, finfo, in_units, index_text
-from jaxnn.gradcheck._trial import LARGE, Rows, Trial, beyond, few
+from jaxnn.gradcheck._tolerance import Truth, differs, finfo, index_text, relative_to_largest
+from jaxnn.gradcheck._trial import LARGE, Findings, Trial, evenly_spaced
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
-from jaxnn.tracing.functions import first_line, is_missing_in_jax
+from jaxnn.tracing.errors import first_line, is_missing_in_jax
+
+MOST_ELEMENTS = 6  # suspicious elements of an argument that are looked at: each costs several sweeps
+SATURATING = 8.0  # scales the arguments of `precision` once more: exp, softmax and tanh are near their limits there
 
 
-def kinks(t: Trial) -> Rows:
+class Point(NamedTuple):
+    """Arguments at which the rule is tried, with a name for the report."""
+
+    name: str
+    arguments: Arrays
+
+
+# --- ties and extremes ---
+
+
+def kinks(t: Trial) -> Findings:
     """At ties and zeros, the rule is a convention between the one-sided derivatives."""
-    yield from _special_points(t, "kinks", _tied(t))
+    yield from _try_points(t, "kinks", _tied(t))
 
 
-def _tied(t: Trial) -> Iterator[tuple[str, Arrays]]:
+def extremes(t: Trial) -> Findings:
+    """At huge, tiny and infinite arguments the rule is as good as JAX's derivative."""
+    yield from _try_points(t, "extremes", _extreme(t))
+
+
+def _is_unconstrained(x: Any) -> bool:
+    """Whether an argument seems to have no constraint: it may be scaled, and is of both signs."""
+    return _may_be_scaled(x) and (np.iscomplexobj(x) or bool((x > 0).any() and (x < 0).any()))
+
+
+def _may_be_scaled(x: Any) -> bool:
+    """Whether an argument is not normalized (unit vectors, probabilities, log-probabilities) and not symmetric."""
+    if not np.isfinite(x).any():
+        return False
+    logs = np.exp(np.minimum(np.real(x), 1))
+    sums = (np.square(np.abs(x)).sum(-1), x.sum(-1), logs.sum(-1)) if x.ndim else ()
+    if any(np.allclose(total, 1, atol=1e-3) for total in sums):
+        return False
+    return not (x.ndim == 2 and x.shape[0] > 1 and x.shape[0] == x.shape[1] and np.array_equal(x, x.T))
+
+
+def _tied(t: Trial) -> Iterator[Point]:
     points = t.subject.points
-    free = [t.is_free(as64(x)) for x in points]
+    free = [_is_unconstrained(as64(x)) for x in points]
     for name, step in (("rounded to multiples of their size", None), ("rounded to integers", 1.0)):
-        yield name, [_rounded(x, step) if f else x for x, f in zip(points, free, strict=True)]
+        yield Point(name, [_rounded(x, step) if f else x for x, f in zip(points, free, strict=True)])
     for leaf, other in itertools.permutations(range(len(points)), 2):
         if free[leaf] and _broadcasts(points[other].shape, points[leaf].shape):
             tied, wanted = np.array(points[leaf]), np.broadcast_to(np.asarray(points[other]), points[leaf].shape)
             tied.reshape(-1)[::2] = wanted.reshape(-1)[::2]
-            moved = [jnp.asarray(tied) if i == leaf else x for i, x in enumerate(points)]
-            yield f"{t.subject.paths[leaf]} tied with {t.subject.paths[other]}", moved
+            arguments = [jnp.asarray(tied) if i == leaf else x for i, x in enumerate(points)]
+            yield Point(f"{t.subject.paths[leaf]} tied with {t.subject.paths[other]}", arguments)
             return
 
 
@@ -41,6 +75,7 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 
 def _rounded(x: Any, step: float | None) -> Any:
+    """Round to multiples of `step`; by default of the power of two nearest to the root mean square."""
     h = as64(x)
     if step is None:
         finite = h[np.isfinite(h)]
@@ -48,16 +83,12 @@ def _rounded(x: Any, step: float | None) -> Any:
     return jnp.asarray(np.rint(h / step) * step).astype(x.dtype)
 
 
-def extremes(t: Trial) -> Rows:
-    """At huge, tiny and infinite arguments the rule is as good as JAX's derivative."""
-    yield from _special_points(t, "extremes", _extreme(t))
-
-
-def _extreme(t: Trial) -> Iterator[tuple[str, Arrays]]:
-    free = [t.is_free(as64(x)) for x in t.subject.points]
+def _extreme(t: Trial) -> Iterator[Point]:
+    free = [_is_unconstrained(as64(x)) for x in t.subject.points]
+    # exp overflows at 30 times in float16, at 10,000 times in every dtype; float16 itself ends at 65,504.
     largest = 100.0 if t.dtype == jnp.float16 else 1e4
 
-    def everywhere(factor: float) -> Arrays:
+    def scaled(factor: float) -> Arrays:
         return [(x * factor).astype(x.dtype) if f else x for x, f in zip(t.subject.points, free, strict=True)]
 
     def with_one(value: float) -> Arrays:
@@ -69,156 +100,192 @@ def _extreme(t: Trial) -> Iterator[tuple[str, Arrays]]:
                 points[leaf] = jnp.asarray(flat.reshape(x.shape))
         return points
 
-    yield "30 times as large", everywhere(30.0)
+    yield Point("30 times as large", scaled(30.0))
     if t.size <= LARGE:
-        yield f"{largest:g} times as large", everywhere(largest)
-        yield "1e-6 times as large", everywhere(1e-6)
-        yield "with one inf", with_one(math.inf)
-        yield "with one -inf", with_one(-math.inf)
-    else:
-        yield "with one -inf", with_one(-math.inf)
+        yield Point(f"{largest:g} times as large", scaled(largest))
+        yield Point("1e-6 times as large", scaled(1e-6))
+        yield Point("with one inf", with_one(math.inf))
+    yield Point("with one -inf", with_one(-math.inf))
 
 
 def _is_sorted(x: Any) -> bool:
     return bool(x.ndim and x.shape[-1] > 2 and ((np.diff(x) >= 0).all() or (np.diff(x) <= 0).all()))
 
 
-def _special_points(t: Trial, check: str, points: Iterator[tuple[str, Arrays]]) -> Rows:
+def _try_points(t: Trial, check: str, points: Iterator[Point]) -> Findings:
     s = t.subject
     if t.no_automatic:
         yield Row(check, s.name, UNSUPPORTED, "there is no automatic derivative to compare with")
-        return
-    if not any(t.is_free(as64(x)) for x in s.points):
-        reason = (
-            "every argument looks constrained (of one sign, normalized or symmetric); give such points as arguments"
-        )
-        yield Row(check, s.name, INCONCLUSIVE, reason)
-        return
-    if t.wrong_anyway:
-        yield Row(check, s.name, INCONCLUSIVE, "the gradient is wrong at the arguments given already")
-        return
-    for name, moved in points:
-        yield _at_special_point(t, check, name, moved)
+    elif not any(_is_unconstrained(as64(x)) for x in s.points):
+        message = "every argument looks constrained (of one sign, normalized or symmetric), so other points may be "
+        yield Row(check, s.name, INCONCLUSIVE, message + "invalid; check f at such points, as its arguments")
+    elif t.wrong_in_float64:
+        yield Row(check, s.name, INCONCLUSIVE, "the gradient is wrong already at the arguments given")
+    else:
+        for point in points:
+            yield _at_point(t, check, point)
 
 
-def _at_special_point(t: Trial, check: str, name: str, points: Arrays) -> Row:
-    s = t.subject
-    custom, automatic = t.gradients("custom", points, t.dy), t.gradients("automatic", points, t.dy)
+def _at_point(t: Trial, check: str, point: Point) -> Row:
+    """Compare custom with automatic, then in float64 where they differ, then with the one-sided derivatives."""
+    custom, automatic = (t.gradients(kind, point.arguments, t.dy) for kind in ("custom", "automatic"))
     suspects = [
-        beyond(c, a, 2 * t.factor * np.abs(a) + float(finfo(t.dtype).tiny)) & ~np.isnan(a)
+        differs(c, a, 2 * t.factor * np.abs(a) + float(finfo(t.dtype).tiny)) & ~np.isnan(a)
         for c, a in zip(custom, automatic, strict=True)
     ]
-    if not any(w.any() for w in suspects):
-        return Row(check, name, PASS, "custom and automatic agree")
-    truth = t.truth(points, t.dy, 1)
     remark = "custom and automatic agree"
-    for leaf, path in enumerate(s.paths):
-        c, a, g = custom[leaf], automatic[leaf], truth.gradients[leaf]
-        representable = np.isfinite(g) & (np.abs(g) < float(finfo(s.points[leaf].dtype).max))
-        allowed = truth.allowed(leaf, t.factor, t.dtype) + np.nan_to_num(4 * np.abs(a - g), posinf=0.0)
-        wrong = suspects[leaf] & representable & beyond(c, g, allowed)
-        if check == "extremes":  # digits may be lost out there, not the number
-            wrong &= ~t.by_convention(leaf) & ~(np.abs(c - g) <= 1e-2 * np.abs(g))
-        if name == "with one inf":  # a rule may mix infinity into other elements: inf − inf
-            wrong &= np.isinf(as64(points[leaf]))
-        for flat in few(np.flatnonzero(wrong), 6):
-            i = np.unravel_index(int(flat), c.shape)
-            if np.isfinite(c[i]) and inside(t, points, leaf, int(flat)):
-                remark = "another convention than automatic's at a kink, between the one-sided derivatives"
-                continue
-            where = " outside the interval of the one-sided derivatives" if check == "kinks" else ""
-            at = f"{path}{index_text(i)} = {as64(points[leaf])[i]:.4g}"
-            pattern = "" if np.isfinite(c[i]) else hint(leaf, custom, truth.gradients, s.paths, g, wrong)
-            return Row(check, name, FAIL, f"{at}: custom {c[i]:.6g}, automatic {g[i]:.6g}{where}", pattern)
-    return Row(check, name, PASS, remark)
+    if not any(w.any() for w in suspects):
+        return Row(check, point.name, PASS, remark)
+    truth = t.truth_at(point.arguments, t.dy, 1)
+    for leaf, suspect in enumerate(suspects):
+        wrong = suspect & _is_wrong(t, check, point, leaf, custom[leaf], automatic[leaf], truth)
+        for flat in evenly_spaced(np.flatnonzero(wrong), MOST_ELEMENTS):
+            i = np.unravel_index(int(flat), suspect.shape)
+            finite = np.isfinite(custom[leaf][i])
+            if not finite or not within_one_sided_derivatives(t, point.arguments, leaf, int(flat)):
+                pattern = "" if finite else hint(
+                    leaf, custom, truth.gradients, t.subject.paths, truth.gradients[leaf], wrong
+                )  # fmt: skip
+                message = _message(t, check, point, leaf, i, custom[leaf][i], truth.gradients[leaf][i])
+                return Row(check, point.name, FAIL, message, pattern)
+            remark = (
+                "custom and automatic follow different conventions at a kink, both between the one-sided derivatives"
+            )
+    return Row(check, point.name, PASS, remark)
 
 
-def precision(t: Trial) -> Rows:
+def _is_wrong(t: Trial, check: str, point: Point, leaf: int, custom: Any, automatic: Any, truth: Truth) -> Any:
+    """Return which elements differ from the truth by more than rounding, or than JAX's own derivative does."""
+    exact = truth.gradients[leaf]
+    representable = np.isfinite(exact) & (np.abs(exact) < float(finfo(t.subject.points[leaf].dtype).max))
+    allowed = truth.allowed(leaf, t.factor, t.dtype) + np.nan_to_num(4 * np.abs(automatic - exact), posinf=0.0)
+    wrong = representable & differs(custom, exact, allowed)
+    if check == "extremes":  # digits may be lost at such points, but not the number
+        wrong &= ~t.is_accepted(leaf) & ~(np.abs(custom - exact) <= 1e-2 * np.abs(exact))
+    if point.name == "with one inf":  # a rule may compute inf − inf for the elements beside it
+        wrong &= np.isinf(as64(point.arguments[leaf]))
+    return wrong
+
+
+def _message(t: Trial, check: str, point: Point, leaf: int, i: Any, custom: Any, exact: Any) -> str:
+    at = f"{t.subject.paths[leaf]}{index_text(i)} = {as64(point.arguments[leaf])[i]:.4g}"
+    where = ", outside of the one-sided derivatives" if check == "kinks" else ""
+    return f"at {at}: custom {custom:.6g}, automatic {exact:.6g}{where}"
+
+
+# --- other dtypes ---
+
+
+def precision(t: Trial) -> Findings:
     """In each dtype the rule is as accurate as JAX's derivative of the definition."""
     s = t.subject
-    if t.no_automatic or t.no_oracle:
-        yield Row("precision", s.name, UNSUPPORTED, t.no_automatic or t.no_oracle)
+    if t.no_automatic or t.no_float64:
+        yield Row("precision", s.name, UNSUPPORTED, t.no_automatic or t.no_float64)
         return
-    if t.wrong_anyway:
+    if t.wrong_in_float64:
         yield Row("precision", s.name, INCONCLUSIVE, "the gradient is wrong in any precision")
         return
     has_complex = any(np.iscomplexobj(x) for x in [*s.points, *t.dy])
     for dtype in ("float32",) if has_complex else ("float32", "bfloat16", "float16"):
-        for scale in (1.0,) if t.size > LARGE else (1.0, 8.0):
-            factors = [scale if t.may_scale(as64(x)) else 1.0 for x in s.points]
-            points = [(jnp.asarray(x) * k).astype(_as(dtype, x)) for x, k in zip(s.points, factors, strict=True)]
-            name = dtype if scale == 1.0 else f"{dtype} x{scale:.0f}"
-            dy = t.dy if t.dtype == dtype else s.cotangents(t.seed, coarse=True)
-            try:
-                automatic = t.gradients("automatic", points, dy)
-            except Exception as error:
-                yield Row("precision", name, UNSUPPORTED, f"the definition does not run: {first_line(error)}")
+        for scale in (1.0,) if t.size > LARGE else (1.0, SATURATING):
+            row, goes_on = _in_dtype(t, dtype, scale)
+            yield row
+            if not goes_on:
                 break
-            try:
-                custom = s.run("vjp", "custom", points, s.rest, dy)[1]
-            except Exception as error:
-                if refusal := _refusal(t, points):  # a kernel for other dtypes; the reference has this one
-                    yield Row("precision", name, UNSUPPORTED, f"f does not run: {refusal}")
-                elif is_missing_in_jax(error):
-                    yield Row("precision", name, UNSUPPORTED, f"the rule does not run: {first_line(error)}")
-                else:
-                    yield Row("precision", name, FAIL, f"the rule raises, the definition does not: {first_line(error)}")
-                break
-            typed = zip(s.paths, custom, points, strict=True)
-            other = [f"{path} is {ct.dtype}, must be {x.dtype}" for path, ct, x in typed if ct.dtype != x.dtype]
-            if other and not t.wrong_types:
-                yield Row("precision", name, FAIL, f"the cotangent of {other[0]} as the argument")
-                break
-            if t.dtype == dtype and scale == 1.0:
-                truth = t.base
-            elif dtype == "float32":
-                truth = t.truth(points, dy, 1)
-            else:  # no responses are asked for
-                exact = t.gradients64("automatic", [as64(p) for p in points], [as64(d) for d in dy])
-                truth = Truth(exact, exact)
-            yield _precision_row(t, name, dtype, truth, [as64(g) for g in custom], automatic)
+
+
+def _in_dtype(t: Trial, dtype: str, scale: float) -> tuple[Row, bool]:
+    """Return the row for one dtype and scale of the arguments, and whether other scales are worth trying."""
+    s, name = t.subject, dtype if scale == 1.0 else f"{dtype} x{scale:.0f}"
+    factors = [scale if _may_be_scaled(as64(x)) else 1.0 for x in s.points]
+    points = [(jnp.asarray(x) * k).astype(_as(dtype, x)) for x, k in zip(s.points, factors, strict=True)]
+    dy = t.dy if t.dtype == dtype else s.cotangents(t.seed, coarse=True)
+    try:
+        automatic = t.gradients("automatic", points, dy)
+    except Exception as error:
+        return Row("precision", name, UNSUPPORTED, f"the definition does not run: {first_line(error)}"), False
+    try:
+        custom = s.run("vjp", "custom", points, s.rest, dy)[1]
+    except Exception as error:
+        return _refused(t, name, points, error), False
+    for path, ct, x in zip(s.paths, custom, points, strict=True):
+        if ct.dtype != x.dtype and not t.wrong_types:
+            message = f"the cotangent of {path} is {ct.dtype}, must be {x.dtype} like the argument"
+            return Row("precision", name, FAIL, message), False
+    truth = _truth_in(t, dtype, scale, points, dy)
+    return _compare_errors(t, name, dtype, truth, [as64(g) for g in custom], automatic), True
 
 
 def _as(dtype: str, x: Any) -> Any:
     return jnp.complex64 if np.iscomplexobj(x) else dtype
 
 
-def _refusal(t: Trial, points: Arrays) -> str:
-    """Say why f itself does not run at points of another dtype; empty if it does."""
+def _refused(t: Trial, name: str, points: Arrays, error: Exception) -> Row:
+    """Say why a rule does not run in a dtype in which its definition, or its reference, does."""
     try:
         t.subject.run("value", "custom", points, t.subject.rest)
-    except Exception as error:
-        return first_line(error)
-    return ""
+    except Exception as own:  # a kernel for other dtypes; its reference has this one
+        return Row("precision", name, UNSUPPORTED, f"f does not run: {first_line(own)}")
+    if is_missing_in_jax(error):
+        return Row("precision", name, UNSUPPORTED, f"the rule does not run: {first_line(error)}")
+    return Row("precision", name, FAIL, f"the rule raises, its definition does not: {first_line(error)}")
 
 
-def _precision_row(t: Trial, name: str, dtype: str, truth: Truth, custom: Arrays, automatic: Arrays) -> Row:
+def _truth_in(t: Trial, dtype: str, scale: float, points: Arrays, dy: Arrays) -> Truth:
+    if t.dtype == dtype and scale == 1.0:
+        return t.truth
+    if dtype == "float32":
+        return t.truth_at(points, dy, 1)
+    exact = t.gradients64("automatic", [as64(p) for p in points], [as64(d) for d in dy])
+    return Truth(exact, exact)  # `_limits` does not ask for responses here
+
+
+class Limits(NamedTuple):
+    """The error that a rule may have, relative to the largest element: the largest of these."""
+
+    eps: float
+    times_automatic: float
+    underflow: float
+
+
+def _limits(t: Trial, dtype: str, responses: Any, scale: Any) -> Limits:
+    """Return what a rule may be off by. All numbers are chosen so that every right rule of the zoo passes.
+
+    Sums in another order are right, so float32 gets some multiple of the response. In a narrower dtype sums must be
+    widened to float32, which leaves some roundings at the end: 32 of them, or 6 where the caller works in that dtype.
+    """
+    underflow = float(finfo(dtype).smallest_normal) / max(scale.max(initial=0.0), 1e-300) / float(finfo(dtype).eps)
+    if dtype == "float32":
+        return Limits(max(64, 16 * relative_to_largest(responses, scale)), 8, underflow)
+    return Limits(6, 4, underflow) if t.dtype == dtype else Limits(32, 8, underflow)
+
+
+def _compare_errors(t: Trial, name: str, dtype: str, truth: Truth, custom: Arrays, automatic: Arrays) -> Row:
+    """Compare the rule's largest error in a dtype with that of JAX's derivative there."""
     eps = float(finfo(dtype).eps)
     worst = (0.0, 0.0)
     for leaf, path in enumerate(t.subject.paths):
         c, a, g = custom[leaf], automatic[leaf], truth.gradients[leaf]
-        usable = np.isfinite(a) & np.isfinite(g) & (np.abs(g) < float(finfo(dtype).max)) & ~t.by_convention(leaf)
+        usable = np.isfinite(a) & np.isfinite(g) & (np.abs(g) < float(finfo(dtype).max)) & ~t.is_accepted(leaf)
         if (usable & ~np.isfinite(c)).any():
             i = tuple(np.argwhere(usable & ~np.isfinite(c))[0])
             return Row("precision", name, FAIL, f"{path}{index_text(i)} is {c[i]}, automatic {a[i]:.6g}")
-        scale = np.where(usable, np.abs(g), 0.0)
-        if name != dtype:  # a softmax is saturated there: what is left of its derivative is rounding
-            scale = np.where(usable, np.maximum(scale, np.nan_to_num(np.abs(t.base.gradients[leaf]), posinf=0.0)), 0.0)
-        errors = [in_units(np.where(usable, np.abs(v - g), 0.0), scale) / eps for v in (c, a)]
-        # A sum in another order is right. In low precision it has to be widened; strictly, if the caller uses that.
-        sums = max(64, 16 * in_units(np.where(usable, truth.responses[leaf], 0.0), scale)) if dtype == "float32" else 32
-        sums, times = (6, 4) if t.dtype == dtype != "float32" else (sums, 8)
-        floor = float(finfo(dtype).smallest_normal) / max(scale.max(initial=0.0), 1e-300) / eps
-        if errors[0] > max(times * errors[1], floor, sums):
-            found = f"{path}: error {errors[0]:.3g} eps of the largest element, automatic {errors[1]:.3g} eps"
-            return Row("precision", name, FAIL, found, _cure(t, leaf))
-        worst = max(worst, (errors[0], errors[1]))
+        scale = np.abs(g)
+        if name != dtype:  # scaled arguments: a softmax is saturated there, and its derivative is nothing but rounding
+            scale = np.maximum(scale, np.nan_to_num(np.abs(t.truth.gradients[leaf]), posinf=0.0))
+        scale = np.where(usable, scale, 0.0)
+        ours, theirs = (relative_to_largest(np.where(usable, np.abs(v - g), 0.0), scale) / eps for v in (c, a))
+        limits = _limits(t, dtype, np.where(usable, truth.responses[leaf], 0.0), scale)
+        if ours > max(limits.times_automatic * theirs, limits.underflow, limits.eps):
+            message = f"{path}: error {ours:.3g} eps of the largest element, automatic {theirs:.3g} eps"
+            return Row("precision", name, FAIL, message, _cure(t, leaf))
+        worst = max(worst, (ours, theirs))
     return Row("precision", name, PASS, f"error {worst[0]:.2g} eps, automatic {worst[1]:.2g} eps")
 
 
 def _cure(t: Trial, leaf: int) -> str:
-    if t.wide_custom is not None:
-        truth = np.abs(t.base.gradients[leaf])
-        if in_units(np.abs(t.wide_custom[leaf] - t.base.gradients[leaf]), truth) > 64 * 2.0**-23:
-            return "the derivative is off in every precision"
-    return "widen sums, exps and logs to float32, round once at the end"
+    if t.rule_in_float64 is not None:
+        truth = t.truth.gradients[leaf]
+        if relative_to_largest(np.abs(t.rule_in_float64[leaf] - truth), np.abs(truth)) > 64 * 2.0**-23:
+            return "the derivative is wrong in every precision"
+    return "widen sums, exps and logs to float32, and round once, at the end"

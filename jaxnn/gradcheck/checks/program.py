@@ -1,4 +1,4 @@
-"""The rule as a program: whether it is deterministic and closed, and what it keeps, needs and takes."""
+"""The checks of the rule as a program: is it deterministic and closed, and what memory and time does it take?"""
 
 import math
 import time
@@ -8,41 +8,41 @@ import jax
 import numpy as np
 
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import largest_of
-from jaxnn.gradcheck._trial import Rows, Trial
+from jaxnn.gradcheck._tolerance import largest_finite
+from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, NOTE, PASS, Row
 from jaxnn.tracing import jaxprs, kinds
 
 
-def determinism(t: Trial) -> Rows:
+def determinism(t: Trial) -> Findings:
     """Two runs give the same bits."""
     s = t.subject
     one, two = (s.vjp("custom", s.points, s.rest, t.dy)[1] for _ in range(2))
     for path, a, b in zip(s.paths, one, two, strict=True):
         if not np.array_equal(as64(a), as64(b), equal_nan=True):
-            off = largest_of(np.abs(as64(a) - as64(b)))
+            off = largest_finite(np.abs(as64(a) - as64(b)))
             yield Row("determinism", path, FAIL, f"two runs differ by up to {off:.3g}",
                       "randomness must come from a key among the arguments")  # fmt: skip
             return
     yield Row("determinism", s.name, PASS, "two runs are bitwise equal")
 
 
-def closure(t: Trial) -> Rows:
-    """No array with a gradient goes past the rule: in nondiff_argnums, or closed over."""
+def closure(t: Trial) -> Findings:
+    """No array with a gradient bypasses the rule: in nondiff_argnums, or closed over."""
     for path, reason in t.subject.frozen:
         yield Row("closure", path, FAIL, reason, "make it an ordinary argument of the rule")
     if not t.subject.frozen:
         yield Row("closure", t.subject.name, PASS, "every array reaches the rule as an argument")
 
 
-def stop_gradient(t: Trial) -> Rows:
-    """Say that the definition stops gradients: the verdicts are against automatic."""
+def stop_gradient(t: Trial) -> Findings:
+    """Say that the definition stops gradients: then custom is compared with automatic, not with numeric."""
     if t.stops_gradients and t.numeric_differs:
         yield Row("stop_gradient", t.subject.name, NOTE,
-                  "the definition holds a stop_gradient: judged against automatic, not numeric")  # fmt: skip
+                  "the definition has a stop_gradient: compared with automatic, not with numeric")  # fmt: skip
 
 
-def forward_mode(t: Trial) -> Rows:
+def forward_mode(t: Trial) -> Findings:
     """Say whether jax.jvp works."""
     s = t.subject
     try:
@@ -51,9 +51,13 @@ def forward_mode(t: Trial) -> Rows:
     except Exception:
         works = False
     if not works:
-        yield Row("forward_mode", s.name, NOTE, "none: jax.jvp and jax.hessian raise; jaxnn.automatic(f) has both")
+        yield Row("forward_mode", s.name, NOTE, "jax.jvp and jax.hessian raise; jaxnn.automatic(f) has both")
     else:
         yield Row("forward_mode", s.name, NOTE, "jax.jvp works")
+
+
+def _kinds(t: Trial) -> list[str]:
+    return ["custom"] if t.no_automatic else ["custom", "automatic"]
 
 
 def _residual_bytes(t: Trial, kind: str) -> int:
@@ -69,12 +73,11 @@ def _bytes(x: Any) -> int:
     return int(math.prod(x.shape) * x.dtype.itemsize)
 
 
-def residuals(t: Trial) -> Rows:
-    """Count the bytes that the forward pass keeps, and those that the backward rule never reads."""
-    kinds = ["custom"] if t.no_automatic else ["custom", "automatic"]
-    for kind in kinds:
+def residuals(t: Trial) -> Findings:
+    """Count the bytes of the residuals, and of those that the backward rule never reads."""
+    for kind in _kinds(t):
         t.costs.setdefault(kind, {})["residual_bytes"] = _residual_bytes(t, kind)
-    counts = ", ".join(f"{kind} keeps {t.costs[kind]['residual_bytes']:,} bytes" for kind in kinds)
+    counts = ", ".join(f"{kind} keeps {t.costs[kind]['residual_bytes']:,} bytes" for kind in _kinds(t))
     yield Row("residuals", t.subject.name, NOTE, counts)
     for rule in t.backward_rules:
         for i in jaxprs.unused_inputs(rule.jaxpr):
@@ -83,13 +86,12 @@ def residuals(t: Trial) -> Rows:
                 yield Row("residuals", rule.name, NOTE, kept)
 
 
-def cost(t: Trial) -> Rows:
-    """Compare what XLA compiled: arithmetic, memory traffic, temporary memory and time of value and gradient."""
+def cost(t: Trial) -> Findings:
+    """Compare the compiled programs of value and gradient: arithmetic, memory traffic, temporary memory and time."""
     s = t.subject
-    kinds = ["custom"] if t.no_automatic else ["custom", "automatic"]
-    for kind in kinds:
-        t.gradients(kind, s.points, t.dy)  # compiled, if it was not yet
-    programs = {kind: s.native[kind] for kind in kinds if kind in s.native}
+    for kind in _kinds(t):
+        t.gradients(kind, s.points, t.dy)  # compile it, if no check has done so
+    programs = {kind: s.native[kind] for kind in _kinds(t) if kind in s.native}
     times = _milliseconds(t, programs)
     for kind, program in programs.items():
         found, memory = program.cost_analysis() or {}, program.memory_analysis()
@@ -102,7 +104,7 @@ def cost(t: Trial) -> Rows:
 
 
 def _milliseconds(t: Trial, programs: dict[str, Any]) -> dict[str, float]:
-    """Run the programs in turn, and return the median time of each."""
+    """Return the median time of each program. They run in turn, three times at least and for a tenth of a second."""
     taken: dict[str, list[float]] = {kind: [] for kind in programs}
     started = time.perf_counter()
     while any(len(v) < 3 for v in taken.values()) or time.perf_counter() - started < 0.1:

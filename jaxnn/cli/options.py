@@ -1,0 +1,163 @@
+"""The options of the commands, with their help texts."""
+
+import argparse
+import difflib
+import sys
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from jaxnn.data import DATASETS
+from jaxnn.models import MODELS
+from jaxnn.training import OPTIMIZERS, SCHEDULES
+
+DTYPES = ("float32", "bfloat16")
+LEVELS = ("full", "rule")
+HUGE = sys.float_info.max
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; the parsed `command` says which one was given."""
+    parser = _Parser(prog="jaxnn", description="Neural networks in JAX, trained with hand-derived gradients.")
+    parser.add_argument("--version", action="version", version=f"jaxnn {version('jaxnn-vjp')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for add in (_add_train, _add_compare, _add_predict):
+        add(commands).add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports an error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
+
+
+def _number(kind: type[int] | type[float], low: float, high: float = HUGE, *, above: bool = False) -> Any:
+    """Return an argparse type: a finite number in [low, high], or in (low, high] if `above`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
+        if not (low < value if above else low <= value) or not value <= high:
+            bound = f"{'above' if above else 'at least'} {low} and " + (f"at most {high}" if high < HUGE else "finite")
+            raise argparse.ArgumentTypeError(f"{text} must be {bound}")
+        return value
+
+    return parse
+
+
+def _devices(text: str) -> int | str:
+    """Return a number of devices, or "all"."""
+    return text if text == "all" else int(_number(int, 1)(text))
+
+
+def _one_of(choices: tuple[str, ...]) -> dict[str, Any]:
+    """Return the arguments of an option that takes one of the names; a wrong name gets the nearest one as a hint."""
+
+    def parse(text: str) -> str:
+        if text in choices:
+            return text
+        near = difflib.get_close_matches(text.lower(), choices, 1, 0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise argparse.ArgumentTypeError(f"unknown name {text!r}, must be one of {', '.join(choices)}{hint}")
+
+    return {"type": parse, "metavar": "NAME"}
+
+
+def _add_train(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "train",
+        help="train a digit classifier and draw what it learned",
+        description="Train one of the lecture notes' networks with hand-derived gradients; by default their CNN, on "
+        "1,797 real handwritten digits. Writes metrics.jsonl, params.npz, curves.png, confusion.png and filters.png.",
+    )
+    _add_data_and_model(command.add_argument)
+    _add_optimisation(command.add_argument)
+    _add_devices(command.add_argument)
+    _add_outputs(command.add_argument)
+    return command
+
+
+def _add_data_and_model(add: Any) -> None:
+    names = ", ".join(DATASETS)
+    add("--dataset", **_one_of(DATASETS), default="digits", help=f"{names} (default: digits)")
+    add("--data-dir", metavar="DIR", help="folder with the four IDX files of mnist or fashion_mnist, .gz or raw; or "
+        "folder with copies made by tensorflow-datasets (default: its own folder)")  # fmt: skip
+    add("--download", action="store_true", help="let tensorflow-datasets download the data set if it is missing; "
+        "without this option the network is never used")  # fmt: skip
+    models = tuple(MODELS)
+    add("--model", **_one_of(models), default="cnn", help=f"{', '.join(models)} (default: cnn)")
+
+
+def _add_optimisation(add: Any) -> None:
+    tuned = "(default: tuned for the model and the data set)"
+    add("--epochs", type=_number(int, 1, 10**6), metavar="N", help=f"passes over the training images {tuned}")
+    add("--batch-size", type=_number(int, 1, 10**9), metavar="N", help=f"images per step {tuned}")
+    add("--optimizer", **_one_of(OPTIMIZERS), help=f"{', '.join(OPTIMIZERS)} {tuned}")
+    add("--learning-rate", type=_number(float, 0, above=True), metavar="X", help=f"α, the schedule's maximum {tuned}")
+    add("--schedule", **_one_of(SCHEDULES), help=f"of the learning rate: {', '.join(SCHEDULES)} {tuned}")
+    add("--momentum", type=_number(float, 0, 1), default=0.9, metavar="X", help="decay rate of the momentum optimizer "
+        "(default: 0.9)")  # fmt: skip
+    add("--l2", type=_number(float, 0), metavar="X", help=f"λ in the penalty λΣw² of weights, without biases {tuned}")
+    add("--dropout", type=_number(float, 0, 1), metavar="X", help=f"rate of all dropout layers {tuned}")
+    add("--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help="seed of all randomness (default: 0)")
+    add("--dtype", **_one_of(DTYPES), default="float32", help="dtype of the network's computation: float32, bfloat16 "
+        "(default: float32); parameters, updates and loss are always float32")  # fmt: skip
+
+
+def _add_devices(add: Any) -> None:
+    add("--devices", type=_devices, metavar="N|all", help="number of devices that share each batch (default: 1; with "
+        "--distributed all devices of all processes)")  # fmt: skip
+    add("--accumulate", type=_number(int, 1, 10**9), default=1, metavar="N", help="micro-batches per device and step, "
+        "to save memory (default: 1)")  # fmt: skip
+    add("--distributed", action="store_true", help="run as one of several processes; Slurm, Open MPI, Kubernetes and "
+        "TPU pods are detected, elsewhere give the three options below")  # fmt: skip
+    add("--coordinator", metavar="HOST:PORT", help="address at which process 0 listens")
+    add("--processes", type=_number(int, 1, 10**6), metavar="N", help="number of processes of the run")
+    add("--process-id", type=_number(int, 0, 10**6), metavar="I", help="number of this process, from 0")
+
+
+def _add_outputs(add: Any) -> None:
+    add("--checkpoint-dir", metavar="DIR", help="folder for checkpoints: saved after each epoch, on a stop, and on "
+        "divergence; the newest three and the best by validation are kept")  # fmt: skip
+    add("--checkpoint-every", type=_number(int, 1, 10**9), metavar="N", help="also save every N steps")
+    add("--resume", action="store_true", help="continue from the newest step in --checkpoint-dir, if there is one")
+    add("--output", metavar="DIR", help="folder for the results (default: results/train-DATASET-MODEL)")
+    add("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _add_compare(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "compare",
+        help="check rules against automatic and numeric gradients, and measure their cost",
+        description="Check custom rules against JAX's automatic derivative and a numeric one, and compare their "
+        "residuals, memory and time: of every function of the library, of the named ones, or of your own. Ratios are "
+        "custom / automatic.",
+        epilog="FUNCTION takes no argument. It returns a function and its example arguments, (f, (x, w)), or a list of "
+        "such pairs; a third element may be a dict of options of gradcheck.check. The exit code is 1 if a check fails.",
+    )
+    add = command.add_argument
+    add("names", nargs="*", metavar="NAME", help="a component, module:function or file.py:function (default: all)")
+    add("--level", **_one_of(LEVELS) | {"metavar": "LEVEL"}, default="full", help="full; or rule, the quick core "
+        "without costs (default: full)")  # fmt: skip
+    add("--json", action="store_true", help="print all results as JSON")
+    add("--html", metavar="FILE", help="write a page with the table, the ratios, and the curves of the numeric error")
+    add("--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help="seed of the cotangents (default: 0)")
+    return command
+
+
+def _add_predict(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "predict",
+        help="classify images with a trained network",
+        description="Print the class of each image and the probability of every class, by a network that `jaxnn train` "
+        "trained. Images are resized and converted to grey; the networks expect light strokes on a dark background.",
+    )
+    add = command.add_argument
+    add("parameters", metavar="PARAMS_OR_CHECKPOINT", help="params.npz, a step, or the folder of --checkpoint-dir")
+    add("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, GIF, BMP, WebP or .npy")
+    add("--invert", action="store_true", help="the images are dark on light, such as ink on paper")
+    add("--json", action="store_true", help="print JSON")
+    return command

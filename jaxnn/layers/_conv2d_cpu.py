@@ -1,0 +1,146 @@
+"""The CPU's own way of computing a convolution's weight gradient, and of staying off a slow kernel.
+
+As a convolution the weight's gradient has a filter of the size of the image, which XLA's CPU backend runs slower than
+the same sum as matrix products: inside a scan by two orders of magnitude.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxnn.layers._conv2d_geometry import Geometry, Pads, Pair
+from jaxnn.rules.cotangents import accumulation_dtype, type_of, vary_with
+
+_BLOCK_BYTES = 4 << 20
+_LONGEST_REACH = 8
+_MOST_OF_PAIRS = 1 << 20
+
+
+def rows_more(geometry: Geometry, x: Array, w: Array, stride: Pair, pads: Pads, spread: Pair) -> int:
+    """Return how many rows of outputs more, from zeros, make a convolution faster on the CPU backend of jax 0.10.
+
+    It is slow where it takes a kernel of YNNPACK: for many channels, and on both axes padding of no more than the
+    filter's reach. In float64 it is not, and by vertical strides more rows do not leave the kernel.
+    """
+    reach = [d * (k - 1) for d, k in zip(geometry.dilation, w.shape[:2], strict=True)]
+    large = w.shape[2] * w.shape[3] >= 512 and x.shape[1] - reach[0] >= 8 and x.dtype.itemsize <= 4
+    plain = geometry.groups == 1 and stride[0] == 1 and spread == (1, 1)
+    by_ynnpack = jax.__version_info__ < (0, 11) and all(sum(p) <= r for p, r in zip(pads, reach, strict=True))
+    return reach[0] + 1 - sum(pads[0]) if by_ynnpack and large and plain else 0
+
+
+def weight_gradient_by_products(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
+    """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as matrix products of blocks of samples.
+
+    A block's patches fit in the cache: taken all at once they cost more in page faults than the product does.
+    """
+    (kh, kw, _, _), (samples, oh, ow, _) = w_shape, dy.shape
+    of_block = _by_rows_and_columns if _splits_taps(geometry, w_shape, ow) else _by_patches
+    block = _largest_divisor(samples, _samples_in(_BLOCK_BYTES, (oh, ow, kh, kw, x.shape[-1]), x.dtype))
+
+    def add_block(i: Array, dw: Array) -> Array:  # by index: of blocks for a scan XLA would make a copy
+        of_images = (lax.dynamic_slice_in_dim(z, i * block, block) for z in (x, dy))
+        return dw + of_block(geometry, w_shape, *of_images)
+
+    if block == samples:
+        dw = of_block(geometry, w_shape, x, dy)
+    else:
+        zero = vary_with(jnp.zeros(w_shape, accumulation_dtype(x.dtype)), type_of(x), type_of(dy))
+        dw = lax.fori_loop(0, samples // block, add_block, zero)
+    return dw.astype(x.dtype)
+
+
+def _samples_in(size: int, sample: tuple[int, ...], dtype: Any) -> int:
+    """Return how many samples of this shape fit in so many bytes."""
+    bytes_each: int = math.prod(sample) * dtype.itemsize
+    return size // max(1, bytes_each)
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    """Return the largest divisor of `number` that is at most `limit` (and at least 1)."""
+    if number <= limit:
+        return number
+    return next(d for d in range(max(1, limit), 0, -1) if number % d == 0)
+
+
+def _by_patches(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
+    """Multiply the patches of x, one under the filter at each output, by dy."""
+    (kh, kw, _, _), (oh, ow) = w_shape, dy.shape[1:3]
+    patches = _patches(geometry, (kh, kw), (oh, ow), _padded(geometry, x))
+    return _product(geometry, patches, dy[:, :, :, None]).reshape(w_shape)
+
+
+def _by_rows_and_columns(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
+    """Multiply patches of single columns k = j + Dj' of the padded x, with all i', by the dy at j = k − Dj' of all j'.
+
+    All j' meet the inner columns k, from reach = D (KW − 1) up to the number dy has, in one product. At either end,
+    `reach` columns k are multiplied by the `reach` columns of dy next to them, all pairs in one product, as one
+    compiles faster than KW do: tap j' takes the pairs with k − j = Dj', and some pairs are not used.
+    """
+    (kh, kw, inputs, outputs), (samples, oh, ow, _) = w_shape, dy.shape
+    shifts = [geometry.dilation[1] * j for j in range(kw)]
+    reach, x = shifts[-1], _padded(geometry, x)
+
+    def by_rows(x: Array) -> Array:
+        return _patches(geometry, (kh, 1), (oh, x.shape[2]), x)
+
+    def pairs(x: Array, dy: Array) -> Array:
+        """[k, i', j, ic, oc] = Σ_s,i x_s,Si+Di',k,ic dy_s,i,j,oc, of the columns given."""
+        of_rows = _product(geometry, by_rows(x).reshape(samples, oh, 1, reach * kh, inputs), dy[:, :, None])
+        return of_rows.reshape(reach, kh, reach, inputs, outputs)
+
+    columns = jnp.stack([dy[:, :, reach - shift : ow - shift] for shift in shifts], axis=3)
+    inner = _product(geometry, by_rows(x[:, :, reach:ow]), columns)
+    left = pairs(x[:, :, :reach], dy[:, :, :reach])
+    right = pairs(x[:, :, ow:], dy[:, :, ow - reach :])
+    # The left end's column j = k − Dj' counts from dy's first; the right end's is negative and counts from its last.
+    outer = [sum((left if k >= shift else right)[k, :, k - shift] for k in range(reach)) for shift in shifts]
+    return inner + jnp.stack(outer, axis=1)
+
+
+def _splits_taps(geometry: Geometry, w_shape: tuple[int, ...], ow: int) -> bool:
+    """Tell which weight gradients are formed by rows and columns. These need outputs one pixel apart along a row.
+
+    It copies less, or as much, and XLA runs products faster whose factors are nearer the same size. The pairs of
+    columns at both ends have to be no more than all taps' columns, and their product no burden.
+    """
+    kh, kw, inputs, outputs = w_shape
+    reach = geometry.dilation[1] * (kw - 1)
+    copies_less = kh * inputs + kw * outputs <= kh * kw * inputs
+    few_pairs = 2 * reach**2 <= kw * ow and reach**2 * kh * inputs * outputs <= _MOST_OF_PAIRS
+    plain = geometry.stride[1] == 1 and geometry.groups == 1
+    return plain and copies_less and few_pairs and 0 < reach <= _LONGEST_REACH
+
+
+def _padded(geometry: Geometry, x: Array) -> Array:
+    return jnp.pad(x, ((0, 0), *geometry.pads, (0, 0)))
+
+
+def _patches(geometry: Geometry, window: Pair, outputs: Pair, x: Array) -> Array:
+    """Return x_s,Si+Di',Sj+Dj',ic as (s, i, j, taps, ic), one slice a column j' and one a row i'."""
+    # Fewer slices than taps, and XLA compiles each.
+    (sh, sw), (dh, dw) = geometry.stride, geometry.dilation
+    rows = [slice(i * dh, i * dh + sh * (outputs[0] - 1) + 1, sh) for i in range(window[0])]
+    columns = [slice(j * dw, j * dw + sw * (outputs[1] - 1) + 1, sw) for j in range(window[1])]
+    x = jnp.stack([x[:, :, column] for column in columns], axis=3)
+    x = jnp.stack([x[:, row] for row in rows], axis=3)
+    return x.reshape(*x.shape[:3], len(rows) * len(columns), x.shape[-1])
+
+
+def _product(geometry: Geometry, x: Array, dy: Array) -> Array:
+    """Return Σ_s,i,j x_s,i,j,l,ic dy_s,i,j,r,oc as (l, r, ic, oc), where ic is of oc's group."""
+    groups, (left, inputs), (right, outputs) = geometry.groups, x.shape[3:], dy.shape[3:]
+    product = functools.partial(
+        lax.dot_general, precision=geometry.precision, preferred_element_type=accumulation_dtype(x.dtype)
+    )
+    pixels, of_group = math.prod(x.shape[:3]), inputs // groups
+    if groups == 1:  # a plain matrix product: XLA runs one with a batch axis of size 1 far slower
+        x, dy = x.reshape(pixels, left * inputs), dy.reshape(pixels, right * outputs)
+        return product(x, dy, (((0,), (0,)), ((), ()))).reshape(left, inputs, right, outputs).transpose(0, 2, 1, 3)
+    x, dy = x.reshape(pixels, left, groups, of_group), dy.reshape(pixels, right, groups, outputs // groups)
+    dw = product(x, dy, (((0,), (0,)), ((2,), (2,))))
+    return dw.transpose(1, 3, 2, 0, 4).reshape(left, right, of_group, outputs)

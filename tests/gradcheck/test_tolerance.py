@@ -1,0 +1,96 @@
+"""How far an element may be off: the same at every size, in every dtype, and where numbers cancel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rules_to_check import X, scaled, with_rule
+
+import jaxnn
+from jaxnn import gradcheck
+from jaxnn.gradcheck import _numeric
+
+
+@pytest.mark.parametrize("size", [1, 10, 1000, 1_000_000])
+def test_a_wrong_factor_fails_at_every_size(size):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(size), jnp.float32)
+    assert not gradcheck.check(scaled(1.001), x, level="rule").ok
+    assert gradcheck.check(scaled(1.0), x, level="rule").ok
+
+
+def test_one_wrong_element_of_a_million():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(1_000_000), jnp.float32)
+    (row,) = gradcheck.check(scaled(1.01, where=123_456), x, level="rule").failures
+    assert row.evidence.index == (123_456,) and row.hint == "wrong at 1 of 1000000 elements"
+
+
+def test_rtol_replaces_8_eps():
+    assert gradcheck.check(scaled(1.001), X, level="rule", rtol=0.01).ok
+
+
+def test_the_numeric_derivative_chooses_its_step_and_knows_its_error():
+    for f, truth in ((np.sin, np.cos(1.0)), (np.exp, np.e), (lambda x: x**5, 5.0)):
+        for eps, steps in ((2.0**-52, 2.0 ** -np.arange(4, 26, 3.0)), (2.0**-23, 2.0 ** -np.arange(1, 11.0))):
+            noisy = lambda x, f=f, eps=eps: [f(x[0]) * (1 + eps * np.sin(1e9 * x[0]))]  # noqa: E731
+            slope = _numeric.slope(noisy, [np.array([1.0])], [np.array([1.0])], [np.array([1.0])], list(steps), eps)
+            assert abs(slope.value - truth) <= slope.error < 2e-2 * abs(truth)
+            assert not slope.kinked
+    kink = _numeric.slope(
+        lambda x: [np.abs(x[0])], [np.array([0.0])], [np.array([1.0])], [np.array([1.0])], [0.1, 0.01], 2.0**-52
+    )
+    assert kink.kinked and kink.interval[0] <= -1 <= 1 <= kink.interval[1]
+
+
+def test_arguments_that_are_not_finite():
+    report = gradcheck.check(jaxnn.sigmoid, jnp.array([1.0, jnp.nan, -2.0, jnp.inf]))
+    assert report.ok and "INCONCLUSIVE" not in {row.status for row in report.rows if row.check == "gradient"}, report
+    assert not gradcheck.check(scaled(2.0), jnp.array([1.0, jnp.nan, -2.0]), level="rule").ok
+
+
+def test_rounding_is_allowed_for_without_an_automatic_derivative():
+    """x² − 2 where it is nearly 0: compiled or not, its rounding is large beside it."""
+
+    def cubic(x):
+        return jax.lax.while_loop(lambda s: s[0] < 1, lambda s: (s[0] + 1, s[1] ** 3 / 3 - 2 * s[1]), (0, x))[1]
+
+    x = jnp.sqrt(2.0) + jnp.array([0.0, 1.0, -1.0, 2.0, -3.0]) * 2.0**-23
+    f = with_rule(cubic, lambda x: (cubic(x), x), lambda x, dy: (dy * (x * x - 2),))
+    report = gradcheck.check(f, x)
+    assert report.ok, report.failed_lines()
+    wrong = with_rule(cubic, lambda x: (cubic(x), x), lambda x, dy: (dy * (x * x - 2.001),))
+    assert not gradcheck.check(wrong, x).ok
+
+
+def test_a_kernel_for_float32_only_may_round_what_it_saves():
+    def attention(q, k, v):
+        return jax.nn.softmax(q @ k.T) @ v
+
+    def kernel(wrong):
+        def fwd(q, k, v):
+            if q.dtype != jnp.float32:
+                raise ValueError(f"expected float32, got {q.dtype}")
+            scores = q @ k.T
+            total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)  # rounded: all of a row's p are off by it
+            return jnp.exp(scores - total) @ v, (q, k, v, total + wrong)
+
+        def bwd(residuals, dy):
+            q, k, v, total = residuals
+            p = jnp.exp(q @ k.T - total)
+            dp = dy @ v.T
+            ds = p * (dp - jnp.sum(dp * p, axis=-1, keepdims=True))
+            return ds @ k, ds.T @ q, p.T @ dy
+
+        return with_rule(lambda *x: fwd(*x)[0], fwd, bwd)
+
+    for seed in (0, 5, 16):
+        qkv = [jax.random.normal(key, (16, 16)) for key in jax.random.split(jax.random.key(seed), 3)]
+        report = gradcheck.check(kernel(0.0), *qkv, reference=attention, level="rule", seed=seed)
+        assert report.ok, report.failed_lines()
+        assert not gradcheck.check(kernel(1e-3), *qkv, reference=attention, level="rule", seed=seed).ok
+
+
+def test_arguments_without_a_finite_element_are_inconclusive():
+    double = jax.custom_vjp(lambda x: 2 * x)
+    double.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
+    (row,) = [r for r in gradcheck.check(double, jnp.array([jnp.inf]), level="rule").rows if r.check == "gradient"]
+    assert row.status == "INCONCLUSIVE" and "give finite arguments" in row.message
