@@ -192,17 +192,10 @@ def measure(options: argparse.Namespace) -> experiment.Results:
         ),
         experiment.at_most("… largest difference of a validation digit's p", np.max(np.abs(p - p_peer)), apart),
     ]
-    x_test, a_test = flat(data.test, largest)
+    splits = [flat(split, largest) for split in (data.train, data.validation, data.test)]
     accuracy = lambda w, x, a: np.mean(np.argmax(x @ w.T, axis=1) == a)  # noqa: E731
     rows = [
-        [
-            name,
-            steps,
-            objective_of_the_notes(w, x, a),
-            accuracy(w, x, a),
-            accuracy(w, x_validation, a_validation),
-            accuracy(w, x_test, a_test),
-        ]
+        [name, steps, objective_of_the_notes(w, x, a), *(accuracy(w, *split) for split in splits)]
         for name, steps, w in (
             ("gradient descent with momentum", len(history), w),
             ("scikit-learn, L-BFGS", int(peer.n_iter_[0]), peer.coef_),

@@ -163,6 +163,15 @@ def with_jax(
     return Race(lambda seed: jax.block_until_ready(run(jax.random.key(seed)).params), share_right, seconds)
 
 
+def logits_in_torch(recipe: Recipe, params: Any, x: Any) -> Any:
+    """Return x₄ of images x, normalised, as PyTorch computes it."""
+    functional = importlib.import_module("torch.nn.functional")
+    for i in "01":
+        x = functional.conv2d(x, params[f"W{i}"], params[f"b{i}"], padding=recipe.padding)
+        x = functional.max_pool2d(x, 2).relu()
+    return functional.linear(x.flatten(1), params["W2"], params["b2"])
+
+
 def with_torch(recipe: Recipe, dtype: str, train: Split, test: Split, form: str) -> Race:
     """Return PyTorch as a contestant: the same network, optimizer and cycle, in one of its forms."""
     torch = importlib.import_module("torch")
@@ -179,11 +188,7 @@ def with_torch(recipe: Recipe, dtype: str, train: Split, test: Split, form: str)
     classes = int(train.labels.max()) + 1
 
     def network(params: Any, images: Any) -> Any:
-        x = normalised(images.float())
-        for i in "01":
-            x = torch.nn.functional.conv2d(x, params[f"W{i}"], params[f"b{i}"], padding=recipe.padding)
-            x = torch.nn.functional.max_pool2d(x, 2).relu()
-        return torch.nn.functional.linear(x.flatten(1), params["W2"], params["b2"])
+        return logits_in_torch(recipe, params, normalised(images.float()))
 
     def loss_of(params: Any, images: Any, labels: Any) -> Any:
         with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
