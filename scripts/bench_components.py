@@ -28,7 +28,7 @@ from workloads import SIZES, Work, permuted
 
 
 class Problem:
-    """A component's arguments and cotangent in one mode, for a batch or by example, and its true results."""
+    """A component's arguments, cotangent and true results in one mode, for a batch or for single examples."""
 
     def __init__(self, work: Work, mode: str, by_example: bool) -> None:
         """Compute value and gradients in float64."""
@@ -49,7 +49,7 @@ class Problem:
         return a if np.issubdtype(a.dtype, np.integer) else a.astype(dtype)
 
     def function(self, way: In) -> Callable[..., Any]:
-        """Return the function, mapped if it is taken by example."""
+        """Return the function, under vmap for single examples."""
         return jax.vmap(way.f, self.work.mapped) if self.by_example else way.f
 
     def placed(self, way: In, args: Sequence[Any]) -> list[Any]:
@@ -64,7 +64,7 @@ class Problem:
             y, vjp, *aux = jax.vjp(f, *floats, has_aux=self.work.aux)  # type: ignore[call-overload]
             return y, vjp(dy), aux
 
-        # One copy for all ways: where in memory an array lies can change a time by a third.
+        # One copy for all ways: an array's place in memory can change a time by a third.
         layout = (*map(way.axes, range(len(args))), way.axes("y"), *(a.dtype for a in args))
         if layout not in self.on_device:
             placed = tuple(jnp.asarray(a) for a in self.placed(way, args))
@@ -75,7 +75,7 @@ class Problem:
         return jax.jit(jax.vmap(both, (self.work.mapped, 0)) if self.by_example else both), (placed, dy)
 
     def canonical(self, way: In, results: Any) -> list[Any]:
-        """Return y and the gradients in float64 and the canonical layout, or what does not depend on chance."""
+        """Return y and the gradients in float64 and the canonical layout, or their digest where they are random."""
         y, gradients, *_ = results
         floats = [i for i, a in enumerate(self.args) if not np.issubdtype(a.dtype, np.integer)]
         wide = [permuted(np.asarray(y, np.float64), way.axes("y"), back=True)]
@@ -115,7 +115,7 @@ class Problem:
         return Variant("torch", name, torch_run(call), facts=facts).calibrated()
 
     def variants(self) -> list[Variant]:
-        """Return all ways, checked; PyTorch's for the batch only."""
+        """Return all ways, checked; PyTorch's only for the batch."""
         found = [self.jax_variant("jaxnn", self.ours.layout or "rule", self.ours)]
         found += [self.jax_variant("jax", name, as_in(way)) for name, way in self.work.jax.items()]
         ways = {} if self.by_example else self.work.torch
@@ -153,7 +153,7 @@ def components(mode: str, rounds: int) -> Iterator[Row]:
             gc.collect()
             jax.clear_caches()  # type: ignore[no-untyped-call]
             if libraries.torch:
-                libraries.torch._dynamo.reset()  # else it would compile the first few functions, and no more
+                libraries.torch._dynamo.reset()  # otherwise it compiles only the first few functions
 
 
 def with_and_without(mode: str, rounds: int) -> Iterator[Row]:

@@ -1,5 +1,6 @@
 """What `bench.py` measured, for people: tables on the terminal, pictures, and the sections of the READMEs."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -177,7 +178,7 @@ def draw(committed: list[Results], groups: tuple[str, ...], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = [[r for r in results["rows"] if r["group"] in groups] for results in committed]
+    rows = rows_of(groups, committed)
     names = list(dict.fromkeys(label(r) for each in rows for r in each))[::-1]
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         size = (3.4 + 3.6 * len(committed), 1.3 + 0.26 * len(names))
@@ -190,7 +191,18 @@ def draw(committed: list[Results], groups: tuple[str, ...], path: Path) -> None:
         panels[0].set_ylim(-0.7, len(names) - 0.3)
         handles = {h.get_label(): h for axes in panels for h in axes.get_legend_handles_labels()[0]}
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-        figure.savefig(path, metadata={"Software": None})
+        figure.savefig(path, metadata={"Source": digest(rows)})
+
+
+def rows_of(groups: tuple[str, ...], committed: list[Results] | None = None) -> list[list[Row]]:
+    """Return the rows of these groups, for each of the committed results."""
+    every = committed_results() if committed is None else committed
+    return [[r for r in results["rows"] if r["group"] in groups] for results in every]
+
+
+def digest(rows: list[list[Row]]) -> str:
+    """Return a hash of what a picture shows; the picture carries it as "Source"."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def label(r: Row) -> str:

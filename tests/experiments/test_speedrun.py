@@ -36,7 +36,7 @@ def test_shuffled_labels_fail(monkeypatch):
 
 @pytest.mark.more
 def test_a_wrong_rule_fails(monkeypatch):
-    """A rule that forgets half of the derivative: the network learns all the same."""
+    """With half of ReLU's derivative the network learns nevertheless."""
 
     half = jax.custom_vjp(jaxnn.relu)
     half.defvjp(
@@ -89,8 +89,8 @@ def test_all_images_are_averaged_once_and_not_at_every_step():
 
 
 @pytest.mark.more
-def test_the_network_of_tensors_is_ours():
-    """The same parameters, the same accuracy; and it learns as much."""
+def test_the_network_in_pytorch_is_ours():
+    """The same parameters give the same accuracy, and it learns as much."""
     pytest.importorskip("torch")
     short = RECIPE._replace(epochs=4)
     for form in ("eager", "eager, channels_last"):
@@ -106,7 +106,7 @@ def test_the_network_of_tensors_is_ours():
         assert same.share_right(ours) == race.share_right(params)
 
 
-def test_another_that_guesses_fails(monkeypatch):
+def test_a_contestant_that_guesses_fails(monkeypatch):
     monkeypatch.setattr(subject, "torch_forms", lambda: ["eager"])
     monkeypatch.setattr(subject, "with_torch", lambda *_: subject.Race(lambda seed: None, lambda params: 0.5, 0.0))
     assert [claim for claim in failing(subject, *SHORT) if "accuracy is ours" in claim and "eager" in claim]

@@ -17,6 +17,7 @@ import pytest
 import sections
 import speed_tables
 import workloads
+from PIL import Image
 
 from jaxnn import components
 
@@ -52,11 +53,11 @@ def variant(side, name, samples=(), **facts):
     return bench_timing.Variant(side, name, lambda n: None, samples=list(samples), facts=facts)
 
 
-def test_ratios_are_of_rounds():
+def test_a_ratio_is_the_median_of_the_rounds_ratios():
     assert bench_timing.ratio([1.0, 10.0, 3.0], [2.0, 5.0, 3.0, 99.0]) == (1.0, 0.75, 1.5)
 
 
-def test_a_row_takes_each_side_at_its_best():
+def test_a_row_takes_the_best_variant_of_each_side():
     variants = [
         variant("jaxnn", "slow", [9.0] * 3), variant("jaxnn", "fast", [1.0, 2.0, 3.0], temporary_bytes=1e6),
         variant("jax", "a", [8.0] * 3), variant("jax", "b", [4.0, 4.0, 4.0], temporary_bytes=4e6),
@@ -161,7 +162,7 @@ def test_groups(group, tmp_path, capsys):
 
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("net, dtype", [(1, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16")])
-def test_every_net_is_the_convnet(monkeypatch, net, dtype):
+def test_every_network_is_the_convnet(monkeypatch, net, dtype):
     monkeypatch.undo()
     found = convnets.nets(getattr(jnp, dtype))
     if net >= len(found):
@@ -207,7 +208,7 @@ def test_a_disagreement_stops_the_run_in_one_line(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("wrong", ["value", "gradient", "mask", "probability"])
-def test_dropout_is_compared_without_its_mask(wrong):
+def test_wrong_dropout_is_noticed_whatever_the_mask(wrong):
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((2, 1, 10_000))
     kept = rng.random((1, 10_000)) < (0.7 if wrong == "probability" else 0.75)
@@ -263,10 +264,14 @@ def test_the_summary_has_at_most_twenty_rows_and_says_which_is_a_compile_time():
                             "peak memory" if "gradient" in row else "run time")  # fmt: skip
 
 
-def test_each_kind_of_work_has_one_picture_which_comes_from_the_results(tmp_path):
+def test_each_kind_of_work_has_one_picture_drawn_from_the_committed_results():
     assert {path.stem for path in speed_tables.SPEED.glob("*.png")} == set(speed_tables.PICTURES)
-    for name in speed_tables.PICTURES:
+    for name, groups in speed_tables.PICTURES.items():
         assert f"(speed/{name}.png)" in speed_tables.section()
+        with Image.open(speed_tables.SPEED / f"{name}.png") as image:
+            assert image.text["Source"] == speed_tables.digest(speed_tables.rows_of(groups)), (
+                "run scripts/bench.py --readme"
+            )
 
 
 def test_the_tables_say_what_was_measured(monkeypatch, tmp_path):
