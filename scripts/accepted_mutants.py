@@ -1,6 +1,6 @@
-"""Mutants of `mutate.py` that need not be noticed, each with the reason: by no judge, or not by `check`."""
+"""Mutants that need not be noticed, by any judge or by `check`, each with the reason."""
 
-# Blocks of any size have the same result.
+# Functions and constants that decide only the size of blocks: the result is the same.
 ONLY_SPEED = {"_samples_in", "_BLOCK_BYTES", "rows_more", "_block_sizes", "rows_that_fit", "least_overlapping"}
 SYMMETRIC_LOSS = "(y − t)² is (t − y)²"
 ORDER = "NumPy orders float32 and float64 as their sizes do"
@@ -21,7 +21,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
             "(oh, ow, kh, x.shape[-1], kw)")),
         *(f"weight_gradient_by_products: (kh, kw, _, _) -> ({axes}, _)" for axes in ("kw, kh, _", "kh, _, kw")),
         *(f"weight_gradient_by_products: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
-    **{f"layers/_conv2d_convolutions.py _convolve: {other}": "any number of rows more has the same result" for other in (
+    **{f"layers/_conv2d_convolutions.py _convolve: {other}": "any number of extra rows has the same result" for other in (
         "more == 0 -> more != 0", "more == 0 -> more == 1",
         "functools.partial(with_more_rows, 0) -> functools.partial(with_more_rows, 1)",
         *("lax.platform_dependent(x, w, cpu=functools.partial(with_more_rows, more), default=as_given) -> "
@@ -38,7 +38,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "layers/_max_pool2d_windows.py plane_indices: strict=True -> strict=False": "all three are pairs",
     "losses/nll.py _nll_fwd: jnp.where(_labels.is_label(labels, p.shape[-1]), _log_likelihood.at_label(p, labels), "
     "jnp.ones((), accumulation_dtype(p.dtype))) -> jnp.where(_labels.is_label(labels, p.shape[-1]), _log_likelihood.at_label(p, labels), "
-    "-jnp.ones((), accumulation_dtype(p.dtype)))": "any number but 0 does, in a row whose loss and gradient are set afterwards",
+    "-jnp.ones((), accumulation_dtype(p.dtype)))": "any number but 0 will do in a row whose loss and gradient are set afterwards",
     "losses/_log_likelihood.py to_label: jnp.where(_labels.is_label(labels, x.aval.shape[-1])[..., None], dx, jnp.nan) -> "
     "jnp.where(_labels.is_label(labels, x.aval.shape[-1])[..., None], dx, -jnp.nan)": "NaN has no sign that counts",
     "losses/_log_likelihood.py to_label: jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], zero, dx) -> "
@@ -58,7 +58,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
        for other in ("jnp.ones(x.shape, dtype)", "jnp.zeros(x.shape, jnp.bfloat16)")},
     "layers/_max_pool2d_windows.py _largest_along: range(1, k) -> range(0, k)": "the first pixel is not larger than itself",
     "layers/_max_pool2d_windows.py to_pixels: (0, 1) -> (1, 0)": "the axes do not depend on one another",
-    **{f"layers/_max_pool2d_windows.py to_pixels: {more}": "more zeros than needed, cut off afterwards" for more in (
+    **{f"layers/_max_pool2d_windows.py to_pixels: {more}": "more zeros than needed, sliced off afterwards" for more in (
         *("-(-(p + size) // s) - geometry.outputs[axis] - shift[axis] -> "
           f"-(-(p + size) // s) - geometry.outputs[axis]{x}"
           for x in ("", " + shift[axis]")),
@@ -105,7 +105,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "losses/_linear_cross_entropy_terms.py of_block: jnp.where(is_here, _labels.at_label(z, block.labels), zero) -> "
     "jnp.where(is_here, _labels.at_label(z, block.labels), -zero)": "−0",
     "losses/_linear_cross_entropy_terms.py losses: block.counted & ~block.bad -> block.counted":
-        "what a row of no class weighs is a constant",
+        "the weight of a row without a class is a constant",
     "rules/cotangents.py cotangent: lax.psum(ct, affected) if affected else ct -> lax.psum(ct, affected)": "a sum over no axes",
     "rules/cotangents.py vary_with: lax.pcast(x, tuple(axes), to='varying') if axes else x -> "
     "lax.pcast(x, tuple(axes), to='varying')": "over no axes it changes nothing",
@@ -124,11 +124,11 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
         "an index in any wide dtype",
     "layers/dropout.py _keep: (2,) -> (3,)": "threefry's bits do not depend on how many are drawn",
     "layers/dropout.py _keep: seeds[1] -> seeds[2]": "JAX takes the last element for one beyond the end",
-    "layers/dropout.py dropout: threshold == 0 or key is None -> key is None": "all are kept, times 1",
+    "layers/dropout.py dropout: threshold == 0 or key is None -> key is None": "all are kept, and scaled by 1",
     "layers/linear.py _linear_bwd: tuple(range(dy.ndim - 1)) -> range(dy.ndim - 1)": "JAX takes any sequence of axes",
-    "layers/softmax.py _softmax_bwd: jnp.zeros((), dy.dtype) -> jnp.ones((), dy.dtype)": "there y is 0",
+    "layers/softmax.py _softmax_bwd: jnp.zeros((), dy.dtype) -> jnp.ones((), dy.dtype)": "y is 0 there",
     "losses/_reduction.py _mean_bwd: cotangent(jnp.broadcast_to(dl, l.aval.shape), l) -> "
-    "jnp.broadcast_to(dl, l.aval.shape)": "what a row counts for varies over no axis that its loss does not",
+    "jnp.broadcast_to(dl, l.aval.shape)": "a row's weight varies over no axis that its loss does not vary over",
     **{f"losses/_reduction.py _mean_bwd: jnp.where(total == 0, zero, {d}) -> jnp.where(total == 0, -zero, {d})": "−0"
        for d in ("dy / total", "-dy * mean / total")},
     "losses/penalties.py _sum_over: max((accumulation_dtype(w.dtype) for w in leaves), key=lambda dtype: dtype.itemsize, "
@@ -145,8 +145,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     **{f"rules/blocks.py over_blocks: blocks <= 1 -> {other}": "a single block by a loop"
        for other in ("blocks < 1", "blocks <= 0")},
     "rules/blocks.py over_blocks: None if size % block == 0 else start + jnp.arange(block, dtype=first.dtype) >= first -> "
-    "start + jnp.arange(block, dtype=first.dtype) >= first": "a mask that hides nothing",
-    **{f"rules/blocks.py over_blocks: size % block -> {other}": "a mask that hides nothing"
+    "start + jnp.arange(block, dtype=first.dtype) >= first": "a mask that masks nothing",
+    **{f"rules/blocks.py over_blocks: size % block -> {other}": "a mask that masks nothing"
        for other in ("size // block", "block % size", "size", "block")},
     "rules/blocks.py over_blocks: jnp.int32(0) -> jnp.int8(0)": "0 in any dtype",
     "rules/blocks.py add_at: (so_far, part) -> (part, so_far)": "both are added",
@@ -155,7 +155,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "rules/blocks.py over_blocks: jnp.arange(blocks, dtype=jnp.int32) -> jnp.arange(blocks)": "a number in any wide dtype",
     "rules/softmax_sums.py total: jnp.where(summed(axes, where) > 0, sums, jnp.ones((), exp.dtype)) -> "
     "jnp.where(summed(axes, where) > 0, sums, -jnp.ones((), exp.dtype))":
-        "divides the zeros of a row without entries, and its logarithm is masked",
+        "it divides the zeros of a row without entries; its logarithm is masked",
 }  # fmt: skip
 
 
@@ -163,12 +163,12 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
 BEYOND_CHECK = {
     r"\.astype\(.*\) -> [\w.()]+$|accumulation_dtype\(.*dtype\) -> ([\w.]+dtype|dtype|accumulation_dtype\(jnp\.bfloat16\))( #2)?$|"
     r"preferred_element_type=.* -> (?!.*preferred)|_max_pool2d_bwd: (accumulation_dtype|len)| accumulation_dtype: max":
-        "a rounding more, within 8 eps of a low precision",
+        "one more rounding, within 8 eps of a low precision",
     r"jnp\.(zeros|ones|arange|asarray)\(.*dtype\) -> jnp\.(zeros|ones|asarray)\(.*jnp\.bfloat16\)|"
     r"default=jnp\.float32|one_hot: .*dtype|plane_indices: .*int(8|32\)? -> )|jnp\.arange\((n|geometry\.size.*)\)$":
         "a small whole number, the same in every dtype",
     r"resolve_precision: |precision=[\w.]+[,)].* -> (?!.*[ (]precision=)":
-        "a CPU multiplies in full, whatever is asked for",
+        "a CPU multiplies in full precision, whatever `precision` is",
     r"platform_dependent": "the other path computes the same",
     r"weight_gradient_by_products: (-1 -> |.*(_samples_in|samples // block|\(oh, |_splits_taps|> \(samples))|"
     r"_largest_divisor: |"
@@ -178,37 +178,37 @@ BEYOND_CHECK = {
         "blocks of another size, or the other way, the same result",
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
     r"_by_rows_and_columns: (x\.shape\[2\] -> x\.shape\[1\]|\(kh, kw, inputs|.*dilation)":
-        "images much wider, or wider than high: `check` is given none",
-    r"weight_gradient_by_products: i \* block -> i$": "images that do not fit in a block: `check` is given none",
+        "images much wider than the filter, or wider than high: `check` has none",
+    r"weight_gradient_by_products: i \* block -> i$": "images that do not fit in a block: `check` has none",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
-    r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that nothing reads",
+    r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that is not used",
     r"max\(1, (options\.)?(classes|count)|and (classes|len\(weight\)) -> |at_label: -1|"
     r"_sum_over: max|total == 0":
-        "no classes, or no weights at all: `check` is given some",
+        "no classes, or no weights at all: `check` has some",
     r"expected: epsilon == 0": "the general form, which is the same there",
     r"rules/sharding\.py |lax\.p(sum.* -> .*lax\.pmax|max.* -> .*lax\.psum)|axis_name is|_here: -1 |"
     r"expected: (.*is_label\(|jnp\.zeros)|row_weight: .*is_label\(here.* -> of_label$|"
     r"local_labels: | share: | of_all_devices: |"
     r"[*/] sharding\.axis_size\(.*\) -> (?!sharding)(len\(w(eight)?\)|x\.shape\[-1\]|[\w. *]+)"
     r"( [*/] sharding\.axis_size\(.*\))?$":
-        "more than one device has classes: `check` cuts rows alone",
+        "several devices have classes: `check` shards only rows",
     r"over_blocks: step\(carry, jnp\.int32\(0\), None\) if blocks": "no rows, or no classes",
     r"over_blocks: .*(jnp\.arange\(block|bfloat16|int8)": "a small whole number, the same in every dtype",
     r"(_bwd|add_at): cotangent\(.*\) -> |cotangent: |vary_with: |vary_with\(.*\) -> jnp\.zeros\(":
-        "of the right type already, but over a mesh",
+        "already of the right type, except over a mesh",
     r"_nll_fwd: | to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows|"
     r"jnp\.where\(block\.bad, jnp\.nan, d?l\) -> d?l$|~block\.bad -> block\.counted$|_whole: counted & .* -> ~_labels":
         "rows whose label is no class: NaN by contract, whatever was computed",
-    r" by_rows: .* -> functools\.partial\(jnp\.zeros\)$": "float32 is what JAX takes, and float64 in its mode",
-    r"_finite: ": "a row of −∞ throughout",
+    r" by_rows: .* -> functools\.partial\(jnp\.zeros\)$": "JAX's default is float32, and float64 in its mode",
+    r"_finite: ": "a row that is all −∞",
     r" of_block: .* -> jnp\.max\(z, 1\)$": "the derivative of a shift of all logits cancels",
-    r"_keep: .*greater": "one pattern of 2³² bits",
-    r" dropout: threshold == 0": "all are kept, times 1",
+    r"_keep: .*greater": "one of 2³² patterns of bits",
+    r" dropout: threshold == 0": "all are kept, and scaled by 1",
     r"total: .* > 1$": "a sum of one entry is 1, if that is finite",
-    r"_softmax_bwd: (dy if where|jnp\.where\(where, dy)": "there y is 0",
+    r"_softmax_bwd: (dy if where|jnp\.where\(where, dy)": "y is 0 there",
     r"plane_indices: geometry\.window\[1\]|max_pool2d_with_indices: ": "indices of square windows, and their order",
     r"_first_pixel: | largest: (\(?row|_first_pixel|\(0, 1\))|"
     r"_largest_along: (p -> not p|.*_first_pixel.* -> (.*-start|at$|.*(< 0|> 1)$))":
-        "which pixel is taken of a window that is −∞ throughout",
-    r" largest: (jnp\.uint8|kh)": "positions in more bytes than they need",
+        "the pixel of a window that is all −∞",
+    r" largest: (jnp\.uint8|kh)": "positions in more bytes than needed",
 }  # fmt: skip

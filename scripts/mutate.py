@@ -2,25 +2,21 @@
 
     python scripts/mutate.py [NAME ...] [--judge tests|check|both] [--list] [--jobs N] [--only TEXT]
 
-NAME is a file (`relu`, `_labels`) or a component (`nll_loss`); all without. A mutant is one small edit of the syntax
-tree of a forward or backward rule or of a helper that a rule reaches: sign, operator, comparison, operand order,
-dropped term or call, constant, axis, dtype, function. Argument checks, messages, annotations and `.definition`s stay.
+NAME is a file (`relu`, `_labels`) or a component (`nll_loss`); the default is all. `mutants.py` makes the mutants.
 
-Two judges decide by themselves. `tests` runs the component tests of the components that reach the mutated function,
-up to the first failure. `check` runs `gradcheck.check` over their cases against the unchanged definition; mutants that
-it may accept are listed by patterns, each with the reason, and it is not asked about them.
+There are two judges, and each must notice a mutant. `tests` runs the tests of the components that reach the mutated
+function, up to the first failure. `check` runs `gradcheck.check` over their cases, with the unchanged definition as
+reference. `accepted_mutants.py` lists the mutants that no judge, or not `check`, needs to notice, with the reasons.
 
-Each mutant has a process of its own, forked from this one, which has imported JAX and started no backend of it.
+Each mutant is judged in a process of its own, forked from this one, which has imported JAX and started no backend.
 
-All of them take hours, so `mutants.json` keeps, for every function, how many mutants each judge has noticed, once they
-are all that it must notice. A function is judged again when it changes, or its line there is removed.
+A complete run takes hours, so `mutants.json` keeps, for every function, how many mutants each judge has noticed, once
+these are all that it must notice. To judge a function again, change it or remove its line there.
 """
 
 import argparse
-import ast
 import collections
 import contextlib
-import copy
 import functools
 import hashlib
 import importlib.machinery
@@ -36,17 +32,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from accepted_mutants import BEYOND_CHECK, EQUIVALENT, ONLY_SPEED
+from accepted_mutants import BEYOND_CHECK, EQUIVALENT
+from mutants import FILES, PACKAGE, ROOT, Mutant, is_beyond_check, is_equivalent, must_notice, mutants, rules, text_of
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "jaxnn"
-RULES = ("cotangents", "softmax_sums", "blocks", "sharding")
-FILES = ["layers/*.py", "losses/*.py", *(f"rules/{name}.py" for name in RULES)]
-# How the names of functions of ours begin, where a rule calls them.
-OURS = ("_", "sharding.", "Options", "Inputs", "Block", "Statistics", "matrix_product", "smoothed", "weighted")
-# Tests of every component: those whose names or sources say so are about a mutant's. Tests of one component alone.
+# SHARED tests are of every component: a mutant runs those that name one of its own. OWN tests are of one component.
 SHARED = ["components/test_components", "components/test_transformations", "components/test_residuals",
           "components/test_errors", "scripts/test_sharding_modes"]  # fmt: skip
 OWN = ["layers/test_pooling_indices", "losses/test_penalties", "layers/test_dropout", "layers/test_conv2d_paths",
@@ -54,240 +45,10 @@ OWN = ["layers/test_pooling_indices", "losses/test_penalties", "layers/test_drop
 SECONDS = 120  # for one test, or one case of `check`
 
 
-def rules() -> Iterator[tuple[str, str, ast.Module, ast.AST, frozenset[str]]]:
-    """Yield file, name, tree, node and components of each function or constant that a component reaches."""
-    trees = {str(p.relative_to(PACKAGE)): ast.parse(p.read_text()) for g in FILES for p in sorted(PACKAGE.glob(g))}
-    modules = {"jaxnn." + file[:-3].replace("/", "."): file for file in trees}
-    nodes: dict[tuple[str, str], ast.AST] = {}
-    methods = set()
-    edges: dict[tuple[str, str], set[tuple[str, str]]] = collections.defaultdict(set)
-    for file, tree in trees.items():
-        methods |= {(file, n.name) for top in tree.body if isinstance(top, ast.ClassDef) for n in top.body
-                    if isinstance(n, ast.FunctionDef)}  # fmt: skip
-        for node in [n for top in tree.body for n in (top.body if isinstance(top, ast.ClassDef) else [top])]:
-            if isinstance(node, ast.FunctionDef):
-                nodes[file, node.name] = node
-            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).lstrip("_").isupper():
-                nodes[file, ast.unparse(node.targets[0])] = node
-            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):  # _f.defvjp(_f_fwd, _f_bwd)
-                edges[file, node.value.func.value.id] |= {(file, rule.id) for rule in node.value.args}
-    for (file, name), node in nodes.items():
-        imports = [n for n in trees[file].body if isinstance(n, ast.ImportFrom)]
-        source = {a.asname or a.name: (n.module, a.name) for n in imports for a in n.names}
-        for n in (n for n, *_ in inner(node) if isinstance(n, ast.Name | ast.Attribute)):
-            used = n.id if isinstance(n, ast.Name) else n.attr
-            base = ast.unparse(n.value) if isinstance(n, ast.Attribute) else ""
-            module, original = source.get(used, ("", used))
-            owned = (file, used), (modules.get(module), original), (modules.get(".".join(source.get(base, ""))), used)
-            of_classes = {(modules.get(n.module), used) for n in imports} & methods if base else set()
-            edges[file, name] |= {*owned} & nodes.keys() | of_classes
-    reached: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
-    for at, node in nodes.items():
-        todo = [at] if any("defined_by" in ast.unparse(d) for d in getattr(node, "decorator_list", ())) else []
-        while todo:
-            if at[1] not in reached[now := todo.pop()]:
-                reached[now].add(at[1])
-                todo += edges[now]
-    for (file, name), components in sorted(reached.items()):
-        yield file, name, trees[file], nodes[file, name], frozenset(components)
-
-
-def inner(node: ast.AST) -> Iterator[tuple[Any, ast.AST, Any, Any]]:
-    """Yield each node below that computes something: itself, its parent, and the container and key it is put at."""
-    for field, value in ast.iter_fields(node):
-        if field in ("annotation", "returns", "decorator_list", "defaults", "kw_defaults", "ctx"):
-            continue
-        for key, child in enumerate(value) if isinstance(value, list) else [(field, value)]:
-            if isinstance(child, ast.AST) and not is_check(child):
-                yield child, node, value if isinstance(value, list) else vars(node), key
-                yield from inner(child)
-
-
-def is_check(node: ast.AST) -> bool:
-    """Tell what only checks or documents: raise, a condition to raise, messages, docstrings, calls of checks."""
-    if isinstance(node, ast.If):
-        return isinstance(node.body[0], ast.Raise)
-    if isinstance(node, ast.Expr):
-        return isinstance(node.value, ast.Constant)
-    return isinstance(node, ast.Raise | ast.JoinedStr) or "check" in name_of(node) or "arguments." in name_of(node)
-
-
-def name_of(node: ast.AST) -> str:
-    """Return the called function's name: "where" of `jnp.where(...)`, "arguments.pair" of a function of ours."""
-    text = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-    return text if text.startswith((*OURS, "arguments.")) else text.rpartition(".")[2]
-
-
-OPERATORS = {
-    "Add": "Sub", "Sub": "Add", "Mult": "Div", "Div": "Mult", "FloorDiv": "Mult", "Mod": "FloorDiv", "Pow": "Mult",
-    "LShift": "RShift", "RShift": "LShift", "BitAnd": "BitOr", "BitOr": "BitAnd", "BitXor": "BitOr",
-}  # fmt: skip
-SYMMETRIC = ast.Add | ast.Mult | ast.BitAnd | ast.BitOr | ast.BitXor
-COMPARISONS = {
-    "Gt": ("GtE", "Lt"), "GtE": ("Gt", "LtE"), "Lt": ("LtE", "Gt"), "LtE": ("Lt", "GtE"), "Eq": ("NotEq",),
-    "NotEq": ("Eq",), "Is": ("IsNot",), "IsNot": ("Is",), "In": ("NotIn",), "NotIn": ("In",),
-}  # fmt: skip
-NAMES = {
-    "maximum": "minimum", "max": "min", "min": "max", "any": "all", "sum": "mean", "mean": "sum", "ones": "zeros",
-    "zeros": "ones", "ones_like": "zeros_like", "zeros_like": "ones_like", "greater_equal": "greater", "log1p": "log",
-    "psum": "pmax", "pmax": "psum", "floor": "ceil", "ceil": "floor", "prod": "sum", "add": "subtract",
-    "union": "intersection",
-    "float32": "bfloat16", "int32": "int8", "uint32": "int32", "uint8": "int8",
-}  # fmt: skip
-STRINGS = {"NCHW": "NHWC", "OIHW": "HWIO", "HWIO": "OIHW", "H": "W", "W": "H", "O": "I", "I": "O", "N": "C", "C": "N",
-           "HW": "WH", "sum": "none", "none": "sum"}  # fmt: skip
-UNWRAPPED = {"abs", "exp", "log", "log1p", "sign", "square", "logistic", "rev", "stop_gradient", "cotangent",
-             "vary_with", "accumulation_dtype", "broadcast_to", "psum", "pcast", "tuple", "moveaxis", "repeat",
-             "pad"}  # fmt: skip
-METHODS = {"astype", "reshape", "swapaxes", "transpose"}  # dropped likewise
-SIGNED = {"where": (1, 2), "sum": (0,), "exp": (0,), "log": (0,), "log1p": (0,), "logistic": (0,),
-          "maximum": (0, 1), "cotangent": (0,), "dot_general": (0,), "broadcast_to": (0,), "max": (0,)}  # fmt: skip
-SWAPPED = {"where": 1, "dot_general": 0, "conv_general_dilated": 0, "greater_equal": 0}  # the first of the two
-
-
-def edits(node: Any, parent: Any) -> Iterator[ast.AST]:
-    """Yield what may stand in a node's place."""
-    match node:
-        case ast.UnaryOp():
-            yield node.operand
-        case ast.AugAssign():
-            yield ast.AugAssign(node.target, getattr(ast, OPERATORS[type(node.op).__name__])(), node.value)
-            yield ast.Pass()
-        case ast.BinOp():  # a sign, another operator, the operands exchanged, or one of them alone
-            if isinstance(node.op, ast.Mult | ast.Div) and not isinstance(parent, ast.BinOp):
-                yield ast.UnaryOp(ast.USub(), node)
-            yield ast.BinOp(node.left, getattr(ast, OPERATORS[type(node.op).__name__])(), node.right)
-            if not isinstance(node.op, SYMMETRIC):
-                yield ast.BinOp(node.right, node.op, node.left)
-            yield from (node.left, node.right)
-        case ast.BoolOp():
-            yield ast.BoolOp(ast.And() if isinstance(node.op, ast.Or) else ast.Or(), node.values)
-            yield from node.values
-        case ast.Compare():
-            for i, op in enumerate(node.ops):
-                for other in COMPARISONS[type(op).__name__]:
-                    yield ast.Compare(
-                        node.left, [*node.ops[:i], getattr(ast, other)(), *node.ops[i + 1 :]], node.comparators
-                    )
-        case ast.IfExp():
-            yield from (node.body, node.orelse)
-        case ast.Constant(value=bool(value)):
-            yield ast.Constant(not value)
-        case ast.Constant(value=int(value) | float(value)):
-            yield from (ast.Constant(value + d) for d in ((-1, 1) if value else (1,)))
-        case ast.Constant(value=value) if value in STRINGS:
-            yield ast.Constant(STRINGS[value])
-        case ast.Tuple() if not isinstance(parent, ast.Subscript):  # neighbours exchanged
-            for i, pair in enumerate(zip(node.elts[1:], node.elts, strict=False)):
-                yield ast.Tuple([*node.elts[:i], *pair, *node.elts[i + 2 :]], node.ctx)
-        case ast.Call():
-            yield from edits_of_call(node)
-    name = getattr(node, "attr", getattr(node, "id", None))
-    called = isinstance(parent, ast.Call) and node is parent.func
-    if name in NAMES and (isinstance(node, ast.Attribute) or called):
-        attribute = isinstance(node, ast.Attribute)
-        yield ast.Attribute(node.value, NAMES[name], node.ctx) if attribute else ast.Name(NAMES[name], node.ctx)
-    if name in ("dtype", "accumulator") and isinstance(parent, ast.keyword | ast.Call) and not called:
-        yield ast.parse("jnp.bfloat16", mode="eval").body
-    if isinstance(node, ast.Name | ast.Call) and isinstance(parent, ast.If | ast.IfExp) and node is parent.test:
-        yield ast.UnaryOp(ast.Not(), node)
-
-
-def edits_of_call(node: ast.Call) -> Iterator[ast.AST]:
-    """A sign put before an operand, operands exchanged, the call dropped around one, a keyword argument dropped."""
-    name, args = name_of(node), node.args
-
-    def with_arguments(changed: dict[int, ast.expr]) -> ast.Call:
-        return ast.Call(node.func, [changed.get(i, a) for i, a in enumerate(args)], node.keywords)
-
-    for i in SIGNED.get(name, ()):
-        if i < len(args) and not isinstance(args[i], ast.UnaryOp) and not name_of(args[i]).startswith("zeros"):
-            yield with_arguments({i: ast.UnaryOp(ast.USub(), args[i])})
-    i = SWAPPED.get(name, 0)
-    if (name in SWAPPED or name.startswith(OURS)) and len(args) > i + 1:
-        yield with_arguments({i: args[i + 1], i + 1: args[i]})
-    if name == "where":
-        yield from args[1:]
-    if name in METHODS and isinstance(node.func, ast.Attribute):
-        yield node.func.value
-    if name in UNWRAPPED and args:
-        yield args[0]
-    for i in range(len(node.keywords)):
-        yield ast.Call(node.func, args, node.keywords[:i] + node.keywords[i + 1 :])
-
-
-def is_equivalent(mutant: "Mutant") -> bool:
-    """Tell whether no test can notice it."""
-    return mutant.key in EQUIVALENT or mutant.function in ONLY_SPEED
-
-
-def is_beyond_check(mutant: "Mutant") -> bool:
-    """Tell whether `check` may accept it, though the tests may not."""
-    return not is_equivalent(mutant) and any(re.search(pattern, mutant.key) for pattern in BEYOND_CHECK)
-
-
-def must_notice(judge: str, mutant: "Mutant") -> bool:
-    """Tell whether a judge has to notice it."""
-    return not is_equivalent(mutant) and not (judge == "check" and is_beyond_check(mutant))
-
-
-class Mutant(NamedTuple):
-    """One edit. Without a tree it is the library as it stands."""
-
-    components: frozenset[str]
-    file: str = ""
-    key: str = ""  # the name that edits elsewhere do not change
-    id: str = ""  # with line and column
-    tree: Any = None
-    place: Any = None
-    new: Any = None
-
-    @property
-    def of(self) -> str:
-        """The file and the function that it is in."""
-        return self.key.partition(":")[0]
-
-    @property
-    def function(self) -> str:
-        """The name of that function."""
-        return self.of.rpartition(" ")[2]
-
-    def compiled(self) -> Any:
-        """Return the code of the mutated file."""
-        container, key = self.place
-        old, container[key] = container[key], self.new
-        code = compile(ast.fix_missing_locations(self.tree), PACKAGE / self.file, "exec")
-        container[key] = old
-        return code
-
-
 def install(file: str, code: Any) -> None:
-    """Make Python load the code in place of the file. For a process of its own."""
+    """Make Python load the code in place of the file, in this process."""
     load, path = importlib.machinery.SourceFileLoader.get_code, str(PACKAGE / file)
     importlib.machinery.SourceFileLoader.get_code = lambda s, name: code if s.path == path else load(s, name)
-
-
-def mutants() -> list[Mutant]:
-    """Return every mutant, each with another text of its function."""
-    found = []
-    for file, name, tree, function, components in rules():
-        seen, count = {ast.unparse(function)}, collections.Counter[str]()
-        for node, parent, container, key in list(inner(function)):
-            atom = isinstance(node, ast.Constant | ast.Name | ast.Attribute) and not isinstance(parent, ast.stmt)
-            context = parent if atom else node
-            for new in edits(node, parent):
-                before = ast.unparse(context)
-                container[key] = new
-                mutated, after = ast.unparse(function), ast.unparse(context if atom else new)
-                container[key] = node
-                if mutated not in seen:
-                    seen.add(mutated)
-                    text = f"{name}: {before} -> {after}"
-                    count[text] += 1
-                    text += f" #{count[text]}" if count[text] > 1 else ""
-                    names = f"{file} {text}", f"{file}:{node.lineno}:{node.col_offset} {text}"
-                    found.append(Mutant(components, file, *names, tree, (container, key), copy.deepcopy(new)))
-    return found
 
 
 @functools.cache
@@ -298,32 +59,7 @@ def words_of(source: Any) -> set[str]:
     return set(re.findall(r"(?:jaxnn\.)?\w+", inspect.getsource(source) if source else ""))
 
 
-class _Undocumented(ast.NodeTransformer):
-    """Takes out what no mutant is made of and no verdict depends on: docstrings, annotations, formulas, messages."""
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.decorator_list = [d for d in node.decorator_list if not ast.unparse(d).startswith("with_formulas(")]
-        node.returns = None
-        if ast.get_docstring(node) is not None:
-            del node.body[0]
-        return self.generic_visit(node)
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        return ast.arg(node.arg)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        return ast.Assign([node.target], node.value) if node.value else node
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        return ast.Raise(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
-
-
-def text_of(function: ast.AST) -> str:
-    """Return a function's code, or a constant's, without what documents it: a change of this needs new verdicts."""
-    return ast.unparse(ast.fix_missing_locations(_Undocumented().visit(copy.deepcopy(function))))
-
-
-Kills = collections.Counter[str]  # what killed how many mutants of a file: it comes first for the next
+Kills = collections.Counter[str]  # what failed for how many mutants of a file: the next mutant runs it first
 
 
 class Selection:
@@ -372,9 +108,47 @@ def by_tests(mutant: Mutant, code: Any, kills: Kills) -> str:
         str(path) for glob in FILES for path in PACKAGE.glob(glob)
         if any(f"\ndef {component}(" in path.read_text() for component in mutant.components)
     ]  # fmt: skip
-    spared = ["-p", "no:cacheprovider", "-p", "no:unraisableexception", "--tb=no"]  # what takes time and tells nothing
+    spared = [
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:unraisableexception",
+        "--tb=no",
+    ]  # they take time and say nothing here
     status = pytest.main(["-xq", *spared, *files], plugins=[selection])
     return "" if status == pytest.ExitCode.OK else selection.failed or f"pytest: {status!r}"
+
+
+def cases_of_check() -> list[Any]:
+    """Return the cases of the tests, with dropout, pooling with indices and the penalties on more arguments."""
+    import numpy as np
+    from cases import CASES, Case, normal
+
+    import jaxnn
+
+    key, tree = np.array([1, 2], np.uint32), lambda rng: ([rng.standard_normal((3, 4)), rng.standard_normal(2)],)
+    scores = lambda rng: (rng.standard_normal((3, 4)), key)  # noqa: E731
+    return [
+        *CASES,
+        *(Case(f"dropout-{rate}", jaxnn.dropout, scores, {"rate": rate}, ("key",)) for rate in (0.4, 0.0, 1.0)),
+        Case("indices", jaxnn.max_pool2d_with_indices, normal((2, 5, 6)), {"window": 3, "stride": 2, "padding": 1}),
+        *(Case(f.__name__, f, tree) for f in (jaxnn.l1_penalty, jaxnn.l2_penalty)),
+    ]
+
+
+def trials_of(cases: list[Any]) -> dict[str, tuple[int, str, str, str, Any]]:
+    """Return by name the order, level, dtypes, path and case of each check.
+
+    The quick core for every case, of conv2d also on an accelerator's path; for one case of each component in other
+    dtypes, mixed ones too, and with all checks.
+    """
+    one_each = list({case.f.__name__: case for case in reversed(cases)}.values())
+    elsewhere = [case for case in cases if case.f.__name__ == "conv2d"]
+    rounds = [("rule", "float32", "cpu", cases), ("rule", "float32", "default", elsewhere)]
+    rounds += [("rule", dtypes, "cpu", one_each) for dtypes in ("bfloat16", "float16", "float64", "float32 float64")]
+    rounds += [("full", "float32", "cpu", one_each)]
+    return {f"{case.id}, {level}, {dtypes}, {path}": (i, level, dtypes, path, case)
+            for level, dtypes, path, those in rounds for i, case in enumerate(those)}  # fmt: skip
 
 
 def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
@@ -390,46 +164,28 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
         del sys.modules[name]
     if code:
         install(mutant.file, code)
-    from cases import CASES, Case, normal
-
     import jaxnn
     from jaxnn import gradcheck
 
-    # Blocks of a single sample, and rows more for any channels: the small arguments would have neither.
+    # Blocks of one sample, and extra rows for any number of channels: small arguments would have neither.
     cpu: Any = importlib.import_module("jaxnn.layers._conv2d_cpu")
     cpu._samples_in = lambda *_: 1
     cpu.rows_more = lambda geometry, x, w, stride, *_: 3 if stride[0] == 1 else 0
-    key, tree = np.array([1, 2], np.uint32), lambda rng: ([rng.standard_normal((3, 4)), rng.standard_normal(2)],)
-    scores = lambda rng: (rng.standard_normal((3, 4)), key)  # noqa: E731
-    cases = [
-        *CASES,
-        *(Case(f"dropout-{rate}", jaxnn.dropout, scores, {"rate": rate}, ("key",)) for rate in (0.4, 0.0, 1.0)),
-        Case("indices", jaxnn.max_pool2d_with_indices, normal((2, 5, 6)), {"window": 3, "stride": 2, "padding": 1}),
-        *(Case(f.__name__, f, tree) for f in (jaxnn.l1_penalty, jaxnn.l2_penalty)),
-    ]
-    cases = [case for case in cases if case.f.__name__ in mutant.components]
-    one_each = list({case.f.__name__: case for case in reversed(cases)}.values())
+    cases = [case for case in cases_of_check() if case.f.__name__ in mutant.components]
 
     def failures(f: Any, *args: Any, **options: Any) -> set[tuple[str, str]]:
         rows = gradcheck.check(f, *args, **options).rows
-        # Another value than the reference's is a note to `check`, as a straight-through function has one; what raises
-        # under shard_map is unsupported.
-        told = ("NOTE", "primal"), ("UNSUPPORTED", "shard_map")
-        return {(r.check, r.path) for r in rows if r.status == "FAIL" or (r.status, r.check) in told}
+        # `check` only notes a value other than the reference's, since a straight-through function has one, and calls
+        # unsupported what raises under shard_map: of our rules both are failures.
+        also = ("NOTE", "primal"), ("UNSUPPORTED", "shard_map")
+        return {(r.check, r.path) for r in rows if r.status == "FAIL" or (r.status, r.check) in also}
 
-    def arguments(case: Case, *dtypes: str) -> Any:
+    def arguments(case: Any, *dtypes: str) -> Any:
         made, turns = case.make(np.random.default_rng(zlib.crc32(case.id.encode()))), itertools.cycle(dtypes)
         return jax.tree.map(lambda a: jax.numpy.asarray(a, next(turns) if a.dtype == float else a.dtype), made)
 
-    # The quick core for every case, on an accelerator's path too; one case of each component in other dtypes, mixed
-    # ones too, and with all checks.
-    elsewhere = [case for case in cases if case.f is jaxnn.conv2d]
-    rounds = [("rule", "float32", "cpu", cases), ("rule", "float32", "default", elsewhere)]
-    rounds += [("rule", dtypes, "cpu", one_each) for dtypes in ("bfloat16", "float16", "float64", "float32 float64")]
-    rounds += [("full", "float32", "cpu", one_each)]
-    # The first case of each round before the second of any, those that killed most before them all.
-    trials = {f"{case.id}, {level}, {dtypes}, {path}": (i, level, dtypes, path, case)
-              for level, dtypes, path, those in rounds for i, case in enumerate(those)}  # fmt: skip
+    trials = trials_of(cases)
+    # Those that noticed most mutants first, then the first case of each round before the second of any.
     for name in sorted(trials, key=lambda name: (-kills[name], trials[name][0])):
         _, level, dtypes, path, case = trials[name]
         jax.config.update("jax_enable_x64", "float64" in dtypes)
@@ -464,7 +220,9 @@ def judged(tasks: list[tuple[str, Mutant]], jobs: int, programs: str) -> Iterato
         while waiting and slots:
             judge, mutant = waiting.pop()
             slot, (read, write) = slots.pop(), os.pipe()
-            code = mutant.tree and mutant.compiled()  # here, as an error of ours would count as a mutant's
+            code = (
+                mutant.tree and mutant.compiled()
+            )  # not in the fork, where an error of this script would count as noticed
             if (pid := os.fork()) == 0:
                 alone(functools.partial(JUDGES[judge], mutant, code, kills[judge, mutant.file]), write, slot)
             os.close(write)
@@ -480,7 +238,7 @@ def judged(tasks: list[tuple[str, Mutant]], jobs: int, programs: str) -> Iterato
 
 
 def alone(judge: Callable[[], str], write: int, programs: str) -> None:
-    """Run a judge in this forked process, silently, hand over what it says, and end."""
+    """Run a judge in this forked process, silently, write its verdict to the pipe, and end."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -498,7 +256,7 @@ def alone(judge: Callable[[], str], write: int, programs: str) -> None:
 
 
 class Ledger:
-    """What the judges have noticed, for good in `mutants.json` where it is all of a function's mutants."""
+    """What the judges have noticed; kept in `mutants.json` for functions of which it is every mutant."""
 
     FILE = Path(__file__).with_name("mutants.json")
     COLUMNS = ("mutants", "equivalent", "beyond check", *(f"{judge} {how}" for judge in JUDGES for how in (
@@ -523,11 +281,11 @@ class Ledger:
         return sum(must_notice(judge, mutant) for mutant in self.mutants[of])
 
     def lacks(self, judge: str, mutant: Mutant) -> bool:
-        """Tell whether a judge has to be asked about a mutant."""
+        """Tell whether a judge has yet to judge a mutant."""
         return must_notice(judge, mutant) and self.kept.get(mutant.of, {}).get(judge) != self.asked(judge, mutant.of)
 
     def add(self, judge: str, mutant: Mutant, noticed: bool) -> None:
-        """Take a verdict; keep the function's when it is complete."""
+        """Add a verdict; keep the function's verdicts when they are complete."""
         of, count = mutant.of, self.verdicts[judge, mutant.of]
         count[noticed] += 1
         if count[True] == self.asked(judge, of):
@@ -586,7 +344,7 @@ def main() -> int:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     judges, ledger = list(JUDGES) if options.judge == "both" else [options.judge], Ledger(everything)
-    # What few components reach is judged fast.
+    # Functions that few components reach are judged first: they have few tests.
     chosen.sort(key=lambda m: (len(m.components), m.of))
     tasks = [(j, m) for j in judges for m in chosen if options.only or ledger.lacks(j, m)]
     with tempfile.TemporaryDirectory() as programs:

@@ -10,6 +10,11 @@ import tempfile
 import jax
 import numpy as np
 import pytest
+from jaxtyping import config as annotations
+from jaxtyping import install_import_hook
+
+# The components' annotations, shapes included, are checked at every call: while JAX traces them, which costs little.
+install_import_hook(["jaxnn.layers", "jaxnn.losses"], "beartype.beartype")
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -67,6 +72,15 @@ def pytest_runtest_call(item):
         if "Failed to materialize symbols" in str(error) and not compiles_float16():
             pytest.skip("XLA cannot compile float16 for this processor")
         raise
+
+
+@pytest.fixture
+def own_errors():
+    """Our own errors about bad arguments: the check of the annotations, which would raise first, is off."""
+    before = annotations.jaxtyping_disable
+    annotations.update("jaxtyping_disable", True)
+    yield
+    annotations.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jaxnn.data import Dataset
-    from jaxnn.training import EpochResult, Position, Progress, TrainState
+    from jaxnn.training import Checkpoints, EpochResult, Position, Progress, TrainState
 
 
 class RunCheckpoints:
@@ -46,7 +46,7 @@ class RunCheckpoints:
         }
         self.rows: list[dict[str, Any]] = []
         self.earlier_seconds, self.since = 0.0, time.perf_counter()
-        self.steps: training.Checkpoints | None = None
+        self.steps: Checkpoints | None = None
         if self.folder is not None and cluster.is_main_process():
             with self._writing():
                 self.steps = training.Checkpoints(self.folder)

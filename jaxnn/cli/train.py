@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import signal
 import tempfile
 import threading
@@ -50,7 +51,8 @@ DEFAULTS = {
 }
 
 
-class Run(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Run:
     """What the parts of one training share."""
 
     options: argparse.Namespace

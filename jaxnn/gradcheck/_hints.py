@@ -43,6 +43,7 @@ def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any,
         return MINUS
     if np.iscomplexobj(t) and (_match(c, np.conj(t)) or _match(c, np.real(t))):
         return "the complex conjugate of the derivative" if c.imag.any() else "the derivative's real part alone"
+    # A factor must explain nine tenths of the error, so that no small error passes for a factor near 1.
     factor = np.vdot(t, c) / np.vdot(t, t) if t.any() else 0.0
     if factor and _match(c, factor * t) and np.abs(c - factor * t).max() <= 0.1 * np.abs(c - t).max():
         factor = factor.real if abs(factor.imag) <= 1e-3 * abs(factor) else factor
@@ -50,23 +51,34 @@ def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any,
     for other, path in enumerate(paths):
         if other != leaf and _match(c, truth[other]):
             return f"this is the derivative with respect to {path}: the order of the returned cotangents"
+    return _along_axes(c, t) or _by_sign(point, wrong)
+
+
+def _along_axes(c: Any, t: Any) -> str:
+    """Name a transpose, a reversal or a sum of the truth t in the cotangent c."""
     if c.ndim >= 2 and c.shape[-1] == c.shape[-2] and _match(c, np.swapaxes(t, -1, -2)):
         return "a transpose: the derivative with its last two axes swapped"
-    for axis in range(c.ndim):
-        if c.shape[axis] > 1:
-            if _match(c, np.flip(t, axis)):
-                return f"the derivative reversed along axis {axis}"
-            summed = np.broadcast_to(t.sum(axis, keepdims=True), t.shape)
-            if _match(c, summed) or _match(c, summed / t.shape[axis]):
-                return f"the derivative summed (or averaged) over axis {axis}, which it must not be"
+    for axis in (axis for axis in range(c.ndim) if c.shape[axis] > 1):
+        if _match(c, np.flip(t, axis)):
+            return f"the derivative reversed along axis {axis}"
+        summed = np.broadcast_to(t.sum(axis, keepdims=True), t.shape)
+        if _match(c, summed) or _match(c, summed / t.shape[axis]):
+            return f"the derivative summed (or averaged) over axis {axis}, which it must not be"
     if c.ndim >= 2 and _match(c, np.flip(t, (-2, -1))):
         return "the derivative reversed along its last two axes"
-    if 0 < count < c.size:
-        for where, mask in (("< 0", point < 0), ("> 0", point > 0), ("== 0", point == 0)):
-            if mask.any() and (wrong & ~mask).sum() == 0 and wrong[mask].mean() > 0.8:
-                return f"wrong only where the argument is {where}"
-        return f"wrong at {count} of {c.size} elements"
     return ""
+
+
+def _by_sign(point: Any, wrong: Any) -> str:
+    """Say whether the wrong elements are those where the argument is negative, positive or 0."""
+    count = int(wrong.sum())
+    if not 0 < count < wrong.size:
+        return ""
+    for where, mask in (("< 0", point < 0), ("> 0", point > 0), ("== 0", point == 0)):
+        # Some elements of a wrong formula may be right by chance.
+        if mask.any() and (wrong & ~mask).sum() == 0 and wrong[mask].mean() > 0.8:
+            return f"wrong only where the argument is {where}"
+    return f"wrong at {count} of {wrong.size} elements"
 
 
 def shape_hint(message: str) -> str:

@@ -145,7 +145,7 @@ def _run(trial: Trial, checks: dict[str, Check]) -> list[Row]:
             rows.extend(check(trial))
         except Exception as error:
             if name in RULE:
-                raise  # what these checks run has run once: to go on without them would be a hollow pass
+                raise  # `prepare` has run the rule: without this check "ok" would mean nothing
             rows.append(Row(name, subject.name, INCONCLUSIVE, f"the check could not run: {first_line(error)}"))
     progress.clear()
     return rows

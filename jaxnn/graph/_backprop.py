@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from jaxnn.graph._program import Instruction
 from jaxnn.tracing.errors import first_line
 
 LARGEST_JACOBIAN = 4096  # elements, 64 × 64: what a reader can look at, and a page can hold
-
-Array = Any
 
 
 class Flow(NamedTuple):
@@ -61,7 +60,8 @@ def _forward(program: Sequence[Instruction], i: int, values: dict[int, Array]) -
         filled = list(operands)
         for k, x in zip(active, arrays, strict=True):
             filled[k] = x
-        return instruction(*filled)
+        value: Array = instruction(*filled)
+        return value
 
     with _named_in_errors(instruction):
         return jax.vjp(of_active, *(operands[k] for k in active))

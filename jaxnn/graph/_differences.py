@@ -80,15 +80,15 @@ def _differences(f: Callable[..., Any], inputs: list[Any], which: Sequence[int])
             filled[i] = flat[start:stop].reshape(inputs[i].shape).astype(inputs[i].dtype)
         return compute(program, order, filled)[output].reshape(())
 
-    def beside(flat: Any, element: Any, h: Any) -> Any:
+    def values_around(flat: Any, element: Any, h: Any) -> Any:
         return jnp.stack([value(flat.at[element].add(h * k)) for k in (1, -1, 1 / FINER, -1 / FINER)])
 
     def run(flat: Any, at: Any, h: Any) -> Any:
-        return value(flat), jax.lax.map(lambda element: beside(flat, *element), (at, h))
+        return value(flat), jax.lax.map(lambda element: values_around(flat, *element), (at, h))
 
     flat = jnp.concatenate([inputs[i].reshape(-1) for i in which])
-    here, moved = jax.jit(run)(flat, jnp.asarray(at), jnp.asarray(h, flat.dtype))
-    gradient, kinked = _quotients(np.asarray(here, np.float64), np.asarray(moved, np.float64), h, eps)
+    here, around = jax.jit(run)(flat, jnp.asarray(at), jnp.asarray(h, flat.dtype))
+    gradient, kinked = _quotients(np.asarray(here, np.float64), np.asarray(around, np.float64), h, eps)
     ends = np.cumsum([len(elements) for elements in chosen])[:-1]
     scattered = [
         (
@@ -101,9 +101,9 @@ def _differences(f: Callable[..., Any], inputs: list[Any], which: Sequence[int])
     return float(here), Differences(gradients, kinks, step, str(coarsest))
 
 
-def _quotients(here: Floats, moved: Floats, h: Floats, eps: float) -> tuple[Floats, np.ndarray[Any, Any]]:
+def _quotients(here: Floats, around: Floats, h: Floats, eps: float) -> tuple[Floats, np.ndarray[Any, Any]]:
     """Return the central differences, and where those to the left and to the right disagree."""
-    ahead, behind, near_ahead, near_behind = moved.T
+    ahead, behind, near_ahead, near_behind = around.T
     near = h / FINER
     with np.errstate(all="ignore"):
         # Two values, each off by a few eps, divided by the finer step.

@@ -101,9 +101,7 @@ def _prediction(program: Sequence[Instruction], output: int, arguments: dict[int
         instruction = program[i]
         for argument, operand in zip(arguments[i], instruction.operands, strict=True):
             if instruction.kind == "rule" and argument in PREDICTIONS:
-                found = operand.source
-                while program[found].operation in REARRANGED:
-                    found = program[found].operands[0].source
+                found = _before_rearranging(program, operand.source)
                 return found if program[found].operands and program[found].active else None
         if instruction.kind == "rule" and arguments[i][0] != ROW_LOSSES:
             return None
@@ -112,6 +110,12 @@ def _prediction(program: Sequence[Instruction], output: int, arguments: dict[int
             return None
         i = active[0]
     return None
+
+
+def _before_rearranging(program: Sequence[Instruction], i: int) -> int:
+    while program[i].operation in REARRANGED:
+        i = program[i].operands[0].source
+    return i
 
 
 def _constant_name(x: Any) -> str:

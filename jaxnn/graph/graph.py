@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxnn.files import write_whole
 
-Array = np.ndarray[Any, Any]
+HostArray = np.ndarray[Any, Any]
 LARGEST_TENSOR = 20_000  # elements, above which to_dict() holds a summary
 
 
@@ -34,8 +34,8 @@ class Edge:
 
     argument: str
     node: str
-    local: Array | None
-    downstream: Array | None
+    local: HostArray | None
+    downstream: HostArray | None
     formula: str
     meaning: str
 
@@ -63,18 +63,18 @@ class Node:
     name: str
     operation: str
     kind: str
-    value: Array
-    upstream: Array | None = None
+    value: HostArray
+    upstream: HostArray | None = None
     inputs: tuple[Edge, ...] = ()
     formula: str = ""
     source: str = ""
-    by_autodiff: Array | None = None
+    by_autodiff: HostArray | None = None
     by_difference: np.ma.MaskedArray[Any, Any] | None = None
     difference_step: float | None = None
-    kinks: Array | None = None
+    kinks: HostArray | None = None
 
     @property
-    def by_rule(self) -> Array | None:
+    def by_rule(self) -> HostArray | None:
         """∂ℓ/∂value by the hand-written rules; for inputs only, like `by_autodiff` and `by_difference`."""
         return self.upstream if self.kind == "input" else None
 
@@ -167,11 +167,11 @@ def _call(node: Node) -> str:
     return f"{node.operation}({', '.join(e.node for e in node.inputs)})" if node.inputs else node.operation
 
 
-def _shape(x: Array) -> str:
+def _shape(x: HostArray) -> str:
     return str(x.shape).replace(" ", "")
 
 
-def _range(x: Array) -> str:
+def _range(x: HostArray) -> str:
     """Write a number, or the smallest and the largest of several."""
     if x.size == 0:
         return "none"
@@ -179,7 +179,7 @@ def _range(x: Array) -> str:
     return f"{low:.4g}" if x.size == 1 or low == high or np.isnan(low) else f"{low:.3g} … {high:.3g}"
 
 
-def _norm(x: Array | None) -> str:
+def _norm(x: HostArray | None) -> str:
     return "" if x is None else f"{np.linalg.norm(x.astype(np.float64)):.3g}"
 
 
@@ -234,7 +234,7 @@ def _mathml(formula: str) -> str:
     return str(convert(formula))
 
 
-def _tensor_dict(array: Array | np.ma.MaskedArray[Any, Any] | None) -> dict[str, Any] | None:
+def _tensor_dict(array: HostArray | np.ma.MaskedArray[Any, Any] | None) -> dict[str, Any] | None:
     if array is None:
         return None
     tensor = {"shape": list(array.shape), "dtype": str(array.dtype), "truncated": array.size > LARGEST_TENSOR}
@@ -245,7 +245,7 @@ def _tensor_dict(array: Array | np.ma.MaskedArray[Any, Any] | None) -> dict[str,
     return {**tensor, "data": [None if m else _json_number(x) for x, m in zip(flat, missing, strict=True)]}
 
 
-def _summary(x: Array) -> dict[str, Any]:
+def _summary(x: HostArray) -> dict[str, Any]:
     x = x.astype(np.float64)
     return {
         "min": _json_number(np.min(x)),

@@ -1,7 +1,7 @@
 """The sums of conv2d's derivation, y, dx and dw, as XLA's convolutions, all in one layout.
 
-They work on images (s, i, j, channel) and filters (i', j', ic, oc) in either layout of the arguments. Only these take
-the CPU backend's fast path inside a scan, where NCHW is many times slower.
+Whatever the layout of the arguments, images are (s, i, j, channel) here and filters (i', j', ic, oc): inside a scan
+the CPU backend is many times slower for NCHW.
 """
 
 import functools
@@ -16,7 +16,7 @@ _LAYOUTS = ("NHWC", "HWIO", "NHWC")
 
 
 def in_layout(x: Array, given: str, wanted: str) -> Array:
-    """Return images in another layout, by transposing matrices: of four axes XLA's CPU backend takes two passes."""
+    """Return images in another layout, by transposing matrices: a CPU would transpose four axes in two passes."""
     if given == wanted:
         return x
     size = {axis: x.shape[i] for i, axis in enumerate(given)}
@@ -39,7 +39,7 @@ def correlate(geometry: Geometry, x: Array, w: Array) -> Array:
 
 
 def input_gradient(geometry: Geometry, x_shape: tuple[int, ...], w: Array, dy: Array) -> Array:
-    """dx_s,h,w,ic = Σ_oc,i',j' dy_s,i,j,oc w_i',j',ic,oc, as a convolution of the spread dy with the turned filter."""
+    """dx_s,h,w,ic = Σ_oc,i',j' dy_s,i,j,oc w_i',j',ic,oc, as a convolution of the spread dy, filter reversed."""
     rows, columns = [
         (reach - before, size - spread + before)
         for before, size, spread, reach in _spans(geometry, x_shape, w.shape, dy.shape)
@@ -51,7 +51,7 @@ def input_gradient(geometry: Geometry, x_shape: tuple[int, ...], w: Array, dy: A
 def weight_gradient_by_convolution(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as a convolution that slides dy over x.
 
-    The sum over samples takes the place of the sum over channels, stride and dilation change places.
+    Samples are summed as channels are in y; stride and dilation change places.
     """
     pads = [
         (before, spread + reach - size - before)

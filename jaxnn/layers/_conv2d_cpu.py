@@ -1,6 +1,6 @@
-"""The CPU's own way of computing a convolution's weight gradient, and of staying off a slow kernel.
+"""A convolution on XLA's CPU backend: the weight's gradient by matrix products, and how to avoid a slow kernel.
 
-As a convolution the weight's gradient has a filter of the size of the image, which XLA's CPU backend runs slower than
+As a convolution the weight's gradient has a filter of the size of the image. XLA's CPU backend runs that slower than
 the same sum as matrix products: inside a scan by two orders of magnitude.
 """
 
@@ -15,16 +15,22 @@ from jax import Array, lax
 from jaxnn.layers._conv2d_geometry import Geometry, Pads, Pair
 from jaxnn.rules.cotangents import accumulation_dtype, type_of, vary_with
 
+# Bytes of the patches of one block of samples, found by trial: they stay in the cache between their writing and the
+# product. The patches of all samples at once cost more in page faults than the product does.
 _BLOCK_BYTES = 4 << 20
+# The longest reach D (KW − 1), in columns, of a filter whose taps are split. At each end of a row XLA compiles slices
+# for reach² pairs of columns, so a longer filter would compile slowly.
 _LONGEST_REACH = 8
+# The most numbers in the product of these pairs at one end, which every block forms: in float32 4 MB, as the patches.
 _MOST_OF_PAIRS = 1 << 20
 
 
 def rows_more(geometry: Geometry, x: Array, w: Array, stride: Pair, pads: Pads, spread: Pair) -> int:
-    """Return how many rows of outputs more, from zeros, make a convolution faster on the CPU backend of jax 0.10.
+    """Return the number of extra zero output rows that make a convolution faster on the CPU backend of jax 0.10.
 
-    It is slow where it takes a kernel of YNNPACK: for many channels, and on both axes padding of no more than the
-    filter's reach. In float64 it is not, and by vertical strides more rows do not leave the kernel.
+    That backend is slow where it uses a kernel of YNNPACK: for many channels, and padding of at most the filter's reach
+    on both axes. Extra rows need more padding than that, so the backend uses its own kernel. It never uses YNNPACK's
+    in float64, and with vertical strides extra rows do not avoid it.
     """
     reach = [d * (k - 1) for d, k in zip(geometry.dilation, w.shape[:2], strict=True)]
     large = w.shape[2] * w.shape[3] >= 512 and x.shape[1] - reach[0] >= 8 and x.dtype.itemsize <= 4
@@ -34,15 +40,12 @@ def rows_more(geometry: Geometry, x: Array, w: Array, stride: Pair, pads: Pads, 
 
 
 def weight_gradient_by_products(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
-    """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as matrix products of blocks of samples.
-
-    A block's patches fit in the cache: taken all at once they cost more in page faults than the product does.
-    """
+    """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as matrix products of blocks of samples."""
     (kh, kw, _, _), (samples, oh, ow, _) = w_shape, dy.shape
     of_block = _by_rows_and_columns if _splits_taps(geometry, w_shape, ow) else _by_patches
     block = _largest_divisor(samples, _samples_in(_BLOCK_BYTES, (oh, ow, kh, kw, x.shape[-1]), x.dtype))
 
-    def add_block(i: Array, dw: Array) -> Array:  # by index: of blocks for a scan XLA would make a copy
+    def add_block(i: Array, dw: Array) -> Array:  # by index: for a scan over blocks XLA would copy x
         of_images = (lax.dynamic_slice_in_dim(z, i * block, block) for z in (x, dy))
         return dw + of_block(geometry, w_shape, *of_images)
 
@@ -55,7 +58,7 @@ def weight_gradient_by_products(geometry: Geometry, w_shape: tuple[int, ...], x:
 
 
 def _samples_in(size: int, sample: tuple[int, ...], dtype: Any) -> int:
-    """Return how many samples of this shape fit in so many bytes."""
+    """Return how many samples of this shape fit in `size` bytes."""
     bytes_each: int = math.prod(sample) * dtype.itemsize
     return size // max(1, bytes_each)
 
@@ -68,18 +71,18 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 def _by_patches(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
-    """Multiply the patches of x, one under the filter at each output, by dy."""
+    """Multiply the patches of x, those pixels that the filter covers for one output, by dy."""
     (kh, kw, _, _), (oh, ow) = w_shape, dy.shape[1:3]
     patches = _patches(geometry, (kh, kw), (oh, ow), _padded(geometry, x))
     return _product(geometry, patches, dy[:, :, :, None]).reshape(w_shape)
 
 
 def _by_rows_and_columns(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
-    """Multiply patches of single columns k = j + Dj' of the padded x, with all i', by the dy at j = k − Dj' of all j'.
+    """Multiply columns k = j + Dj' of the padded x, as patches of all i', by dy at j = k − Dj', for all j' together.
 
-    All j' meet the inner columns k, from reach = D (KW − 1) up to the number dy has, in one product. At either end,
-    `reach` columns k are multiplied by the `reach` columns of dy next to them, all pairs in one product, as one
-    compiles faster than KW do: tap j' takes the pairs with k − j = Dj', and some pairs are not used.
+    Inner columns, reach ≤ k < OW with reach = D (KW − 1), meet every j': one product for all. At each end, `reach`
+    columns of x are multiplied by the `reach` columns of dy next to them, all pairs in one product, because one product
+    compiles faster than KW products. Tap j' uses the pairs with k − j = Dj'; some pairs are not used.
     """
     (kh, kw, inputs, outputs), (samples, oh, ow, _) = w_shape, dy.shape
     shifts = [geometry.dilation[1] * j for j in range(kw)]
@@ -103,10 +106,10 @@ def _by_rows_and_columns(geometry: Geometry, w_shape: tuple[int, ...], x: Array,
 
 
 def _splits_taps(geometry: Geometry, w_shape: tuple[int, ...], ow: int) -> bool:
-    """Tell which weight gradients are formed by rows and columns. These need outputs one pixel apart along a row.
+    """Tell whether `_by_rows_and_columns` forms the weight's gradient, and not `_by_patches`.
 
-    It copies less, or as much, and XLA runs products faster whose factors are nearer the same size. The pairs of
-    columns at both ends have to be no more than all taps' columns, and their product no burden.
+    It does where it copies no more (a product is also faster the squarer its matrices), where the pairs at both ends
+    are no more than the columns of all taps, and their product is small. It needs horizontal stride 1 and one group.
     """
     kh, kw, inputs, outputs = w_shape
     reach = geometry.dilation[1] * (kw - 1)
@@ -121,8 +124,8 @@ def _padded(geometry: Geometry, x: Array) -> Array:
 
 
 def _patches(geometry: Geometry, window: Pair, outputs: Pair, x: Array) -> Array:
-    """Return x_s,Si+Di',Sj+Dj',ic as (s, i, j, taps, ic), one slice a column j' and one a row i'."""
-    # Fewer slices than taps, and XLA compiles each.
+    """Return x_s,Si+Di',Sj+Dj',ic as (s, i, j, taps, ic): one slice for each column j', then for each row i'."""
+    # XLA compiles every slice, and these are KH + KW, not KH · KW.
     (sh, sw), (dh, dw) = geometry.stride, geometry.dilation
     rows = [slice(i * dh, i * dh + sh * (outputs[0] - 1) + 1, sh) for i in range(window[0])]
     columns = [slice(j * dw, j * dw + sw * (outputs[1] - 1) + 1, sw) for j in range(window[1])]
@@ -138,7 +141,7 @@ def _product(geometry: Geometry, x: Array, dy: Array) -> Array:
         lax.dot_general, precision=geometry.precision, preferred_element_type=accumulation_dtype(x.dtype)
     )
     pixels, of_group = math.prod(x.shape[:3]), inputs // groups
-    if groups == 1:  # a plain matrix product: XLA runs one with a batch axis of size 1 far slower
+    if groups == 1:  # without a batch axis: with one of size 1 XLA is far slower
         x, dy = x.reshape(pixels, left * inputs), dy.reshape(pixels, right * outputs)
         return product(x, dy, (((0,), (0,)), ((), ()))).reshape(left, inputs, right, outputs).transpose(0, 2, 1, 3)
     x, dy = x.reshape(pixels, left, groups, of_group), dy.reshape(pixels, right, groups, outputs // groups)

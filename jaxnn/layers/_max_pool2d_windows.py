@@ -1,4 +1,4 @@
-"""The windows of a pooling: its arguments checked, which pixel of each window is the largest, and whose it is."""
+"""The windows of a pooling: arguments checked, the largest pixel of each window, and the windows of each pixel."""
 
 from typing import NamedTuple
 
@@ -47,9 +47,9 @@ def largest(geometry: Geometry, x: Array) -> tuple[Array, Array]:
 def _largest_along(
     geometry: Geometry, axis: int, x: Array, position: Array, start: Array, step: int
 ) -> tuple[Array, Array]:
-    """Run along one axis of the windows, keeping the largest pixel so far and its position, a `step` more each pixel.
+    """Go along one axis of the windows and keep the largest pixel so far, and its position: `step` more at each pixel.
 
-    The first is the window's first; where that is padding, it counts as at `start`.
+    It begins with the window's first pixel; where that is padding, its position is `start`.
     """
     k, s, p, n = (v[axis] for v in (geometry.window, geometry.stride, geometry.padding, geometry.outputs))
     along = geometry.axes[axis] + x.ndim
@@ -65,14 +65,14 @@ def _largest_along(
         at = jnp.where(_first_pixel(geometry, axis, x.ndim) > 0, start, at)
     for offset in range(1, k):
         pixel, its_position = pixels(offset)
-        # Strictly larger: the first of equals stays. NaN compares false, and is always taken: the last NaN stays.
+        # Strictly larger, so the first of equals stays. A NaN is always taken, so the last NaN stays.
         take = (pixel > largest) | (pixel != pixel)
         largest, at = jnp.where(take, pixel, largest), jnp.where(take, its_position, at)
     return largest, at
 
 
 def place_in_window(geometry: Geometry, axis: int, shift: int, ndim: int) -> Array:
-    """Return each pixel's place along an axis in the window `shift` before the last that starts at or before it."""
+    """Return each pixel's place along an axis in one window: `shift` before the last that starts at or before it."""
     pixel = jnp.arange(geometry.size[axis], dtype=jnp.int32) + geometry.padding[axis]
     return _along(geometry, axis, pixel % geometry.stride[axis] + shift * geometry.stride[axis], ndim)
 
@@ -107,7 +107,7 @@ def _first_pixel(geometry: Geometry, axis: int, ndim: int) -> Array:
 
 
 def _along(geometry: Geometry, axis: int, values: Array, ndim: int) -> Array:
-    """Lay a vector along the height (0) or the width (1) of an array with `ndim` axes."""
+    """Reshape a vector to lie along the height (0) or the width (1) of an array with `ndim` axes."""
     shape = [1] * ndim
     shape[geometry.axes[axis]] = values.size
     return values.reshape(shape)

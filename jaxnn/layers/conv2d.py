@@ -8,8 +8,8 @@ for j); with G groups, ic runs over the C/G channels of oc's group only.
 Derivation (the chain rule over every y that the variable affects; dy stands for ∂L/∂y):
     x at (h, w) affects y at (i, j) through every filter position with h = S·i + D·i' − P:
         dx_s,ic,h,w = Σ_oc,i',j' dy_s,oc,i,j w_oc,ic,i',j'   over those (i, j)
-    Read along h, i' runs against i: it is again a convolution, of dy spread S apart (zeros between), with the filter
-    turned round in both axes and its channel axes exchanged, padded so that every x is reached.
+    As h grows with i, i' falls: it is again a convolution, of dy with S − 1 zeros between its pixels, with the filter
+    reversed along both axes and its channel axes exchanged, padded so that it reaches every x.
     w at (i', j') affects y at every s, i, j:
         dw_oc,ic,i',j' = Σ_s,i,j dy_s,oc,i,j x_s,ic,S·i+D·i'−P,S·j+D·j'−P
     which is a matrix product, dyᵀ times the patches of x, contracted over (s, i, j).
@@ -17,10 +17,12 @@ Derivation (the chain rule over every y that the variable affects; dy stands for
         db_oc = Σ_s,i,j dy_s,oc,i,j
 
 Residuals:
-    x and w, the factors of the products: both are inputs, so nothing new is stored. Patches are formed when needed.
+    x and w, the factors of the products: both are inputs, so nothing new is stored.
 
 Conventions:
-    "SAME" is XLA's: ⌈H/S⌉ outputs, the odd row of padding below and to the right.
+    "SAME" is XLA's: ⌈H/S⌉ outputs; an odd row or column of padding lies below or to the right. On a CPU the rule
+    transposes NCHW to NHWC and back, which costs time: value and gradients of a 3x3
+    convolution took 38 ms instead of 33.
 
 Source:
     Taura, Neural Networks Basics: "Convolution (multiple channels version)", "Convolution (Back propagation 1)" and
@@ -41,8 +43,10 @@ from jaxnn.layers import _conv2d_convolutions as _convolutions
 from jaxnn.layers import _conv2d_cpu as _cpu
 from jaxnn.layers._conv2d_geometry import Geometry, Padding, Pair, checked
 from jaxnn.rules.component import defined_by, with_formulas
-from jaxnn.rules.cotangents import accumulation_dtype, cotangent, type_of
+from jaxnn.rules.cotangents import Type, accumulation_dtype, cotangent, type_of
 from jaxnn.rules.sharding import on_any_mesh, sharding_of
+
+Residuals = tuple[Array, Array, Type | None]  # x, w, and the type of b
 
 
 def _definition(
@@ -73,7 +77,7 @@ def _definition(
 
 
 def _sharding_of_y(given: dict[str, Any]) -> tuple[Any, ...]:
-    """The batch is cut as x's, the channels as the filters, and no image is."""
+    """The batch is sharded like x's, the channels like the filters; no image is sharded."""
     x, w = sharding_of(given["x"]), sharding_of(given["w"])
     return (*x[:-3], *w[:1], None, None) if given["layout"] == "NCHW" else (*x[:-3], None, None, *w[-1:])
 
@@ -81,9 +85,9 @@ def _sharding_of_y(given: dict[str, Any]) -> tuple[Any, ...]:
 @defined_by(_definition)
 @on_any_mesh(_sharding_of_y)
 def conv2d(
-    x: Float[ArrayLike, "*batch c h w"],
-    w: Float[ArrayLike, "o i kh kw"],
-    b: Float[ArrayLike, " o"] | None = None,
+    x: Float[ArrayLike, "*batch _ _ _"],
+    w: Float[ArrayLike, "_ _ _ _"],
+    b: Float[ArrayLike, " outputs"] | None = None,
     *,
     stride: int | Pair = 1,
     padding: Padding = 0,
@@ -91,7 +95,7 @@ def conv2d(
     groups: int = 1,
     layout: str = "NCHW",
     precision: Any = None,
-) -> Float[Array, "*batch o oh ow"]:
+) -> Float[Array, "*batch _ _ _"]:
     """Slide filters over images and take the inner product at each position.
 
     .. math:: y_{oc,i,j} = \\sum_{ic,i',j'} w_{oc,ic,i',j'} x_{ic,Si+Di'-P,Sj+Dj'-P} + b_{oc}
@@ -105,7 +109,8 @@ def conv2d(
             "VALID".
         dilation: distance between the filter's taps in pixels, int or (height, width).
         groups: number of groups the channels are split into; output channels see their own group only.
-        layout: "NCHW" or "NHWC"; NHWC is the faster one on CPU and GPU.
+        layout: "NCHW" or "NHWC". The rule works in NHWC and transposes NCHW, so NHWC is faster on a CPU; no GPU was
+            measured.
         precision: as in `jax.lax.conv_general_dilated`; None takes `jax.default_matmul_precision` as it is at this
             call, and the backward pass keeps it.
 
@@ -137,24 +142,24 @@ def conv2d(
     r"y_{s,oc,i,j} = \sum_{ic,i',j'} w_{oc,ic,i',j'}\,x_{s,ic,Si+Di'-P,Sj+Dj'-P} \;(+\,b_{oc})",
     x=(
         r"dx_{s,ic,h,w} = \sum_{oc,i',j'} dy_{s,oc,i,j}\,w_{oc,ic,i',j'}, \quad h = Si+Di'-P, w = Sj+Dj'-P",
-        "An output moves with each pixel under its filter by the weight that lies on the pixel, and with no other. "
+        "An output changes with each pixel under its filter, by the weight on that pixel, and with no other pixel. "
         "S, D and P are stride, dilation and padding.",
     ),
     w=(
         r"dw_{oc,ic,i',j'} = \sum_{s,i,j} dy_{s,oc,i,j}\,x_{s,ic,Si+Di'-P,Sj+Dj'-P}",
-        "A weight lies on another pixel for each output, and moves the output by that pixel. "
+        "For each output a weight lies on another pixel; the output changes with the weight by that pixel. "
         "S, D and P are stride, dilation and padding.",
     ),
     b=(
         r"db_{oc} = \sum_{s,i,j} dy_{s,oc,i,j}",
-        "Every output of a channel moves with the channel's bias, one for one.",
+        "Every output of a channel changes with the channel's bias, one for one.",
     ),
 )
 def _conv2d(geometry: Geometry, x: Array, w: Array, b: Array | None) -> Array:
     return _conv2d_fwd(geometry, x, w, b)[0]
 
 
-def _conv2d_fwd(geometry: Geometry, x: Array, w: Array, b: Array | None) -> tuple[Array, Any]:
+def _conv2d_fwd(geometry: Geometry, x: Array, w: Array, b: Array | None) -> tuple[Array, Residuals]:
     y = _convolutions.correlate(
         geometry, _convolutions.in_layout(x, geometry.layout, "NHWC"), _convolutions.outputs_last(geometry, w)
     )
@@ -162,14 +167,13 @@ def _conv2d_fwd(geometry: Geometry, x: Array, w: Array, b: Array | None) -> tupl
     return _convolutions.in_layout(y, "NHWC", geometry.layout), (x, w, None if b is None else type_of(b))
 
 
-def _conv2d_bwd(geometry: Geometry, residuals: Any, dy: Array) -> tuple[Array, Array, Array | None]:
+def _conv2d_bwd(geometry: Geometry, residuals: Residuals, dy: Array) -> tuple[Array, Array, Array | None]:
     x, w, b = residuals
     given = type_of(x), type_of(w)
     x, dy = (_convolutions.in_layout(z, geometry.layout, "NHWC") for z in (x, dy))
     w = _convolutions.outputs_last(geometry, w)
     dx = _convolutions.in_layout(_convolutions.input_gradient(geometry, x.shape, w, dy), "NHWC", geometry.layout)
-    # On CPU the weight's gradient as a convolution has a filter of the size of the image, which XLA runs slower than
-    # the same sum as matrix products: inside a scan by two orders of magnitude, on its slow path.
+    # As a convolution dw has a filter of the size of the image: XLA's CPU backend is slow at that (`_conv2d_cpu`).
     dw = lax.platform_dependent(
         x,
         dy,

@@ -9,15 +9,15 @@ Derivation (derived here: the notes define dropout and no derivative; dy stands 
     which is dropout of dy with the same mask.
 
 Residuals:
-    the key. The mask is made again from it in the backward pass, and never stored.
+    the key. The backward pass recomputes the mask from it, so that the mask is never stored.
 
 The mask:
     m_i = 1 where hash(i) ≥ t, with t = round(rate · 2³²). For a given key the hash permutes the 32-bit integers, so
     exactly t of its 2³² values drop: P = t / 2³², |P − rate| ≤ 2⁻³³, and scaling by 1 / (1 − P) is unbiased.
 
 Conventions:
-    A dropped NaN is 0. Rate 1 gives zeros. The scale is applied in at least float32. Without a mapped key, `vmap`
-    shares one mask over the batch it maps.
+    A dropped NaN is 0. Rate 1 gives zeros. The scale is applied in at least float32. If `vmap` does not map the
+    key, all samples share one mask.
 
 Source:
     Taura, Neural Networks Basics: "Component functions" (dropout).
@@ -28,6 +28,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
@@ -36,7 +37,7 @@ from jaxnn.rules import arguments
 from jaxnn.rules.component import defined_by, with_formulas
 from jaxnn.rules.cotangents import Type, accumulation_dtype, cotangent, type_of
 
-Key = Array
+Key = Array | np.ndarray  # from `jax.random.key`, or its numbers, as `jax.random.PRNGKey` has them
 
 
 def _definition(x: ArrayLike, rate: float, key: Key | None = None, *, deterministic: bool = False) -> Array:
@@ -119,8 +120,8 @@ def _drop(threshold: int, x: Array, key: Key) -> Array:
 def _keep(threshold: int, shape: tuple[int, ...], key: Key) -> Array:
     """Return m_i = (hash(i) ≥ t).
 
-    The hash of a counter, keyed by 64 bits that threefry draws, fuses with the multiplication it decides, so that no
-    array of bits is made; the definition draws all bits by threefry, and they dominate its time.
+    The hash of a counter is keyed by 64 bits from threefry. XLA fuses it with the multiplication by m_i, so that no
+    array of bits is stored. The definition draws all bits by threefry, which takes most of its time.
     """
     seeds = jax.random.bits(key, (2,), jnp.uint32)
     counter = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
@@ -152,7 +153,9 @@ def _checked(x: ArrayLike, rate: float, key: Key | None, deterministic: bool) ->
     if key is None:
         return x, threshold, None
     if x.size > 1 << 32:
-        raise ValueError(f"{arguments.described('x', x)} must have at most 2**32 elements; drop it in parts")
+        raise ValueError(
+            f"{arguments.described('x', x)} must have at most 2**32 elements; apply dropout to parts of it"
+        )
     return x, threshold, _checked_key(key)
 
 

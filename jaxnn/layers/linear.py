@@ -32,8 +32,10 @@ from jaxtyping import Array, Float
 
 from jaxnn.rules import arguments
 from jaxnn.rules.component import defined_by, with_formulas
-from jaxnn.rules.cotangents import accumulation_dtype, cotangent, resolve_precision, type_of
+from jaxnn.rules.cotangents import Type, accumulation_dtype, cotangent, resolve_precision, type_of
 from jaxnn.rules.sharding import on_any_mesh, sharding_of
+
+Residuals = tuple[Array, Array, Type | None]  # x, W, and the type of b
 
 
 def _definition(x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, *, precision: Any = None) -> Array:
@@ -95,16 +97,18 @@ def _linear(precision: Any, x: Array, w: Array, b: Array | None) -> Array:
     return _linear_fwd(precision, x, w, b)[0]
 
 
-def _linear_fwd(precision: Any, x: Array, w: Array, b: Array | None) -> tuple[Array, Any]:
+def _linear_fwd(precision: Any, x: Array, w: Array, b: Array | None) -> tuple[Array, Residuals]:
     y = _contract(x, w, x.ndim - 1, 1, precision)
     y = y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
     return y.astype(x.dtype), (x, w, None if b is None else type_of(b))
 
 
-def _linear_bwd(precision: Any, residuals: Any, dy: Array) -> tuple[Array, Array, Array | None]:
+def _linear_bwd(precision: Any, residuals: Residuals, dy: Array) -> tuple[Array, Array, Array | None]:
     x, w, b = residuals
     samples = tuple(range(dy.ndim - 1))
+    # dx_sj = Σ_i dy_si W_ij
     dx = _contract(dy, w, dy.ndim - 1, 0, precision)
+    # dW_ij = Σ_s dy_si x_sj
     dw = lax.dot_general(
         dy, x, ((samples, samples), ((), ())), precision=precision, preferred_element_type=accumulation_dtype(x.dtype)
     )

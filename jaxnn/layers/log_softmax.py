@@ -22,7 +22,6 @@ Source:
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +32,8 @@ from jaxnn.rules.component import defined_by, with_formulas
 from jaxnn.rules.cotangents import cotangent, type_of
 from jaxnn.rules.sharding import AxisName
 from jaxnn.rules.softmax_sums import Axes, checked, shifted, summed, total
+
+Residuals = tuple[Array, Array, Array | None]  # x, Σ exp(x − max x), and `where`
 
 
 def _definition(
@@ -64,8 +65,8 @@ def log_softmax(
         x: logits, any shape and floating dtype.
         axis: the axis, or axes, over which exp(y) sums to 1.
         where: booleans that broadcast to x's shape; entries where it is False are left out, and are −∞.
-        axis_name: the mesh axis over which the classes are cut, inside `shard_map` or `pmap`: each device has its part
-            of them, in order; the sums run over all.
+        axis_name: the mesh axis over which the classes are sharded, inside `shard_map` or `pmap`: each device has its
+            part of them, in order; the sums run over all.
 
     Returns:
         y, of x's shape and dtype.
@@ -98,7 +99,7 @@ def _log_softmax(axes: Axes, x: Array, where: Array | None) -> Array:
     return _log_softmax_fwd(axes, x, where)[0]
 
 
-def _log_softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, Any]:
+def _log_softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, Residuals]:
     from_largest = shifted(axes, x, where)
     sums = total(axes, jnp.exp(from_largest), where)
     y = from_largest - jnp.log(sums)
@@ -106,10 +107,11 @@ def _log_softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, 
     return y, (x, sums, where)
 
 
-def _log_softmax_bwd(axes: Axes, residuals: Any, dy: Array) -> tuple[Array, None]:
+def _log_softmax_bwd(axes: Axes, residuals: Residuals, dy: Array) -> tuple[Array, None]:
     x, sums, where = residuals
     zero, dy = jnp.zeros((), sums.dtype), dy.astype(sums.dtype)
     dy = dy if where is None else jnp.where(where, dy, zero)
+    # dx_j = dy_j − p_j Σ_a dy_a
     dx = dy - jnp.exp(shifted(axes, x, where)) * (summed(axes, dy) / sums)
     return cotangent(dx if where is None else jnp.where(where, dx, zero), type_of(x)), None
 

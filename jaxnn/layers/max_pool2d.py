@@ -8,16 +8,16 @@ Derivation (derived here: the notes define max-pool and no derivative; dy stands
     x_h,w directly affects the y of each window that holds it, and the chain rule sums over those:
         dx_h,w = Σ over windows (i, j) that hold (h, w) of dy_i,j where (h, w) is the maximum of (i, j), else 0
     The windows that hold row h are i = ⌊(h+P)/S⌋ − a, where h is their row (h+P) mod S + a·S, for
-    a = 0, 1, … < K/S: with the usual S = K each pixel asks one window "am I your maximum?". No scatter is needed.
+    a = 0, 1, … < K/S: with the usual S = K that is one window. Each pixel looks up its windows: no scatter is
+    needed.
 
 Residuals:
-    the position i'·KW + j' of each maximum: one byte an output (int32 for windows of more than 256 pixels). x is not
-    kept.
+    the position i'·KW + j' of each maximum: one byte an output (int32 for windows of more than 256 pixels), not x.
 
 Conventions:
     Of equal maxima the first in row-major order gets the gradient; a window with NaN has the value NaN, and its last
     NaN gets the gradient; both as in PyTorch (autodiff of `reduce_window` agrees on ties and drops NaNs' gradients).
-    A window of −∞ alone points at its first pixel that is not padding.
+    If all of a window is −∞, its maximum is its first pixel that is not padding.
 
 Source:
     Taura, Neural Networks Basics: "Component functions" (maxpool of 2x2 patches).
@@ -56,7 +56,7 @@ def _definition(
 
 
 def _sharding_of_y(given: dict[str, Any]) -> tuple[Any, ...]:
-    """Batch and channels are cut as x's, and no image is."""
+    """Batch and channels are sharded like x's; no image is sharded."""
     x = sharding_of(given["x"])
     return (*x[:-2], None, None) if given["layout"] == "NCHW" else (*x[:-3], None, None, *x[-1:])
 
@@ -64,13 +64,13 @@ def _sharding_of_y(given: dict[str, Any]) -> tuple[Any, ...]:
 @defined_by(_definition)
 @on_any_mesh(_sharding_of_y)
 def max_pool2d(
-    x: Float[ArrayLike, "*batch c h w"],
+    x: Float[ArrayLike, "*batch _ _ _"],
     window: int | Pair = 2,
     *,
     stride: int | Pair | None = None,
     padding: int | Pair = 0,
     layout: str = "NCHW",
-) -> Float[Array, "*batch c oh ow"]:
+) -> Float[Array, "*batch _ _ _"]:
     """Replace each window of pixels by its largest.
 
     .. math:: y_{c,i,j} = \\max_{i',j'} x_{c,Si+i'-P,Sj+j'-P}
@@ -80,11 +80,11 @@ def max_pool2d(
         window: size of the window in pixels, int or (height, width).
         stride: step of the window in pixels, int or (height, width); None takes `window`, so windows tile.
         padding: pixels of −∞ on each side, int or (height, width), at most half the window.
-        layout: "NCHW" or "NHWC"; NHWC is the faster one.
+        layout: "NCHW" or "NHWC".
 
     Returns:
         y, shape (..., C, OH, OW) or (..., OH, OW, C), of x's dtype; OH = ⌊(H + 2 padding − window) / stride⌋ + 1:
-        a rest at the lower or right edge that fills no window is left out.
+        pixels at the lower or right edge that fill no window are left out.
 
     Raises:
         TypeError: `x` is not of a floating-point dtype, or an option not a static int.
@@ -123,13 +123,13 @@ def _definition_with_indices(
 @defined_by(_definition_with_indices)
 @on_any_mesh(_sharding_of_y)
 def max_pool2d_with_indices(
-    x: Float[ArrayLike, "*batch c h w"],
+    x: Float[ArrayLike, "*batch _ _ _"],
     window: int | Pair = 2,
     *,
     stride: int | Pair | None = None,
     padding: int | Pair = 0,
     layout: str = "NCHW",
-) -> tuple[Float[Array, "*batch c oh ow"], Int[Array, "*batch c oh ow"]]:
+) -> tuple[Float[Array, "*batch _ _ _"], Int[Array, "*batch _ _ _"]]:
     """Pool as `max_pool2d`, and tell which pixel each maximum is.
 
     Args:
@@ -166,7 +166,7 @@ def max_pool2d_with_indices(
     r"y_{s,c,i,j} = \max_{i',j'} x_{s,c,Si+i'-P,Sj+j'-P}",
     x=(
         r"dx_{h,w} = \sum_{(i,j)} dy_{i,j}\,[(h,w)\text{ is the maximum of window }(i,j)]",
-        "1 at the largest pixel of each window, else 0: the others could move a little and nothing would follow. "
+        "1 at the largest pixel of each window, else 0: a small change of any other pixel changes nothing. "
         "S and P are stride and padding.",
     ),
 )
@@ -176,7 +176,7 @@ def _max_pool2d(geometry: Geometry, x: Array) -> tuple[Array, Array]:
 
 def _max_pool2d_fwd(geometry: Geometry, x: Array) -> tuple[tuple[Array, Array], Array]:
     y, position = _windows.largest(geometry, x)
-    # Else XLA would rather keep x, and find each window's position again for each of its pixels.
+    # Else XLA would keep x, and recompute each window's position for every pixel of the window.
     return (y, position), lax.optimization_barrier(position)  # type: ignore[no-untyped-call]
 
 
@@ -184,7 +184,7 @@ def _max_pool2d_bwd(geometry: Geometry, position: Array, cotangents: tuple[Array
     dy, _ = cotangents
     (kh, kw), (sh, sw) = geometry.window, geometry.stride
     shifts = [(a, b) for a in range(-(-kh // sh)) for b in range(-(-kw // sw))]
-    # Overlapping windows add up, in at least float32; with one window a pixel there is nothing to add.
+    # Where windows overlap, dx is a sum, in at least float32; with one window a pixel it is not.
     dtype = accumulation_dtype(dy.dtype) if len(shifts) > 1 else dy.dtype
     dx = jnp.zeros((), dtype)
     for shift in shifts:

@@ -11,8 +11,8 @@ Residuals:
     the mask x > 0, one byte an element: its size does not grow with x's dtype.
 
 Conventions:
-    relu'(0) = 0, as the notes define it (one of their slides passes the gradient at 0; see the README's errata) and
-    as JAX has it. relu(NaN) is NaN and relu'(NaN) = 0, as in JAX; PyTorch passes the gradient at NaN.
+    relu'(0) = 0, as in the notes' definition (one of their slides passes the gradient at 0: see the errata) and in
+    JAX. relu(NaN) is NaN and relu'(NaN) = 0, as in JAX; PyTorch passes the gradient at NaN.
 
 Source:
     Taura, Neural Networks Basics: "ReLU", derivative and back propagation.

@@ -4,12 +4,12 @@ Definition:
     y_i = 1 / (1 + exp(−x_i))
 
 Derivation (derived here: the notes define no derivative; dy stands for ∂L/∂y):
-    By the rule of the quotient ∂y/∂x = e^−x / (1 + e^−x)² = [1 / (1 + e^−x)] · [e^−x / (1 + e^−x)] = σ(x) σ(−x), so
+    By the quotient rule ∂y/∂x = e^−x / (1 + e^−x)² = [1 / (1 + e^−x)] · [e^−x / (1 + e^−x)] = σ(x) σ(−x), so
         dx_i = dy_i σ(x_i) σ(−x_i)
 
 Residuals:
-    x, an input, so nothing new is stored. The usual y (1 − y) would keep y instead, and lose the right tail: at
-    x = 15 in float32 it is 17% off, at x = 17 it is 0, where σ(x) σ(−x) is exact to rounding.
+    x, an input, so nothing new is stored. The usual y (1 − y) would keep y instead, and be wrong in the right tail:
+    in float32 it is 17% off at x = 15 and 0 at x = 17. σ(x) σ(−x) is right there, up to rounding.
 
 Conventions:
     Computed in at least float32. σ(±∞) is 1 and 0, with derivative 0.

@@ -3,7 +3,7 @@
 Definition (the notes' p of logits l is y of x here):
     y_a = exp(x_a) / Σ_k exp(x_k)
 
-Derivation (the notes', by the rule of the quotient; dy stands for ∂L/∂y):
+Derivation (the notes', by the quotient rule; dy stands for ∂L/∂y):
     x_j affects every y_a, in two cases:
         j = a:  ∂y_a/∂x_a = [exp(x_a) Σ − exp(x_a)²] / Σ² = (1 − y_a) y_a
         j ≠ a:  ∂y_a/∂x_j = [0 − exp(x_a) exp(x_j)] / Σ²  = −y_j y_a
@@ -11,20 +11,19 @@ Derivation (the notes', by the rule of the quotient; dy stands for ∂L/∂y):
         dx_j = dy_j (1 − y_j) y_j − Σ_{a≠j} dy_a y_j y_a = y_j (dy_j − Σ_a dy_a y_a)
 
 Residuals:
-    y, the output, which both cases are written in (and `where`, an input, if given).
+    y, the output, in terms of which both cases are written (and `where`, an input, if given).
 
 Conventions:
-    The largest x is taken off first: y does not change, and nothing overflows. Entries where `where` is False are
-    no part of the sum: their y and their gradient are 0, also when all of them are. Computed in at least float32.
+    The largest x is subtracted first: y does not change, and nothing overflows. Entries where `where` is False are
+    left out of the sum: their y and their gradient are 0, even if all are left out. Computed in at least float32.
     With `axis_name` each device has a part of the entries: the largest x and both sums are those of all devices.
 
 Source:
-    "The Softmax Function" and "The Chain Rule in Our Network" ff. (two cases, j = a and j ≠ a), lecture 001, on
-    multi-class classification and backpropagation; Taura, Neural Networks Basics: "softmax". `where` is derived here.
+    *Multi-class classification and backpropagation*, "The Softmax Function" and "The Chain Rule in Our Network" ff.
+    (two cases, j = a and j ≠ a); Taura, Neural Networks Basics: "softmax". `where` is derived here.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +31,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxnn.rules.component import defined_by, with_formulas
-from jaxnn.rules.cotangents import accumulation_dtype, cotangent, type_of
+from jaxnn.rules.cotangents import Type, accumulation_dtype, cotangent, type_of
 from jaxnn.rules.sharding import AxisName
 from jaxnn.rules.softmax_sums import Axes, checked, shifted, summed, total
+
+Residuals = tuple[Array, Array | None, Type]  # y, `where`, and the type of x
 
 
 def _definition(
@@ -65,8 +66,8 @@ def softmax(
         x: logits, any shape and floating dtype.
         axis: the axis, or axes, over which y sums to 1.
         where: booleans that broadcast to x's shape; entries where it is False are left out, and are 0.
-        axis_name: the mesh axis over which the classes are cut, inside `shard_map` or `pmap`: each device has its part
-            of them, in order; the sums run over all.
+        axis_name: the mesh axis over which the classes are sharded, inside `shard_map` or `pmap`: each device has its
+            part of them, in order; the sums run over all.
 
     Returns:
         y, of x's shape and dtype.
@@ -83,7 +84,8 @@ def softmax(
                [-0.25,  0.25]], dtype=float32)
 
     References:
-        Lecture 001, "The Softmax Function"; Taura, Neural Networks Basics, "softmax".
+        *Multi-class classification and backpropagation*, "The Softmax Function"; Taura, Neural Networks Basics,
+        "softmax".
     """
     x, axes, where = checked(x, axis, where, axis_name)
     return _softmax(axes, x, where)
@@ -101,17 +103,18 @@ def _softmax(axes: Axes, x: Array, where: Array | None) -> Array:
     return _softmax_fwd(axes, x, where)[0]
 
 
-def _softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, Any]:
+def _softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, Residuals]:
     exp = jnp.exp(shifted(axes, x, where))
     y = (exp / total(axes, exp, where)).astype(x.dtype)
     return y, (y, where, type_of(x))
 
 
-def _softmax_bwd(axes: Axes, residuals: Any, dy: Array) -> tuple[Array, None]:
+def _softmax_bwd(axes: Axes, residuals: Residuals, dy: Array) -> tuple[Array, None]:
     y, where, x = residuals
     dtype = y.dtype
     y, dy = y.astype(accumulation_dtype(dtype)), dy.astype(accumulation_dtype(dtype))
     dy = dy if where is None else jnp.where(where, dy, jnp.zeros((), dy.dtype))
+    # dx_j = y_j (dy_j − Σ_a dy_a y_a)
     dx = y * (dy - summed(axes, dy * y))
     return cotangent(dx, x), None
 

@@ -1,4 +1,4 @@
-"""The targets of cross_entropy: class ids or probabilities, with weights and smoothing, checked; sums over them."""
+"""The targets of cross_entropy: class ids or probabilities, checked, weighted and smoothed, and sums over them."""
 
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ from jaxnn.rules.softmax_sums import Axes, zero_safe_product
 
 
 class Options(NamedTuple):
+    """The static half of the loss."""
+
     label_smoothing: float
     ignore_index: int | None
     axis_name: AxisName | None
@@ -23,7 +25,7 @@ class Options(NamedTuple):
         return Axes((-1,), self.axis_name)
 
     def classes(self, x: Array) -> int:
-        """Return the number of classes, of all devices."""
+        """Return the number of classes, over all devices."""
         return x.shape[-1] * sharding.axis_size(self.axis_name)
 
 
@@ -47,7 +49,7 @@ def expected(options: Options, targets: Array, weight: Array | None, x: Array) -
     at_label = _labels.at_label(x, here)
     if weight is not None and classes:
         at_label = zero_safe_product(weight.astype(x.dtype)[_labels.in_range(here, classes)], at_label)
-    if options.axis_name is not None:  # the label may be another device's
+    if options.axis_name is not None:  # the label's class may be on another device
         at_label = jnp.where(_labels.is_label(here, classes), at_label, jnp.zeros((), x.dtype))
     if epsilon == 0:
         return at_label
@@ -62,7 +64,7 @@ def _here(options: Options, labels: Array, x: Array) -> Array:
 
 
 def by_label(options: Options, targets: Array, classes: int, x: Array, bad: float = jnp.nan) -> Array:
-    """Return x with `bad` in the rows whose label is no class, and 0 in those that are left out."""
+    """Return x with `bad` in the rows whose label is no class, and 0 in ignored rows."""
     if jnp.issubdtype(targets.dtype, jnp.floating):
         return x
     valid, ignored = _labels.is_label(targets, classes), _labels.is_ignored(targets, options.ignore_index)

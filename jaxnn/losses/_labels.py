@@ -1,4 +1,4 @@
-"""Class labels: which of them count, and what their rows weigh."""
+"""Class labels: which are valid, which are ignored, and the weight of their rows."""
 
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ def is_label(labels: Int[Array, "*rows"], classes: int) -> Bool[Array, "*rows"]:
 
 
 def is_ignored(labels: Int[Array, "*rows"], ignore_index: int | None) -> Bool[Array, "*rows"]:
-    """Tell which rows are left out."""
+    """Tell which rows are ignored."""
     if ignore_index is None:
         return jnp.zeros(labels.shape, bool)
     return labels == jnp.asarray(ignore_index, labels.dtype)
@@ -72,13 +72,13 @@ def one_hot(labels: Int[Array, "*rows"], classes: int) -> Bool[Array, "*rows cla
 
 
 def at_label(x: Float[Array, "*rows classes"], labels: Int[Array, "*rows"]) -> Float[Array, "*rows"]:
-    """Return x_t of each row, and some other number where t is no label (JAX finds a 0 where there are no classes)."""
+    """Return x_t of each row, and any number where t is no label (0 where there are no classes)."""
     index = in_range(labels, x.shape[-1])[..., None]
     return jnp.take_along_axis(x, index, -1, mode="promise_in_bounds")[..., 0]
 
 
 def in_range(labels: Int[Array, "*rows"], classes: int) -> Int[Array, "*rows"]:
-    """Return the labels as indices, 0 where they are none."""
+    """Return the labels as indices, 0 for those that are no label."""
     return jnp.where(is_label(labels, classes), labels, jnp.zeros((), labels.dtype)).astype(jnp.int32)
 
 

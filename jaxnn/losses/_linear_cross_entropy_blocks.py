@@ -1,4 +1,4 @@
-"""Linear, softmax and NLL over blocks of rows and of classes: what is summed, and in which order."""
+"""The loops of linear_cross_entropy over blocks of rows and blocks of classes."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jaxnn.rules import sharding
 from jaxnn.rules.blocks import add_at, over_blocks
 from jaxnn.rules.cotangents import type_of, vary_with
 
-Linear = Callable[[Block, Array], Array]  # makes the a of a block of classes, which begins at the class given
+Linear = Callable[[Block, Array], Array]  # returns a of a block of classes, given its first class
 
 
 def by_rows(options: Options, inputs: Inputs, forms_gradient: bool = False) -> tuple[Array, Any]:
@@ -56,8 +56,8 @@ def by_classes(options: Options, inputs: Inputs) -> tuple[Array, Array, Array]:
 
 
 def gradient_by_classes(options: Options, inputs: Inputs, log_total: Array, gap: Array, dl: Array) -> Any:
-    """Return the cotangents of the arguments, the logits made again block of classes by block of classes."""
-    # No block adds to another's classes: what is summed over the rows has the type of its primal at once.
+    """Return the cotangents of the arguments, recomputing the logits block of classes by block of classes."""
+    # No two blocks add to the same class, so each sum over the rows has the type of its primal from the start.
     for_classes = jax.tree.map(
         lambda a: vary_with(jnp.zeros(a.shape, a.dtype), type_of(a)), (inputs.w, inputs.b, inputs.beta)
     )
@@ -68,7 +68,7 @@ def gradient_by_classes(options: Options, inputs: Inputs, log_total: Array, gap:
 
 
 def _statistics(options: Options, rows: Block, linear: Linear, varied: Callable[[Array], Array]) -> Statistics:
-    """Return what these rows' losses need to know of their logits, block of classes by block of classes."""
+    """Return the statistics of the logits of these rows, block of classes by block of classes."""
 
     def add_classes(so_far: Statistics, start: Array, fresh: Array | None) -> Statistics:
         part = _some_classes(rows, start, options.summed, fresh)
@@ -91,9 +91,9 @@ def _gradient(
     dl: Array,
     for_classes: Any,
 ) -> tuple[Array, Any]:
-    """Return dx of these rows, and the sums (dW, db, dβ) with what these rows add to them.
+    """Return dx of these rows, and the sums (dW, db, dβ) with these rows added.
 
-    In blocks of classes: on a CPU, which sums no product in place, what a block adds to dW then fits in the cache.
+    In blocks of classes: XLA on a CPU does not add a product in place, and a block's part of dW fits in the cache.
     """
 
     def add_classes(carry: Any, start: Array, fresh: Array | None) -> Any:
@@ -102,6 +102,7 @@ def _gradient(
         z, slope = _terms.logits(options, part, linear(part, start))
         da = _terms.da(options, part, z, slope, log_total, dl)
         factor = da.astype(part.x.dtype)
+        # dW_cj = Σ_n da_nc x_nj; dx_nj = Σ_c da_nc W_cj
         dw = _terms.matrix_product(options, factor, part.x, 0, 0)
         db = None if part.b is None else jnp.sum(da, 0)
         dbeta = None if part.beta is None else _terms.dbeta(part, z, log_total, dl)
@@ -144,5 +145,5 @@ def share(options: Options, inputs: Inputs, l: Array) -> Array:
 
 
 def _varied(options: Options, inputs: Inputs) -> Callable[[Array], Array]:
-    """Return what marks an array as varying over the axes that some argument varies over, and that of the classes."""
+    """Return a function that marks an array as varying over the mesh axes of all arguments and of the classes."""
     return lambda a: sharding.mark_varying(options.axis_name, vary_with(a, *map(type_of, jax.tree.leaves(inputs))))

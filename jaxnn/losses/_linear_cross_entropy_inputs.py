@@ -1,4 +1,4 @@
-"""The arguments of linear_cross_entropy: checked, brought into the rule's form, and the sizes of its blocks."""
+"""The arguments of linear_cross_entropy: checked, in the rule's form, and the sizes of its blocks."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxnn.losses import _labels
 from jaxnn.rules import arguments, sharding
 from jaxnn.rules.blocks import least_overlapping, rows_that_fit
-from jaxnn.rules.cotangents import accumulation_dtype, resolve_precision, type_of
+from jaxnn.rules.cotangents import Type, accumulation_dtype, resolve_precision, type_of
 from jaxnn.rules.sharding import AxisName
 
 
@@ -39,7 +39,8 @@ class Inputs(NamedTuple):
     labels: Int[Array, " rows"]
 
 
-def types(inputs: Inputs) -> list[Any]:
+def types(inputs: Inputs) -> list[Type | None]:
+    """Return the types of the arguments that have a cotangent."""
     return [None if a is None else type_of(a) for a in inputs[:-1]]
 
 
@@ -48,10 +49,11 @@ def _block_sizes(
 ) -> tuple[int, int, int]:
     """Return the rows of a block of `_by_rows`, and the classes of a block of the vocabulary, twice: see `Options`.
 
-    Each block of rows passes over dW's sum of 4VD bytes: the more rows the faster, until on a CPU the products take
-    nearly all of the time. What a block of classes adds to dW is to fit in its cache, where it is cheap to pass over
-    again. On other devices every pass is over the main memory: blocks are as large as the memory allows, and whole in
-    V, where the product adds to the sum itself.
+    Each block of rows reads and writes dW's sum, 4VD bytes, so more rows are faster. On a CPU 32 MB of logits are
+    enough: then the products take nearly all of the time. What a block of classes adds to dW should stay in the CPU's
+    cache until it is added: 2 MB of it, or 8 MB of logits where these are not held. On other devices everything is in
+    main memory: blocks are large, 1 GB of logits or 128 MB, and have all V classes, where the product adds to the sum
+    itself.
     """
     if jax.default_backend() == "cpu":
         rows, classes = (
@@ -62,7 +64,7 @@ def _block_sizes(
         rows, classes = rows_that_fit(1 << 30, v), v if holds_logits else rows_that_fit(128 << 20, n)
     if block_size is not None:
         rows, classes = (block_size, classes) if holds_logits else (rows, block_size)
-    # Logits that are held are summed up where they lie; capped or smoothed ones would be held once more.
+    # Logits that are held are summed in place; capped or smoothed ones would need a second array.
     in_one = holds_logits and softcap is None and not epsilon
     return least_overlapping(n, rows), least_overlapping(v, classes), least_overlapping(v, v if in_one else classes)
 
@@ -83,7 +85,7 @@ def prepare(
     precision: Any,
     axis_name: AxisName | None,
 ) -> tuple[Inputs, Options, Array]:
-    """Check the arguments; return the rule's, with the rows in one axis, and what each row counts for in the mean."""
+    """Check the arguments; return the rule's, with all rows in one axis, and each row's weight in the mean."""
     x, w, b = arguments.linear(x, w, b)
     d, v = w.shape[1], w.shape[0]
     labels = arguments.class_ids("targets", targets)

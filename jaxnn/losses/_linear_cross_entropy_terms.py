@@ -19,18 +19,18 @@ class Block(NamedTuple):
 
     x: Float[Array, "rows inputs"]
     alpha: Float[Array, " rows"]
-    labels: Int[Array, " rows"]  # counted from the first of these classes; any other number for any other class
-    counted: Bool[Array, " rows"]  # neither left out nor part of an earlier block
-    bad: Bool[Array, " rows"]  # with a label that is no class, and does not say to leave the row out
+    labels: Int[Array, " rows"]  # counted from the first of these classes; out of range for other classes
+    counted: Bool[Array, " rows"]  # neither ignored nor in an earlier block
+    bad: Bool[Array, " rows"]  # out of range and not `ignore_index`
     w: Float[Array, "classes inputs"]
     b: Float[Array, " classes"] | None
     beta: Float[Array, " classes"] | None  # 0 for classes of an earlier block
-    fresh: Bool[Array, " classes"] | None  # not of an earlier block; None if that is all of them
+    fresh: Bool[Array, " classes"] | None  # in no earlier block; None if all are
     beta_sum: Float[Array, ""] | None  # over all classes
 
 
 class Statistics(NamedTuple):
-    """What a row's loss needs to know of its logits."""
+    """What a row's loss needs of its logits."""
 
     largest: Float[Array, " rows"]
     total: Float[Array, " rows"]  # Σ exp(z − largest)
@@ -69,7 +69,7 @@ def of_block(block: Block, z: Array) -> Statistics:
 
 
 def merged(s: Statistics, t: Statistics) -> Statistics:
-    """Return what is known of a row after two blocks of classes."""
+    """Return the statistics of two blocks of classes together."""
     largest = jnp.maximum(s.largest, t.largest)
     shift = _finite(largest)
     total = s.total * jnp.exp(s.largest - shift) + t.total * jnp.exp(t.largest - shift)
@@ -78,7 +78,7 @@ def merged(s: Statistics, t: Statistics) -> Statistics:
 
 
 def of_all_devices(options: Options, s: Statistics) -> Statistics:
-    """Return what is known of a row after the classes of all devices."""
+    """Return the statistics of the classes of all devices together."""
     largest = sharding.all_reduce(options.axis_name, lax.pmax, s.largest)
     sums = (s.total * jnp.exp(s.largest - _finite(largest)), s.at_label, s.smoothed)
     return Statistics(largest, *sharding.all_reduce(options.axis_name, lax.psum, sums))
@@ -101,7 +101,7 @@ def losses(options: Options, block: Block, s: Statistics) -> tuple[Array, Array,
 
 
 def da(options: Options, block: Block, z: Array, slope: Array | None, log_total: Array, dl: Array) -> Array:
-    """da = dl ((α + Σ β + 2ζ Z) p − α e(t) − β) ∂z/∂a: NaN in rows of no class, 0 in those left out."""
+    """da = dl ((α + Σ β + 2ζ Z) p − α e(t) − β) ∂z/∂a: NaN in bad rows, 0 in those that do not count."""
     p = jnp.exp(z - log_total[:, None])
     q_sum = block.alpha if block.beta_sum is None else block.alpha + block.beta_sum
     is_label = _labels.one_hot(block.labels, z.shape[1])
@@ -116,5 +116,5 @@ def dbeta(block: Block, z: Array, log_total: Array, dl: Array) -> Array:
     """dβ_c = Σ_n dl_n (Z_n − z_nc), over the rows with a class."""
     counts = (block.counted & ~block.bad)[:, None]
     counts = counts if block.fresh is None else counts & block.fresh[None, :]
-    # Masked before the product: an infinite z of a masked class would leave NaN in the derivative by dl.
+    # Masked before the product: an infinite z of a masked class would make the derivative by dl NaN.
     return jnp.sum(dl[:, None] * jnp.where(counts, log_total[:, None] - z, jnp.zeros((), z.dtype)), 0)

@@ -1,4 +1,4 @@
-"""What nll and nll_loss share: the plain definition, and the values at the labels, there and back."""
+"""What nll and nll_loss share: the plain definition, the values at the labels, and their gradient."""
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -27,13 +27,13 @@ def at_label(x: Array, labels: Array) -> Array:
 
 
 def by_label(ignore_index: int | None, labels: Array, classes: int, l: Array) -> Array:
-    """Return the rows' losses: NaN where there is no such class, 0 where the row is left out."""
+    """Return the rows' losses: NaN where the label is no class, 0 in ignored rows."""
     l = jnp.where(_labels.is_label(labels, classes), l, jnp.nan)
     return jnp.where(_labels.is_ignored(labels, ignore_index), jnp.zeros((), l.dtype), l)
 
 
 def to_label(ignore_index: int | None, labels: Array, x: Type, dx_t: Array) -> Array:
-    """Return e(t) dx_t, the gradient of what only x_t affects; NaN and 0 as in `_by_label`."""
+    """Return e(t) dx_t, the gradient of a loss that only x_t affects; NaN and 0 as in `by_label`."""
     zero = jnp.zeros((), dx_t.dtype)
     dx = jnp.where(_labels.one_hot(labels, x.aval.shape[-1]), dx_t[..., None], zero)
     dx = jnp.where(_labels.is_label(labels, x.aval.shape[-1])[..., None], dx, jnp.nan)

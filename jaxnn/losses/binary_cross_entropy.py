@@ -8,23 +8,21 @@ Derivation (derived here, in the manner of the notes' NLL∘softmax, of which it
     ∂ log σ(x)/∂x = σ(−x) and ∂ log σ(−x)/∂x = −σ(x), so
         dx = dl ((1 − t) σ(x) − t σ(−x))          (= dl (σ(x) − t), without its cancellation at σ(x) ≈ t)
         dt = dl (log σ(−x) − log σ(x)) = −dl x
-    With |x|, and t' for what the target gives to the side that x's sign says (t if x ≥ 0, else 1 − t), both need one
-    exponential, of a number that is not positive:
+    With |x|, and t' for the target probability of the answer that x's sign predicts (t if x ≥ 0, else 1 − t), both need
+    one exponential, of a number that is not positive:
         l = (1 − t') |x| + log(1 + e^−|x|);    dx = ± dl ((1 − t') − t' e^−|x|) / (1 + e^−|x|)
 
 Residuals:
     x and t, which are inputs.
 
 Conventions:
-    0 · ∞ = 0: a certain and right answer costs nothing. An integer target other than 0 and 1 makes its loss and
+    0 · ∞ = 0: the loss of a certain and right answer is 0. An integer target other than 0 and 1 makes its loss and
     gradient NaN. Losses are at least float32.
 
 Source:
-    Taura, Neural Networks Basics, "What is machine learning?" names the task; the loss and its derivative are made
+    Taura, Neural Networks Basics, "What is machine learning?" names the task; the loss and its derivative are derived
     here.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +35,8 @@ from jaxnn.rules.component import defined_by, with_formulas
 from jaxnn.rules.cotangents import accumulation_dtype, cotangent, type_of
 from jaxnn.rules.sharding import on_any_mesh, rows_sharding
 from jaxnn.rules.softmax_sums import zero_safe_product
+
+Residuals = tuple[Array, Array]  # x and t
 
 
 def _definition(logits: ArrayLike, targets: ArrayLike, *, reduction: str = "mean") -> Array:
@@ -93,13 +93,13 @@ def _binary_cross_entropy(x: Array, t: Array) -> Array:
     return _binary_cross_entropy_fwd(x, t)[0]
 
 
-def _binary_cross_entropy_fwd(x: Array, t: Array) -> tuple[Array, Any]:
+def _binary_cross_entropy_fwd(x: Array, t: Array) -> tuple[Array, Residuals]:
     wide_x, wide_t = _widened(x, t)
     size, _, wrong = _sides(wide_x, wide_t)
     return zero_safe_product(wrong, size) + jnp.log1p(jnp.exp(-size)), (x, t)
 
 
-def _binary_cross_entropy_bwd(residuals: Any, dl: Array) -> tuple[Array, Array]:
+def _binary_cross_entropy_bwd(residuals: Residuals, dl: Array) -> tuple[Array, Array]:
     x, t = residuals
     wide_x, wide_t = _widened(x, t)
     size, right, wrong = _sides(wide_x, wide_t)
@@ -118,8 +118,8 @@ def _widened(x: Array, t: Array) -> tuple[Array, Array]:
 
 
 def _sides(x: Array, t: Array) -> tuple[Array, Array, Array]:
-    """Return |x|, and how much of the target is on the side that x's sign says, and on the other."""
-    # Not abs, whose derivative at 0 is 0: the second derivative there is 1/4.
+    """Return |x|, and the target probability of the answer that x's sign predicts, and of the other."""
+    # Not abs, whose derivative at 0 is 0: the second derivative of the loss there is 1/4.
     size = jnp.where(x >= 0, x, -x)
     return size, jnp.where(x >= 0, t, 1 - t), jnp.where(x >= 0, 1 - t, t)
 

@@ -14,29 +14,28 @@ Derivation (the notes', for q = e(t); dl stands for the upstream gradient):
         dq_c = −dl log p_c;   dT_c = (1 − ε) ω_c dq_c;   dω_c = Σ over rows of u_c dq_c
 
 Residuals:
-    x and the targets, which are inputs, and one number a row, Σ exp(x − max x). p is made again from them.
+    x and the targets, which are inputs, and one number a row, Σ exp(x − max x). p is recomputed from them.
 
 Conventions:
-    A label outside [0, C) that is not `ignore_index` makes its row's loss and gradient NaN and leaves the other rows
-    alone (in the gradient of the weights it has no part); ignored rows are 0 in both. 0 · log 0 = 0. Losses are at
+    A label outside [0, C) that is not `ignore_index` makes its row's loss and gradient NaN and no other row's
+    (the gradient of the weights leaves it out); ignored rows are 0 in both. 0 · log 0 = 0. Losses are at
     least float32. The mean divides by the sum of the labels' weights, or by the number of rows if the targets are
     probabilities, as in PyTorch.
-    With `axis_name` each device has a part of the classes, and what the rule returns is what its part adds to Σ_c.
+    With `axis_name` each device has a part of the classes, and the rule returns the sum Σ_c over that part.
 
 Source:
     Taura, Neural Networks Basics, "NLL softmax (Back propagation)"; Larochelle, Neural networks, "Gradient
-    computation", loss gradient at output pre-activation (−(e(y) − f(x))); lecture 001, "Gradient Descent:
-    Conclusion". Smoothing, weights and probability targets are derived here.
+    computation", loss gradient at output pre-activation (−(e(y) − f(x))); *Multi-class classification and
+    backpropagation*, "Gradient Descent: Conclusion". Smoothing, weights and probability targets are derived here.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxnn.losses import _cross_entropy_targets as _targets
 from jaxnn.losses._cross_entropy_targets import Options, checked
@@ -46,6 +45,8 @@ from jaxnn.rules.component import defined_by, with_formulas
 from jaxnn.rules.cotangents import cotangent, type_of
 from jaxnn.rules.sharding import AxisName, on_any_mesh, rows_sharding
 from jaxnn.rules.softmax_sums import shifted, summed, zero_safe_product
+
+Residuals = tuple[Array, Array, Array, Array | None]  # x, Σ exp(x − max x), targets and weight
 
 
 def _definition(
@@ -73,8 +74,8 @@ def _definition(
 @defined_by(_definition)
 @on_any_mesh(rows_sharding("logits"))
 def cross_entropy(
-    logits: Float[ArrayLike, "*rows"],
-    targets: Int[ArrayLike, "..."] | Float[ArrayLike, "*rows"],
+    logits: Float[ArrayLike, "*shape"],
+    targets: Integer[ArrayLike, "..."] | Float[ArrayLike, "*shape"],
     *,
     axis: int = -1,
     weight: Float[ArrayLike, " classes"] | None = None,
@@ -97,8 +98,8 @@ def cross_entropy(
         label_smoothing: ε in [0, 1]: the target becomes (1 − ε) target + ε/C.
         reduction: "mean", "sum" or "none"; as in `torch.nn.functional.cross_entropy`, the mean divides by the sum of
             the labels' weights, or by the number of rows if targets are probabilities.
-        axis_name: the mesh axis over which the classes are cut, inside `shard_map` or `pmap`: logits, weight and
-            targets that are probabilities have this device's part of them, in order; class ids count them all.
+        axis_name: the mesh axis over which the classes are sharded, inside `shard_map` or `pmap`: logits, weight and
+            targets that are probabilities hold this device's part of them, in order; class ids count all classes.
 
     Returns:
         The loss in nats, at least float32: a scalar, or of logits' shape without the class axis with "none".
@@ -132,7 +133,7 @@ def cross_entropy(
     ),
     targets=(
         r"dT_c = -dl\,(1 - \varepsilon)\,\omega_c \log p_c",
-        "More truth in a class adds −log of its probability to the loss.",
+        "More target probability on a class adds −log of its predicted probability to the loss.",
     ),
     weight=(r"d\omega_c = -\sum_n dl_n\,u_{nc} \log p_{nc}", "A class's weight multiplies what the class costs."),
 )
@@ -140,27 +141,30 @@ def _cross_entropy(options: Options, x: Array, targets: Array, weight: Array | N
     return _cross_entropy_fwd(options, x, targets, weight)[0]
 
 
-def _cross_entropy_fwd(options: Options, x: Array, targets: Array, weight: Array | None) -> tuple[Array, Any]:
+def _cross_entropy_fwd(options: Options, x: Array, targets: Array, weight: Array | None) -> tuple[Array, Residuals]:
     from_largest = shifted(options.axes, x)
     total = summed(options.axes, jnp.exp(from_largest))
     l = _targets.expected(options, targets, weight, jnp.log(total) - from_largest)
     return _targets.by_label(options, targets, options.classes(x), l), (x, total, targets, weight)
 
 
-def _cross_entropy_bwd(options: Options, residuals: Any, dl: Array) -> tuple[Array, Array | None, Array | None]:
+def _cross_entropy_bwd(options: Options, residuals: Residuals, dl: Array) -> tuple[Array, Array | None, Array | None]:
     x, total, targets, weight = residuals
     from_largest, dl, classes = shifted(options.axes, x), dl[..., None], options.classes(x)
     u = _targets.smoothed(options, targets, from_largest)
     all_q = _targets.expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
     all_q = sharding.all_reduce(options.axis_name, lax.psum, all_q)
+    # dx_c = dl (p_c Σ_t q_t − q_c)
     dx = dl * (jnp.exp(from_largest) * (all_q / total) - _targets.weighted(weight, u))
     dx = _targets.by_label(options, targets, classes, dx)
 
     floating = jnp.issubdtype(targets.dtype, jnp.floating)
     minus_log_p = jnp.log(total) - from_largest
+    # dT_c = −dl (1 − ε) ω_c log p_c
     dt = (1 - options.label_smoothing) * dl * _targets.weighted(weight, minus_log_p) if floating else None
     dweight = None
     if weight is not None:
+        # dω_c = −Σ_n dl_n u_nc log p_nc
         du = _targets.by_label(options, targets, classes, dl * zero_safe_product(u, minus_log_p), bad=0.0)
         dweight = cotangent(jnp.sum(du, tuple(range(du.ndim - 1))), type_of(weight))
     return cotangent(dx, type_of(x)), None if dt is None else cotangent(dt, type_of(targets)), dweight

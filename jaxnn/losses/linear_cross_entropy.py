@@ -1,4 +1,4 @@
-"""Linear → softmax → NLL over a vocabulary, without ever holding the logits of all rows and classes.
+"""Linear → softmax → NLL over a vocabulary, without an array of all logits.
 
 Definition (x: one row, V classes, κ the softcap, ζ the z-loss, ω the class weights, ε the smoothing):
     a_c = Σ_j W_cj x_j + b_c                              Linear
@@ -14,25 +14,25 @@ Derivation (the notes', of the layers in turn; dl stands for the upstream gradie
         dx_nj = Σ_c da_nc W_cj;   dW_cj = Σ_n da_nc x_nj;   db_c = Σ_n da_nc
     The target affects l alone:
         dα_n = dl_n (Z_n − z_nt);   dβ_c = Σ_n dl_n (Z_n − z_nc)
-    Rows do not affect each other, so any block of rows has its da as soon as their Z are known; and Z needs no more
-    of the classes seen so far than m = max z and Σ exp(z − m), which a further block updates (derived here).
+    Rows do not affect each other, so the da of a block of rows needs only their Z. And Z needs only m = max z and
+    Σ exp(z − m) of the classes so far, which each further block of classes updates (derived here).
 
 Residuals:
-    "fast": the gradient itself, as the sum of the rows' losses has one upstream gradient for all of them: the forward
-    rule forms dx, dW, … for an upstream gradient of 1, block of rows by block of rows while their logits are at hand,
-    and the backward rule multiplies. That saves the fourth matrix product.
-    "lean", and reduction "none": the arguments, α among them, and two more numbers a row, Z and Z − z_t. The logits
-    are made again.
-    Either rule is plain JAX, so that a second derivative goes through the forward rule's formulas too.
+    "fast": the gradient itself. The sum of the rows' losses has one upstream gradient, so the forward rule forms dx,
+    dW, … for an upstream gradient of 1, block of rows by block of rows, while their logits are at hand. The backward
+    rule multiplies them by the upstream gradient. That saves the fourth matrix product.
+    "lean", and reduction "none": the arguments, with α, and two more numbers a row, Z and Z − z_t. The logits are
+    recomputed.
+    Both rules are plain JAX, so a second derivative differentiates the forward rule's formulas too.
 
 Conventions:
-    Labels, weights, smoothing and the mean are those of cross entropy: a label outside [0, V) that is not
-    `ignore_index` makes its row's loss NaN, its row of dx, and with it all of dW and db, to which every row adds; it
-    has no part in the gradient of the class weights. The z-loss is a part of each row's loss: 0 in ignored rows, not
-    weighted by class, and divided in the mean by what the loss is divided by. Sums run in at least float32; the
-    logits of low-precision arguments are float32, and only da is rounded, to be a factor of the products.
-    With `axis_name` each device has its own classes: what the rule returns is the device's share of the loss, and
-    the sum of the shares hands the same upstream gradient back to each.
+    Labels, weights, smoothing and the mean are those of cross entropy: a label that is out of range and not
+    `ignore_index` makes its row's loss NaN, its row of dx, and all of dW and db, to which every row adds; the gradient
+    of the class weights leaves it out. The z-loss is a part of each row's loss: 0 in ignored rows, not weighted by
+    class, and divided in the mean by the same number as the loss. Sums run in at least float32. The logits of
+    low-precision arguments are float32; only da is rounded, as a factor of the products.
+    With `axis_name` each device has a part of the classes: the rule returns the device's share of the loss, and the
+    sum of the shares gives each the same upstream gradient.
 
 Source:
     Taura, Neural Networks Basics, "Linear (Back Propagation 1)", "(Back Propagation 2)" and "NLL softmax (Back
@@ -46,7 +46,7 @@ from typing import Any
 import jax
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxnn.losses import _linear_cross_entropy_blocks as _blocks
 from jaxnn.losses import _linear_cross_entropy_inputs as _inputs
@@ -55,8 +55,11 @@ from jaxnn.losses._linear_cross_entropy_inputs import Inputs, Options
 from jaxnn.losses._reduction import reduce
 from jaxnn.rules import sharding
 from jaxnn.rules.component import defined_by, with_formulas
-from jaxnn.rules.cotangents import cotangent
+from jaxnn.rules.cotangents import Type, cotangent
 from jaxnn.rules.sharding import AxisName, on_any_mesh, rows_sharding
+
+# "fast": the gradient for dl = 1, and the arguments' types. "lean": the arguments, Z, and Z − z_t.
+Residuals = tuple[tuple[Array | None, ...], list[Type | None]] | tuple[Inputs, Array, Array]
 
 
 @defined_by(definition)
@@ -64,7 +67,7 @@ from jaxnn.rules.sharding import AxisName, on_any_mesh, rows_sharding
 def linear_cross_entropy(
     x: Float[ArrayLike, "*rows inputs"],
     w: Float[ArrayLike, "classes inputs"],
-    targets: Int[ArrayLike, "*rows"],
+    targets: Integer[ArrayLike, "*rows"],
     *,
     b: Float[ArrayLike, " classes"] | None = None,
     weight: Float[ArrayLike, " classes"] | None = None,
@@ -82,7 +85,7 @@ def linear_cross_entropy(
 
     .. math:: l = -z_t + \\log \\sum_k \\exp(z_k), \\quad z = W x + b, \\quad \\partial l / \\partial z = p - e(t)
 
-    It is `cross_entropy(linear(x, w, b), targets)` without the array of all logits.
+    It is `cross_entropy(linear(x, w, b), targets)` without an array of all logits.
 
     Args:
         x: input, shape (..., D), any floating dtype.
@@ -96,15 +99,14 @@ def linear_cross_entropy(
         logit_softcap: κ > 0: the logits become κ tanh(z / κ); None leaves them.
         reduction: "mean" (divides by the sum of the labels' weights), "sum" or "none".
         memory: "fast" forms the gradient in the forward pass, by blocks of rows: three matrix products, and a float32
-            array of w's shape for its gradient. "lean" keeps three numbers a row and makes the logits again in the
-            backward pass, by blocks of the vocabulary: four. Reduction "none" is always lean.
+            array of w's shape for its gradient. "lean" keeps three numbers a row and recomputes the logits in the
+            backward pass, by blocks of the vocabulary: four products. Reduction "none" is always lean.
         block_size: rows ("fast") or classes ("lean") in a block; None fits it to the shapes and the device.
         precision: as in `jax.lax.dot_general`; None takes `jax.default_matmul_precision` as it is at this call, and
             the backward pass keeps it.
-        axis_name: the mesh axis over which the classes are split, inside `shard_map` or `pmap`: `w`, `b` and `weight`
-            are then the device's own, equally many on each and in the devices' order; targets are ids of the whole
-            vocabulary. With `check_vma=False`, as ever in JAX then, the gradient of a loss that all devices return is
-            to be taken outside of `shard_map`.
+        axis_name: the mesh axis over which the classes are sharded, inside `shard_map` or `pmap`: `w`, `b` and `weight`
+            are then this device's part, as many classes on each and in the devices' order; targets are ids of the
+            whole vocabulary. With `check_vma=False` differentiate outside `shard_map` (a JAX rule).
 
     Returns:
         The loss in nats, at least float32: a scalar, or of targets' shape with "none".
@@ -142,15 +144,15 @@ def linear_cross_entropy(
     r"l = \sum_c q_c \left(Z - z_c\right) + \zeta Z^2, \quad Z = \log \sum_k e^{z_k}, \quad z = Wx + b",
     x=(
         r"dx_{nj} = \sum_c da_{nc}\,W_{cj}, \quad da_n = dl_n\,(p_n - e(t_n))\text{ for } q = e(t)",
-        "Prediction less truth, class by class, on its way back through the weights.",
+        "Prediction less truth, class by class, times the weights.",
     ),
     w=(
         r"dW_{cj} = \sum_n da_{nc}\,x_{nj}, \quad da_n = dl_n\,(p_n - e(t_n))\text{ for } q = e(t)",
         "Each row pulls its class's weights towards itself, and pushes every other class's away.",
     ),
-    b=(r"db_c = \sum_n da_{nc}, \quad da_n = dl_n\,(p_n - e(t_n))", "A class's bias moves its logit one for one."),
+    b=(r"db_c = \sum_n da_{nc}, \quad da_n = dl_n\,(p_n - e(t_n))", "A class's bias changes its logit one for one."),
     alpha=(r"d\alpha_n = dl_n \left(Z_n - z_{nt}\right)", "The weight of a row's label multiplies what it costs."),
-    beta=(r"d\beta_c = \sum_n dl_n \left(Z_n - z_{nc}\right)", "A class's part in all targets costs −log p of it."),
+    beta=(r"d\beta_c = \sum_n dl_n \left(Z_n - z_{nc}\right)", "A class's part in all targets multiplies its −log p."),
 )
 def _linear_cross_entropy(
     options: Options, x: Array, w: Array, b: Array | None, alpha: Array, beta: Array | None, labels: Array
@@ -162,7 +164,7 @@ def _linear_cross_entropy(
 
 def _linear_cross_entropy_fwd(
     options: Options, x: Array, w: Array, b: Array | None, alpha: Array, beta: Array | None, labels: Array
-) -> tuple[Array, Any]:
+) -> tuple[Array, Residuals]:
     inputs = Inputs(x, w, b, alpha, beta, labels)
     if options.forms_gradient:
         l, gradient = _blocks.by_rows(options, inputs, forms_gradient=True)

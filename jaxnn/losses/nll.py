@@ -21,19 +21,20 @@ Source:
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxnn.losses import _labels, _log_likelihood
 from jaxnn.losses._reduction import reduce
 from jaxnn.rules import arguments
 from jaxnn.rules.component import defined_by, with_formulas
-from jaxnn.rules.cotangents import accumulation_dtype, type_of
+from jaxnn.rules.cotangents import Type, accumulation_dtype, type_of
 from jaxnn.rules.sharding import on_any_mesh, rows_sharding
+
+Residuals = tuple[Array, Array, Type]  # p_t, labels, and the type of p
 
 
 def _definition(
@@ -53,8 +54,8 @@ def _definition(
 @defined_by(_definition)
 @on_any_mesh(rows_sharding("p"))
 def nll(
-    p: Float[ArrayLike, "*rows"],
-    targets: Int[ArrayLike, "*rows"],
+    p: Float[ArrayLike, "..."],
+    targets: Integer[ArrayLike, "..."],
     *,
     axis: int = -1,
     weight: Float[ArrayLike, " classes"] | None = None,
@@ -114,7 +115,7 @@ def _nll(ignore_index: int | None, p: Array, labels: Array) -> Array:
     return _nll_fwd(ignore_index, p, labels)[0]
 
 
-def _nll_fwd(ignore_index: int | None, p: Array, labels: Array) -> tuple[Array, Any]:
+def _nll_fwd(ignore_index: int | None, p: Array, labels: Array) -> tuple[Array, Residuals]:
     # 1 where there is no p_t: the row's loss is set below, and a 0 would leave NaN in derivatives of the gradient.
     p_t = jnp.where(
         _labels.is_label(labels, p.shape[-1]),
@@ -124,7 +125,7 @@ def _nll_fwd(ignore_index: int | None, p: Array, labels: Array) -> tuple[Array, 
     return _log_likelihood.by_label(ignore_index, labels, p.shape[-1], -jnp.log(p_t)), (p_t, labels, type_of(p))
 
 
-def _nll_bwd(ignore_index: int | None, residuals: Any, dl: Array) -> tuple[Array, None]:
+def _nll_bwd(ignore_index: int | None, residuals: Residuals, dl: Array) -> tuple[Array, None]:
     p_t, labels, p = residuals
     return _log_likelihood.to_label(ignore_index, labels, p, -dl / p_t), None
 

@@ -20,18 +20,19 @@ Source:
 """
 
 import functools
-from typing import Any
 
 import jax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxnn.losses import _labels, _log_likelihood
 from jaxnn.losses._reduction import reduce
 from jaxnn.rules import arguments
 from jaxnn.rules.component import defined_by, with_formulas
-from jaxnn.rules.cotangents import accumulation_dtype, type_of
+from jaxnn.rules.cotangents import Type, accumulation_dtype, type_of
 from jaxnn.rules.sharding import on_any_mesh, rows_sharding
+
+Residuals = tuple[Array, Type]  # labels, and the type of y = log p
 
 
 def _definition(
@@ -51,8 +52,8 @@ def _definition(
 @defined_by(_definition)
 @on_any_mesh(rows_sharding("log_p"))
 def nll_loss(
-    log_p: Float[ArrayLike, "*rows"],
-    targets: Int[ArrayLike, "*rows"],
+    log_p: Float[ArrayLike, "..."],
+    targets: Integer[ArrayLike, "..."],
     *,
     axis: int = -1,
     weight: Float[ArrayLike, " classes"] | None = None,
@@ -107,12 +108,12 @@ def _nll_loss(ignore_index: int | None, log_p: Array, labels: Array) -> Array:
     return _nll_loss_fwd(ignore_index, log_p, labels)[0]
 
 
-def _nll_loss_fwd(ignore_index: int | None, log_p: Array, labels: Array) -> tuple[Array, Any]:
+def _nll_loss_fwd(ignore_index: int | None, log_p: Array, labels: Array) -> tuple[Array, Residuals]:
     l = _log_likelihood.by_label(ignore_index, labels, log_p.shape[-1], -_log_likelihood.at_label(log_p, labels))
     return l, (labels, type_of(log_p))
 
 
-def _nll_loss_bwd(ignore_index: int | None, residuals: Any, dl: Array) -> tuple[Array, None]:
+def _nll_loss_bwd(ignore_index: int | None, residuals: Residuals, dl: Array) -> tuple[Array, None]:
     labels, log_p = residuals
     return _log_likelihood.to_label(ignore_index, labels, log_p, -dl), None
 

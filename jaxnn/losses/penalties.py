@@ -12,8 +12,7 @@ Residuals:
 
 Conventions:
     sign(0) = 0, the middle of |w|'s subgradients [−1, 1], so that a weight at 0 stays there (autodiff of |w|
-    gives 1, its upper end). Sums run in at least
-    float32; the result is the widest of the parameters' dtypes.
+    gives 1, the upper end). Sums run in at least float32; the result has the widest of the parameters' dtypes.
 
 Source:
     Larochelle, Neural networks, "stochastic gradient descent (SGD)", which asks for the regularizer and its gradient.
@@ -25,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jaxnn.rules import arguments
@@ -32,12 +32,12 @@ from jaxnn.rules.component import defined_by, with_formulas
 from jaxnn.rules.cotangents import accumulation_dtype, cotangent, type_of
 
 
-def _l1_definition(params: PyTree[Array]) -> Array:
+def _l1_definition(params: PyTree[ArrayLike]) -> Array:
     return _sum_over(jnp.abs, _checked(params))
 
 
 @defined_by(_l1_definition)
-def l1_penalty(params: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
+def l1_penalty(params: PyTree[Float[ArrayLike, "..."]]) -> Float[Array, ""]:
     """Sum of the parameters' absolute values.
 
     .. math:: \\Omega(\\theta) = \\sum |w|
@@ -90,12 +90,12 @@ def _l1_penalty_bwd(leaves: list[Array], d: Array) -> tuple[list[Array]]:
 _l1_penalty.defvjp(_l1_penalty_fwd, _l1_penalty_bwd)
 
 
-def _l2_definition(params: PyTree[Array]) -> Array:
+def _l2_definition(params: PyTree[ArrayLike]) -> Array:
     return _sum_over(jnp.square, _checked(params))
 
 
 @defined_by(_l2_definition)
-def l2_penalty(params: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
+def l2_penalty(params: PyTree[Float[ArrayLike, "..."]]) -> Float[Array, ""]:
     """Sum of the parameters' squares, without a half.
 
     .. math:: \\Omega(\\theta) = \\sum w^2
@@ -124,7 +124,7 @@ def l2_penalty(params: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
 @jax.custom_vjp
 @with_formulas(
     r"\Omega = \sum w^2",
-    leaves=(r"dw = 2\,w\,d\Omega", "Twice the weight: large weights are pulled hardest."),
+    leaves=(r"dw = 2\,w\,d\Omega", "Twice the weight: the larger a weight, the stronger its decay."),
 )
 def _l2_penalty(leaves: list[Array]) -> Array:
     return _l2_penalty_fwd(leaves)[0]
@@ -153,6 +153,6 @@ def _sum_over(of: Callable[[Array], Array], leaves: list[Array]) -> Array:
     return functools.reduce(jnp.add, (jnp.sum(of(w.astype(dtype))) for w in leaves), jnp.zeros((), dtype))
 
 
-def _checked(params: PyTree[Array]) -> list[Array]:
+def _checked(params: PyTree[ArrayLike]) -> list[Array]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return [arguments.floating(f"params{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]

@@ -7,17 +7,16 @@ Derivation (the notes', by the chain rule through the difference; dl stands for 
     ∂l_n/∂y_n = 2 (y_n − t_n):    dy_n = 2 (y_n − t_n) dl_n,   dt_n = −dy_n
 
 Residuals:
-    y and t, which are inputs. (Their difference alone would do, and would be a new array.)
+    y and t, which are inputs. (Their difference would suffice, but is a new array.)
 
 Conventions:
     Shapes must be equal. Computed in at least float32, which the loss keeps.
 
 Source:
-    Taura, Neural Networks Basics, "A simple example (linear regression)" and "A linear regression example"; lecture
-    001, "Recap: Backpropagation". The gradient with respect to t is derived here.
+    Taura, Neural Networks Basics, "A simple example (linear regression)" and "A linear regression example";
+    *Multi-class classification and backpropagation*, "Recap: Backpropagation". The gradient with respect to t is
+    derived here.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,8 @@ from jaxnn.rules import arguments
 from jaxnn.rules.component import defined_by, with_formulas
 from jaxnn.rules.cotangents import accumulation_dtype, cotangent, type_of
 from jaxnn.rules.sharding import on_any_mesh, rows_sharding
+
+Residuals = tuple[Array, Array]  # y and t
 
 
 def _definition(y: ArrayLike, t: ArrayLike, *, reduction: str = "mean") -> Array:
@@ -76,18 +77,18 @@ def squared_error(
 @jax.custom_vjp
 @with_formulas(
     r"l_n = (y_n - t_n)^2",
-    y=(r"dy_n = 2\,(y_n - t_n)\,dl_n", "Twice the error: far off it pulls hard, at the truth not at all."),
-    t=(r"dt_n = -dy_n", "The same as for y, with the other sign."),
+    y=(r"dy_n = 2\,(y_n - t_n)\,dl_n", "Twice the error: large far from the truth, 0 at the truth."),
+    t=(r"dt_n = -dy_n", "The negative of that for y."),
 )
 def _squared_error(y: Array, t: Array) -> Array:
     return _squared_error_fwd(y, t)[0]
 
 
-def _squared_error_fwd(y: Array, t: Array) -> tuple[Array, Any]:
+def _squared_error_fwd(y: Array, t: Array) -> tuple[Array, Residuals]:
     return _difference(y, t) ** 2, (y, t)
 
 
-def _squared_error_bwd(residuals: Any, dl: Array) -> tuple[Array, Array]:
+def _squared_error_bwd(residuals: Residuals, dl: Array) -> tuple[Array, Array]:
     y, t = residuals
     dy = 2 * _difference(y, t) * dl
     return cotangent(dy, type_of(y)), cotangent(-dy, type_of(t))

@@ -1,1 +1,1 @@
-"""What every hand-written rule shares. Knows no component."""
+"""What every hand-written rule shares. Nothing here knows a component."""

@@ -19,7 +19,7 @@ def described(name: str, x: jax.Array) -> str:
 def array(name: str, x: ArrayLike) -> jax.Array:
     """Return `x` as an array; integers too large for int32 stay out of range instead of wrapping round."""
     try:
-        if x is None:  # which JAX would take for NaN
+        if x is None:  # JAX would read it as NaN
             raise TypeError
         if isinstance(x, int | np.ndarray | np.integer) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
             host = np.asarray(x)
@@ -45,7 +45,7 @@ def floating(name: str, x: ArrayLike) -> jax.Array:
 
 
 def class_ids(name: str, x: ArrayLike) -> jax.Array:
-    """Return `x` as an array of class ids, signed so that -1 and -100 compare as such."""
+    """Return `x` as an array of class ids, signed so that -1 and -100 stay negative."""
     ids = array(name, x)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(
@@ -98,7 +98,7 @@ def flag(name: str, value: Any) -> bool:
 def integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
     """Return a static int option, at least `minimum` and at most `maximum`."""
     try:
-        # A bool counts as an int in Python; as a stride or a group count it is a mistake.
+        # In Python a bool is an int; as a stride or a number of groups it is a mistake.
         number = operator.index(value) if not isinstance(value, (bool, np.bool_)) else None
     except (TypeError, jax.errors.JAXTypeError):
         number = None
@@ -112,7 +112,7 @@ def integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> 
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """Return an option that must be one of a few words."""
+    """Return an option that must be one of `choices`."""
     if value not in choices:
         raise ValueError(f"`{name}` ({value!r}) must be one of {', '.join(map(repr, choices))}")
     return value
@@ -152,7 +152,7 @@ def linear(x: ArrayLike, w: ArrayLike, b: ArrayLike | None) -> tuple[jax.Array, 
 
 
 def same_shape(name: str, x: jax.Array, other_name: str, other: jax.Array) -> None:
-    """Require equal shapes: broadcasting a loss is nearly always a mistake."""
+    """Require equal shapes: to broadcast in a loss is nearly always a mistake."""
     if x.shape != other.shape:
         raise ValueError(
             f"{described(name, x)} must have the shape of {described(other_name, other)}; reshape or broadcast it first"

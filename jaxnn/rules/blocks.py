@@ -1,4 +1,4 @@
-"""Work on an axis block by block, for arrays that are too large, or too far from the cache, as a whole."""
+"""Work on an axis block by block: for arrays whose whole would not fit in memory, or not in the cache."""
 
 import functools
 from collections.abc import Callable
@@ -16,13 +16,13 @@ T = TypeVar("T")
 def over_blocks(size: int, block: int, step: Callable[[T, Array, Array | None], T], carry: T) -> T:
     """Fold `step(carry, start, fresh)` over the blocks of an axis; the last one starts where a whole block still fits.
 
-    `fresh` tells which of a block's elements no earlier block had, None if that is all of them.
+    `fresh` tells which elements of a block were in no earlier block; None if all of them.
     """
     blocks = -(-size // block)
     if blocks <= 1:
         return step(carry, jnp.int32(0), None) if blocks else carry
 
-    # A second derivative, too, makes the logits of a block again instead of keeping those of all blocks.
+    # So a second derivative recomputes the values of a block, and does not keep those of all blocks.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def next_block(carry: T, number: Array) -> tuple[T, None]:
         first = number * block
@@ -34,7 +34,7 @@ def over_blocks(size: int, block: int, step: Callable[[T, Array, Array | None], 
 
 
 def add_at(start: Array, sums: Any, parts: Any) -> Any:
-    """Add a block's parts, in the type of the sums."""
+    """Add a block's parts to the sums from `start` on, in the type of the sums."""
 
     def add(total: Array, part: Array) -> Array:
         so_far, part = lax.dynamic_slice_in_dim(total, start, len(part)), cotangent(part, type_of(total))
@@ -45,12 +45,18 @@ def add_at(start: Array, sums: Any, parts: Any) -> Any:
 
 
 def rows_that_fit(size: int, elements: int) -> int:
-    """Return how many float32 rows of so many elements fit in `size` bytes: a power of two, at least 32."""
+    """Return how many rows of `elements` float32 numbers fit in `size` bytes: a power of two, at least 32.
+
+    A block of fewer rows than 32 would be a narrow matrix, and its products slow; then a block is larger than `size`.
+    """
     return 1 << max(5, (size // (4 * max(1, elements))).bit_length() - 1)
 
 
 def least_overlapping(size: int, block: int) -> int:
-    """Return the length, at most `block`, at which as many blocks overlap least; a multiple of 8 where it is less."""
+    """Return the length, at most `block`, of as many blocks as `block` needs that overlap least.
+
+    It is `block`, `size`, or a multiple of 8, the float32 numbers of one AVX register.
+    """
     if size == 0:
         return 1
     blocks = -(-size // block)

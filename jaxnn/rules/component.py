@@ -1,6 +1,7 @@
 """What a component carries beside its rule: its plain definition, its formulas, and its name in profiles."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from types import FunctionType
 from typing import NamedTuple, ParamSpec, Protocol, TypeVar, cast
@@ -55,7 +56,7 @@ def with_formulas(definition: str, **gradients: tuple[str, str]) -> Callable[[Ca
     """Register the formulas of a function with a custom rule, so that its equation in a jaxpr leads to them."""
 
     def attach(function: Callable[P, R]) -> Callable[P, R]:
-        code = cast(FunctionType, function).__code__
+        code = cast(FunctionType, inspect.unwrap(function)).__code__  # the tests' checks of annotations wrap it
         FORMULAS[code.co_filename, code.co_name] = Formulas(definition, gradients)
         return function
 

@@ -31,8 +31,8 @@ def cotangent(ct: jax.Array, primal: Type) -> jax.Array:
 
     Inside `shard_map` a primal that is the same on all devices (a weight) affects the loss through the data of every
     device, so the chain rule's sum over "all variables y that x directly affects" runs over the devices too: the
-    cotangent is summed over the mesh axes it varies over and its primal does not. It varies over those of its primal,
-    as the upstream gradient does, which has the function's value's type. Outside, only the dtype changes.
+    cotangent is summed over the mesh axes that it varies over and its primal does not. The result varies over exactly
+    the primal's axes. Outside `shard_map`, only the dtype changes.
     """
     affected = tuple(_varying(jax.typeof(ct)) - _varying(primal.aval))
     ct = lax.psum(ct, affected) if affected else ct  # type: ignore[no-untyped-call]
@@ -40,7 +40,7 @@ def cotangent(ct: jax.Array, primal: Type) -> jax.Array:
 
 
 def vary_with(x: jax.Array, *types: Type) -> jax.Array:
-    """Mark a constant as varying over the mesh axes of `types`, as a scan's initial carry has to be."""
+    """Mark a constant as varying over the mesh axes of `types`: a scan requires it of its initial carry."""
     axes = frozenset[str]().union(*(_varying(t.aval) for t in types)) - _varying(jax.typeof(x))
     return lax.pcast(x, tuple(axes), to="varying") if axes else x
 
@@ -53,8 +53,8 @@ def accumulation_dtype(dtype: DTypeLike) -> Any:
 def resolve_precision(precision: Any) -> Any:
     """Return the precision in force now, as a static value.
 
-    A backward rule may be traced after the `jax.default_matmul_precision` block of its forward pass has closed; it
-    is given this value, so it cannot fall to TF32 or bfloat16 there.
+    A backward rule may be traced after the `jax.default_matmul_precision` block of its forward pass has ended. It
+    gets this value, so that it does not fall back to TF32 or bfloat16.
     """
     if precision is None:
         precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]

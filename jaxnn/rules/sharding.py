@@ -1,10 +1,10 @@
-"""Arrays cut over many devices: Explicit meshes, and classes of which each device has some.
+"""Arrays sharded over many devices: Explicit meshes, and classes of which each device has a part.
 
-Under a mesh of Auto axes the compiler cuts the program; inside `shard_map` the rules sum what has to be summed
-(`cotangent`). Under a mesh of Explicit axes every operation must be able to tell how its result is cut, which a
-gather, a reshape or a sum over two cut axes cannot. There the component says how its result is cut, and is itself
-compiled as if the axes were Auto; what JAX puts around it to that end is differentiated as the identity, and gives
-each cotangent its primal's sharding.
+Under a mesh of Auto axes the compiler shards the program. Inside `shard_map` the rules sum over the devices where the
+chain rule does (`cotangent`). Under a mesh of Explicit axes every operation must know how its result is sharded; a
+gather, a reshape or a sum over two sharded axes does not. There a component declares the sharding of its result, and
+is compiled as if the axes were Auto. JAX differentiates that change of axes as the identity, and each cotangent gets
+its primal's sharding.
 """
 
 import functools
@@ -24,7 +24,7 @@ AxisName = str | tuple[str, ...]
 
 
 def on_any_mesh(out: Callable[[dict[str, Any]], tuple[Any, ...]]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a component work under a mesh of Explicit axes; `out` maps its arguments to how its value is cut."""
+    """Make a component work under a mesh of Explicit axes; `out` maps its arguments to its value's sharding."""
 
     def attach(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
@@ -55,7 +55,7 @@ def on_any_mesh(out: Callable[[dict[str, Any]], tuple[Any, ...]]) -> Callable[[C
 
 
 def sharding_of(x: Any) -> tuple[Any, ...]:
-    """Return over which mesh axes each axis of x is cut."""
+    """Return the mesh axes over which each axis of x is sharded."""
     if not isinstance(x, jax.Array):
         return (None,) * np.ndim(x)
     spec = jax.typeof(x).sharding.spec
@@ -63,11 +63,11 @@ def sharding_of(x: Any) -> tuple[Any, ...]:
 
 
 def rows_sharding(name: str) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    """Return how a loss is cut: not, if it is reduced, else as the argument of that name without its class axis."""
+    """Return a loss's sharding: none if it is reduced, else that of the named argument without its class axis."""
 
     def out(arguments: dict[str, Any]) -> tuple[Any, ...]:
         axes, axis = sharding_of(arguments[name]), arguments.get("axis")
-        if isinstance(axis, int) and -len(axes) <= axis < len(axes):  # else the component refuses it
+        if isinstance(axis, int) and -len(axes) <= axis < len(axes):  # else the component raises
             axes = axes[: axis % len(axes)] + axes[axis % len(axes) + 1 :]
         return axes if arguments["reduction"] == "none" else ()
 
@@ -80,14 +80,14 @@ def all_reduce(axis_name: AxisName | None, collective: Any, values: T) -> T:
 
 
 def mark_varying(axis_name: AxisName | None, x: jax.Array) -> jax.Array:
-    """Mark an array as another one on each of the devices that share the classes."""
+    """Mark an array as different on each of the devices that share the classes."""
     names = () if axis_name is None else axis_name if isinstance(axis_name, tuple) else (axis_name,)
     axes = tuple(name for name in names if name not in jax.typeof(x).manual_axis_type.varying)
     return lax.pcast(x, axes, to="varying") if axes else x
 
 
 def axis_size(axis_name: AxisName | None) -> int:
-    """Return over how many devices the classes are cut."""
+    """Return the number of devices that share the classes."""
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     if axis_name is not None and (not all(isinstance(n, str) for n in names) or not 0 < len(set(names)) == len(names)):
         raise TypeError(f"`axis_name` ({axis_name!r}) must be the name of a mesh axis, or a tuple of different ones")

@@ -1,4 +1,4 @@
-"""What softmax, log-softmax and the cross entropies share: shifted logits, their sums, 0 · ∞, and checks."""
+"""What softmax, log-softmax and the cross entropies share: shifted logits, their sums, 0 · ∞ = 0, and checks."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from jaxnn.rules.cotangents import accumulation_dtype
 
 
 class Axes(NamedTuple):
-    """What to sum over: axes of an array, and of a mesh over whose devices they are cut."""
+    """What to sum over: axes of an array, and the mesh axes over which these are sharded."""
 
     of_array: tuple[int, ...]
     of_mesh: sharding.AxisName | None
@@ -21,7 +21,7 @@ class Axes(NamedTuple):
 def shifted(axes: Axes, x: Array, where: Array | None = None) -> Array:
     """Return x less its maximum over `axes`, in at least float32; −∞ where `where` is False.
 
-    Softmax does not change when all logits do by the same amount, so the shift has no derivative.
+    Softmax is the same for logits that all are smaller by one number, so the shift has no derivative.
     """
     x = x.astype(accumulation_dtype(x.dtype))
     x = x if where is None else jnp.where(where, x, -jnp.inf)
@@ -39,7 +39,7 @@ def total(axes: Axes, exp: Array, where: Array | None = None) -> Array:
 
 
 def summed(axes: Axes, x: Array) -> Array:
-    """Return Σ x over `axes`, which stay with length 1."""
+    """Return Σ x over `axes`, which keep length 1."""
     return sharding.all_reduce(axes.of_mesh, lax.psum, jnp.sum(x, axes.of_array, keepdims=True))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import jaxnn
 
+pytestmark = pytest.mark.usefixtures("own_errors")
 X, W, B = jnp.ones((2, 5)), jnp.ones((3, 4)), jnp.ones(3)
 IMAGE, FILTER = jnp.ones((1, 3, 8, 8)), jnp.ones((4, 3, 3, 3))
 KEY = jax.random.key(0)

@@ -1,8 +1,8 @@
 """The checker on the zoo: the right check catches every wrong rule, and no right rule fails.
 
-By default a wrong rule that several checks notice runs with the one check that must fail. Of the right rules every
-sixth runs: one of three of these with all checks, the others with the quick core. JAXNN_ALL=1 adds the other right
-rules with the quick core; `JAXNN_ZOO=full python -m pytest tests/gradcheck/test_zoo.py` runs every rule with all checks.
+By default one wrong rule of four runs, and one right rule of eighteen, with all checks. JAXNN_ALL=1 runs all rules: a
+wrong one that several checks notice with the one check that must fail, and the other right ones with the quick core.
+`JAXNN_ALL=1 JAXNN_ZOO=full python -m pytest tests/gradcheck/test_zoo.py` runs every rule with all checks.
 """
 
 import os

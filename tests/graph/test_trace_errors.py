@@ -68,6 +68,7 @@ misshapen.defvjp(lambda x: (misshapen(x), None), lambda _, dy: (dy,))
         (with_effect, (X,), TypeError, "`f` (with_effect) must be a pure function, without `io_callback`"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("own_errors")
 def test_bad_input_gives_one_clear_line(f, args, error, message):
     with pytest.raises(error) as raised:
         trace(f, *args)
