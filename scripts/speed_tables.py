@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,7 @@ def summary() -> str:
          ratio(r, "of JAX", spread=False)]
         for r in rows
     ]  # fmt: skip
-    return "\n".join([*table(SUMMARY_HEAD, lines), "", machine(results)])
+    return "\n".join([*table(SUMMARY_HEAD, lines), "", *textwrap.wrap(machine(results), 120, break_on_hyphens=False)])
 
 
 def write() -> None:
