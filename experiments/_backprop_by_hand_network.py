@@ -198,12 +198,12 @@ def jacobian(layer, which, y, inputs):
 
 
 def add(sum_so_far, passed):
-    """Return ∂ℓ/∂h over one consumer more."""
+    """Return ∂ℓ/∂h with one more consumer."""
     return sum_so_far + passed
 
 
 def forget(sum_so_far, passed):
-    """Return ∂ℓ/∂h over the last consumer alone: a mistake."""
+    """Return ∂ℓ/∂h of the last consumer alone: a mistake."""
     return passed
 
 

@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 
 CAPTIONS = {
     "backprop_by_hand_jacobians": (
-        "The chain of Jacobians from ℓ to x, to scale, and the row vector that comes out of each."
+        "The chain of Jacobians from ℓ to x, drawn to scale, and the row vector that each one passes on."
     ),
     "backprop_by_hand_nudge": (
-        "A nudged pixel, followed to the loss; what the prediction leaves falls with Δx², unless a consumer is "
+        "A nudged pixel, followed to the loss. The error of the prediction falls with Δx², unless a consumer is "
         "forgotten."
     ),
     "backprop_by_hand_upstream": "A digit on its way forward, and below it the gradient on its way back.",
@@ -97,7 +97,7 @@ def draw_nudge(nudged, residual):
 
 
 def draw_jacobians(chain):
-    """Draw the matrices to scale, and beneath each the row vector that has come out of it."""
+    """Draw the matrices to scale, and below each the row vector that it passes on."""
     names = [name for name, *_ in reversed(CNN)] + ["x"]
     gap, foot, unit = 32, 58, 0.023  # elements, elements, inches an element
     shapes = [matrix["shape"] for matrix in chain["matrices"]]

@@ -19,14 +19,14 @@ DOCUMENTED = {"rlax.clip_gradient": "Identity but the gradient in the backward p
 
 
 def against(rule: Any, truth: Any, how: str, tolerance: float = 1e-5) -> str:
-    """Tell a rule's number from another calculation's; "" if they agree."""
+    """Describe the difference of a rule's number from another calculation's; "" if they agree."""
     a, b = float(rule), float(truth)
     same = a == b or (math.isnan(a) and math.isnan(b)) or (math.isfinite(b) and abs(a - b) <= tolerance * abs(b))
     return "" if same else f"rule {a:.7g}, {how} {b:.7g}"
 
 
 def raised(calculation: Callable[[], Any]) -> str:
-    """Tell what a calculation raises; "" if it raises nothing."""
+    """Describe what a calculation raises; "" if it raises nothing."""
     try:
         calculation()
     except Exception as error:
@@ -35,7 +35,7 @@ def raised(calculation: Callable[[], Any]) -> str:
 
 
 def together(*findings: str) -> str:
-    """Join findings; "" if one of them is missing, as then not everything is confirmed."""
+    """Join findings; "" if one is missing, because then not everything is confirmed."""
     return "; ".join(findings) if all(findings) else ""
 
 
@@ -88,7 +88,7 @@ def attended(q: Any, k: Any, dy: Any) -> Any:
 
 
 def farthest(rule: Any, truth: Any, how: str, tolerance: float) -> str:
-    """Tell the element that is off the most."""
+    """Describe the element with the largest error."""
     error = np.abs(np.float64(rule) - truth)
     i = np.unravel_index(error.argmax(), error.shape)
     return against(rule[i], truth[i], f"∂/∂v{list(map(int, i))} {how} by NumPy", tolerance)

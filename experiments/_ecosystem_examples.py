@@ -21,11 +21,11 @@ class Example:
 
     Attributes:
       name: the function, as it is imported.
-      args: makers of arrays, and whatever else the function takes.
-      label: tells the examples of a function apart.
-      call: calls the function, given first, where plain arguments do not do.
-      kwargs: of the function.
-      options: of `gradcheck.check`.
+      args: functions that make arrays, and other arguments as they are.
+      label: distinguishes the examples of a function.
+      call: calls the function, its first argument, where a plain call is not enough.
+      kwargs: keyword arguments of the function.
+      options: keyword arguments of `gradcheck.check`.
     """
 
     name: str
@@ -169,7 +169,7 @@ def legendre(cost: Any, z: Any) -> Any:
 def transport(solve: Any, x: Any, y: Any) -> Any:
     """Return the entropic transport plan, in which the potentials' free constant cancels."""
     cloud = resolve("ott.geometry.pointcloud").PointCloud(x, y, epsilon=0.5)
-    # In float32 the backward solver needs the ridge and the tolerances: without, it fails on every third problem.
+    # In float32 the backward solver needs ridge and tolerances: without them it fails on every third problem.
     tolerances = {"ridge_kernel": 0.1, "rtol": 1e-4, "atol": 1e-4}
     implicit = resolve("ott.solvers.linear.implicit_differentiation.ImplicitDiff")(solver_kwargs=tolerances)
     return solve(cloud, threshold=1e-6, max_iterations=5000, implicit_diff=implicit).matrix
@@ -296,12 +296,12 @@ EXAMPLES = (
     Example(JSP + "fresnel", (normal(3, 4, scale=2.0),)),
     Example("jax.lax.custom_root", (uniform(0.5, 4.0, 3),), call=square_root),
     Example("jax.export.export", (normal(3),), "call", exported),
-    # The adjoint is solved as a differential equation of its own: equal within the solver's tolerance.
+    # The adjoint is another differential equation: it agrees within the solver's tolerance.
     Example(
         "jax.experimental.ode.odeint", (normal(2), array([0.0, 0.5, 1.2]), uniform(0.5, 1.5, 2)), call=decay,
         options={"rtol": 1e-3},
     ),
-    # Kernels have no derivative but the rule's: the reference is what they compute, written out.
+    # Kernels have only the rule's derivative: the reference computes the same in plain JAX.
     Example(
         OPS + "gpu.layer_norm.layer_norm", (normal(2, 3, 8), normal(8), normal(8), *INTERPRETED),
         options={"reference": normalized},
@@ -322,19 +322,19 @@ EXAMPLES = (
         (normal(1, 128, 128, scale=0.1), normal(1, 128, 128), normal(1, 128, 128)), "causal", splash,
         options={"reference": splash_attention, "level": "rule"},
     ),
-    # Its purpose is another derivative than its value's: the scaled one.
+    # It scales the derivative and not the value, on purpose.
     Example("optax.scale_gradient", (normal(3, 4), 0.3), options={"reference": lambda x, scale: scale * x}),
     Example("optax.safe_softmax_cross_entropy", (normal(3, 4), simplex(3, 4))),
     Example("optax.safe_softmax_cross_entropy", (array([-np.inf, 1.0, 2.0]), array([0.0, 0.4, 0.6])), "logit -inf"),
     Example("optax.projections.projection_simplex", (normal(5),)),
     Example("optax.projections.projection_simplex", (normal(5), array(2.0)), "scale"),
-    # Straight-through: the derivative of the value before it is rounded to eight bits. What the rules return for scale
-    # and history is no derivative: the layers keep these in a collection named _overwrite_with_gradient.
+    # Straight-through: the derivative of the value before it is rounded to eight bits. For scale and history the rules
+    # return new values, not derivatives: the layers keep them in a collection named _overwrite_with_gradient.
     Example(
         FP8 + "in_qdq", (jnp.float32, E4M3, normal(3, 4), array([0.01]), array(np.full(4, 3.0))),
         options={"reference": lambda compute, kind, x, scale, history: x, "argnums": (2,)},
     ),
-    # Here the cotangent is rounded to eight bits, three of them the significand's, and cut at the largest one so far.
+    # Here the cotangent is rounded to eight bits, three of them significand, and clipped at the largest one so far.
     Example(
         FP8 + "out_qdq", (jnp.float32, E5M2, normal(3, 4), array([0.01]), array(np.full(4, 3.0))),
         options={
@@ -462,7 +462,7 @@ EXAMPLES = (
         options={"level": "rule"},
     ),
 )  # fmt: skip
-SKIPPED = {  # a rule, or a prefix of rules: why no example reaches it
+SKIPPED = {  # a rule, or a prefix of rules: the reason why no example reaches it
     "jax._src.ad_checkpoint.": "internal to rematerialization policies",
     "jax._src.custom_derivatives.custom_gradient": "makes a rule of the caller's functions",
     "jax._src.cudnn.": "needs cuDNN on a GPU",

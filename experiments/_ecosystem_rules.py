@@ -38,7 +38,7 @@ LIBRARIES = {  # what is imported: the distribution it is installed from
     "tokamax": "tokamax",
     TFP: "tfp-nightly",
 }
-# Tests, benchmarks, exporters to other frameworks, and kernels that import on their own accelerator only.
+# Tests, benchmarks, exporters to other frameworks, and kernels that import only on their own accelerator.
 PASSED_OVER = re.compile(
     r"_test$|\btest_|_test_|\.tests?\b|\.testing\b|conftest|\.bench$|\.examples\b|__main__|mosaic|jax2tf|jax\.tools"
     r"|\.cloud_tpu|collect_profile|\.contrib\.tfp|patch_ipdb"
@@ -48,7 +48,7 @@ MAKERS = {"custom_vjp", "custom_jvp", "custom_gradient", "filter_custom_vjp", "f
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule of a library, named by where it is defined, or by the function that makes it when it is called."""
+    """A rule of a library, named by the place of its definition, or by the function whose call makes it."""
 
     library: str
     name: str
@@ -66,7 +66,7 @@ class Rule:
 
 
 def discover(library: str) -> tuple[list[Rule], dict[str, str]]:
-    """Return the rules of a library, and why some of its modules cannot be imported."""
+    """Return the rules of a library, and for each module that cannot be imported the reason."""
     modules, failed = imported(library)
     public = public_names(modules)
     found = {}
@@ -82,7 +82,7 @@ def discover(library: str) -> tuple[list[Rule], dict[str, str]]:
 
 
 def imported(library: str) -> tuple[list[types.ModuleType], dict[str, str]]:
-    """Import every module of a library, private ones too: they hold the rules."""
+    """Import every module of a library, also private ones, which hold the rules."""
     package = importlib.import_module(library)
     modules, failed = [package], {}
     for info in pkgutil.walk_packages(package.__path__, library + ".", onerror=lambda name: None):
@@ -95,7 +95,7 @@ def imported(library: str) -> tuple[list[types.ModuleType], dict[str, str]]:
 
 
 def public_names(modules: list[types.ModuleType]) -> dict[int, str]:
-    """Return the shortest public name of each rule that is, or is thinly wrapped by, a public object."""
+    """Return the shortest public name of each rule that is a public object, or thinly wrapped by one."""
     names: dict[int, str] = {}
     for module in modules:
         if any(part.startswith("_") or part == "internal" for part in module.__name__.split(".")):
@@ -108,7 +108,7 @@ def public_names(modules: list[types.ModuleType]) -> dict[int, str]:
 
 
 def unwrapped(value: Any) -> Any:
-    """Return the rule that a public object is, or is a jit, partial or functools.wraps of; None if there is none."""
+    """Return the rule in a public object, within jit, partial and functools.wraps; None if there is none."""
     for _ in range(8):
         if isinstance(value, jax.custom_vjp | jax.custom_jvp):
             return value
@@ -120,7 +120,7 @@ def unwrapped(value: Any) -> Any:
 
 
 def definition(rule: Any) -> Any:
-    """Return the function that a rule was written for, within what jax.custom_gradient and equinox put around it."""
+    """Return the function that a rule was written for, without the wrappers of jax.custom_gradient and equinox."""
     f = inspect.unwrap(rule.fun)
     while isinstance(f, functools.partial):
         f = inspect.unwrap(f.func)
@@ -160,7 +160,7 @@ def codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 @contextlib.contextmanager
 def recording() -> Iterator[dict[str, str]]:
-    """Collect the definitions of the rules that are called, each with its kind."""
+    """Collect the definitions of all rules that are called, each with its kind."""
     called: dict[str, str] = {}
     kinds = (jax.custom_vjp, jax.custom_jvp)
     originals = [kind.__call__ for kind in kinds]

@@ -5,10 +5,11 @@ An experiment is a module that ends with `main(__doc__, add_options, measure, dr
     add_options(parser)               adds its own options
     measure(options) -> Results       runs it, and returns numbers only: what JSON can hold
     draw(results) -> {name: Figure}   its pictures, from these numbers alone
-    CAPTIONS                          a sentence under each picture in the README
+    CAPTIONS                          a sentence under each picture in the gallery
 
-The folder gets `results.json`, `<name>.png` for each picture. The exit code is 0 if every claim holds, 1 if one does
-not or something failed (in one line), 2 for wrong usage, 130 after Ctrl-C.
+The folder gets `results.json`, `<name>.png` for each picture, and what `measure` writes there; every file written is
+named at the end. The exit code is 0 if every claim holds, 1 if one does not or something failed (in one line), 2 for
+wrong usage, 130 after Ctrl-C.
 """
 
 import argparse
@@ -41,7 +42,7 @@ Results = dict[str, Any]
 Draw = Callable[[Results], dict[str, Figure]]
 INK, GREY, PALE = "#222222", "#666666", "#e4e4e4"
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)  # Okabe and Ito's: told apart by every eye
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)  # Okabe and Ito's, distinct to every eye
 STYLE = {
     "figure.dpi": 110,
     "font.size": 10,
@@ -68,12 +69,12 @@ STYLE = {
 
 
 def at_most(claim: str, measured: float, bound: float) -> Results:
-    """Return the claim that a number is not above its bound; NaN is."""
+    """Return the claim that a number is at most its bound; NaN is not."""
     return _claim(claim, measured, "≤", bound, measured <= bound)
 
 
 def at_least(claim: str, measured: float, bound: float) -> Results:
-    """Return the claim that a number is not below its bound; NaN is."""
+    """Return the claim that a number is at least its bound; NaN is not."""
     return _claim(claim, measured, "≥", bound, measured >= bound)
 
 
@@ -111,7 +112,7 @@ def panels(rows: int, columns: int, *, width: float = 4.6, height: float = 3.4, 
 
 
 def picture(axes: Axes, image: Any, *, limit: float | None = None, title: str = "") -> None:
-    """Show a matrix: about 0 in blue and red with a `limit`, else in grey, 0 white."""
+    """Show a matrix: from blue to red with 0 white where there is a `limit`, else in grey."""
     array = np.asarray(image)
     colours = {"cmap": "Greys"} if limit is None else {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
     axes.imshow(array, interpolation="nearest", **colours)
@@ -126,13 +127,12 @@ def digest(results: Results) -> str:
     return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()
 
 
-def save_figures(folder: Path, results: Results, draw: Draw) -> list[Path]:
-    """Draw and save each picture, as a PNG that knows what it was drawn from; return the paths."""
+def save_figures(folder: Path, results: Results, draw: Draw) -> None:
+    """Draw and save each picture, as a PNG with a hash of what it was drawn from."""
     with matplotlib.rc_context(STYLE):
         figures = draw(results)
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", metadata={"Source": digest(results)})
-    return [folder / f"{name}.png" for name in figures]
 
 
 # ------------------------------------------------------------------------------------------ running
@@ -186,11 +186,11 @@ def main(
     try:
         if reason := unwritable(options.output):  # found before the work, not after it
             raise ValueError(reason)
-        start = time.perf_counter()
+        before, start = versions_of(options.output), time.perf_counter()
         results = measure(options)
         results |= {"experiment": name, "seconds": round(time.perf_counter() - start, 1), "run": run_of(options)}
         (options.output / "results.json").write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8")
-        paths = save_figures(options.output, results, draw)
+        save_figures(options.output, results, draw)
     except KeyboardInterrupt:
         print(f"{name}: stopped by Ctrl-C", file=sys.stderr)
         return 130
@@ -202,8 +202,18 @@ def main(
         print(f"{name}: error: {text}", file=sys.stderr)
         return 1
     show(results)
-    print(f"{results['seconds']} s; wrote", *[options.output / "results.json", *paths])
+    print(f"{results['seconds']} s", *written(options.output, before), sep="\nwrote ")
     return 0 if all(claim["holds"] for claim in results["claims"]) else 1
+
+
+def versions_of(folder: Path) -> dict[Path, int]:
+    """Return the files of a folder, each with the time at which it was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
+
+
+def written(folder: Path, before: dict[Path, int]) -> list[Path]:
+    """Return the files that are new in a folder, or newer than `before`."""
+    return sorted(path for path, time in versions_of(folder).items() if before.get(path) != time)
 
 
 def unwritable(folder: Path) -> str:
@@ -222,15 +232,15 @@ def shown(number: float) -> str:
 
 
 def run_of(options: argparse.Namespace) -> Results:
-    """Return what was run, and on what."""
-    said = {
+    """Return the options, the versions and the hardware."""
+    given = {
         key: value
         for key, value in vars(options).items()
         if key not in ("output", "data_dir") and value is not False and isinstance(value, str | int | float)
     }
     device = jax.devices()[0]
     machine = {"device": device.device_kind, "cores": os.cpu_count()}
-    return {"options": said, "jax": jax.__version__, "python": platform.python_version(), **machine}
+    return {"options": given, "jax": jax.__version__, "python": platform.python_version(), **machine}
 
 
 def show(results: Results) -> None:

@@ -14,7 +14,7 @@ import jaxnn
 
 LOG, INVERSE, MINUS = "−log p", "1 − p", "−p"
 DTYPES = ("float32", "bfloat16", "float16")
-STEP = 0.5  # between two gaps: a number that all three dtypes can hold, up to 128
+STEP = 0.5  # between two gaps: all three dtypes hold its multiples up to 128
 GAPS = np.arange(-20, 120 + STEP, STEP)
 RIGHT = 0.01  # the relative error below which a loss counts as right
 EPS = {name: float(jnp.finfo(name).eps) for name in DTYPES}
@@ -34,7 +34,7 @@ VALUES = {LOG: lambda p: -jnp.log(p), INVERSE: lambda p: 1 - p, MINUS: lambda p:
 
 
 def naive(x: Float[Array, "n c"]) -> Float[Array, " n"]:
-    """Return −log p_0 by way of p, in x's dtype."""
+    """Return −log p_0, computed from p, in x's dtype."""
     return VALUES[LOG](jaxnn.softmax(x)[:, 0])
 
 
@@ -44,7 +44,7 @@ def fused(x: Float[Array, "n c"]) -> Float[Array, " n"]:
 
 
 def logits(gaps: np.ndarray, dtype: str) -> Float[Array, "n 2"]:
-    """Return two logits a row: 0 for the true class, and the other that much above it."""
+    """Return rows of two logits: 0 for the true class, and the gap for the other."""
     return jnp.stack([jnp.zeros(len(gaps), dtype), jnp.asarray(gaps, dtype)], 1)
 
 
@@ -54,12 +54,12 @@ def relative_error(measured: Array, truth: np.ndarray) -> np.ndarray:
 
 
 def first_gap(wrong: np.ndarray, gaps: np.ndarray) -> float:
-    """Return the first gap that is wrong; the last if none is."""
+    """Return the first gap that is wrong, or the last gap if none is."""
     return float(gaps[np.argmax(wrong)] if wrong.any() else gaps[-1])
 
 
 def measure_precision():
-    """Find the gaps between two logits at which −log p is lost, against float64."""
+    """Find the gaps between two logits at which −log p loses its digits, compared with float64."""
     above = GAPS >= 0
     far = np.append(GAPS[above], [128, 256, 512, 1000])
     sigmoid = 1 / (1 + np.exp(-far))
@@ -108,7 +108,7 @@ def measure_precision():
 
 
 def measure_differences():
-    """Count the values that each loss takes at p = 1/2, 1/4, 1/8, …, as far as the dtype goes."""
+    """Count the different values of each loss at p = 1/2, 1/4, 1/8, …, down to the dtype's smallest number."""
     claims, rows = [], []
     for dtype in DTYPES:
         limits = jnp.finfo(dtype)

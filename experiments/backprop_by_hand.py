@@ -1,14 +1,16 @@
 """Back propagation by hand: a forward pass that stores every h_k, a backward pass of upstream × local, in NumPy.
 
-The notes' digit network, x₁ = W₀ * x, x₂ = ReLU(x₁), x₃ = maxpool(x₂), x₄ = W₁x₃, y = softmax(x₄), ℓ = NLL(y, t), as a
-computation graph. The derivatives of its nodes are the notes' formulas written out, once as sums over the variables
-that an input directly affects (the index-free chain rule) and once as Jacobians (the textbook's). What they give is
-compared with `jax.grad` of jaxnn's functions, element by element, and trains the network. One pixel is nudged and the
-change followed, layer by layer, to the loss; a residual connection shows why the sum runs over all consumers.
+The notes' digit network, x₁ = W₀ * x, x₂ = ReLU(x₁), x₃ = maxpool(x₂), x₄ = W₁x₃, y = softmax(x₄), ℓ = NLL(y, t), is a
+computation graph. The derivatives of its nodes are the notes' formulas, written out twice: as sums over the variables
+that an input directly affects (the index-free chain rule), and as Jacobians (the textbook's chain rule). Both gradients
+are compared with `jax.grad` of jaxnn's functions, element by element, and the first trains the network. Then one pixel
+is nudged, and the change is followed through all layers to the loss. A residual connection shows why the sum runs over
+all consumers.
 
 Source: Neural Networks Basics, "Differentiating multivariable functions", "The Chain Rule", "The Chain Rule :
-intuition", "Chain Rule and “Back Propagation”", "Back Propagation in Action"; 001, "Computation Graph", "Chain Rule on
-a Deeper Neural Network", "Backpropagation: Layer Abstraction", "Dealing with Vectors".
+intuition", "Chain Rule and “Back Propagation”", "Back Propagation in Action"; Multi-class classification and
+backpropagation, "Computation Graph", "Chain Rule on a Deeper Neural Network", "Backpropagation: Layer Abstraction",
+"Dealing with Vectors".
 """
 
 import argparse
@@ -41,9 +43,9 @@ from jaxnn.data import Split, load
 __all__ = ["CAPTIONS", "add_options", "draw", "measure"]  # what the gallery looks for
 
 RATE = 0.01  # of the training, one example at a time
-SMOOTH = (NUDGES > 1e-5) & (NUDGES < 1e-3)  # small enough for the first terms of Taylor's series, above rounding
+SMOOTH = (NUDGES > 1e-5) & (NUDGES < 1e-3)  # small enough for Taylor's first terms, large enough for rounding
 EPS = np.finfo(np.float64).eps
-ROUNDINGS = 1000  # at most: a path has some hundred sums and products, there and back, and exp multiplies those of x₄
+ROUNDINGS = 1000  # bound: a path forward and back has a few hundred sums and products, and exp amplifies those of x₄
 
 
 def library_loss(nudges, leaves, graph):
@@ -80,13 +82,13 @@ def train(digits: Split, passes: int, rng: np.random.Generator):
 
 
 def unsure(digits: Split, weights):
-    """Return the image whose true class has a probability near 1/2: there is something to learn from it."""
+    """Return the image whose true class has a probability near 1/2: it can still be learned."""
     images = [example(digits, i, weights) for i in range(len(digits.labels))]
     return min(images, key=lambda leaves: abs(forward(CNN, leaves)["y"][leaves["t"]] - 0.5))
 
 
 def rounding(by_hand, truth, p_t):
-    """Return the largest difference of an element, in eps times the largest element, over what −1 + p_t loses."""
+    """Return the largest difference, in eps of the largest element, times 1 − p_t: −1 + p_t loses digits."""
     return np.max(np.abs(by_hand - truth)) / np.max(np.abs(truth)) * (1 - p_t) / EPS
 
 
@@ -169,7 +171,7 @@ def measure_jacobians(values):
 
 
 def sparse(matrix):
-    """Return shape, places and values of what is not zero, to keep results.json small."""
+    """Return shape, places and values of the elements that are not zero: results.json stays small."""
     places = np.flatnonzero(matrix)
     return {
         "shape": matrix.shape,
@@ -179,7 +181,7 @@ def sparse(matrix):
 
 
 def pattern(graph, values):
-    """Return on which side of each kink the values are: which x > 0, and which pixel of each patch is the largest."""
+    """Return the side of each kink on which the values are: which x > 0, and the largest pixel of each patch."""
     sides = []
     for _, layer, inputs in graph:
         if layer == "ReLU":

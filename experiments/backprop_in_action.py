@@ -1,15 +1,17 @@
 """Back-propagation in action: the page on which the notes' digit network can be stepped through, value by value.
 
-The network softmax(W₁ maxpool(ReLU(W₀ * x))) is trained for a moment on the 8 × 8 digits, then one digit goes through
-it: the page has each node's value, the upstream gradient that arrives, the local derivative of each edge, and their
-product. What is checked is that the page's numbers are the gradient.
+The network softmax(W₁ maxpool(ReLU(W₀ * x))) is trained briefly on the 8 × 8 digits, then one digit goes through it.
+The page shows each node's value, the upstream gradient that arrives, the local derivative of each edge, and their
+product. The claims: these numbers are the gradient.
 
-Source: Neural Networks Basics, "Back Propagation in Action", "Backpropagation"; 001, "Computation Graph".
+Source: Neural Networks Basics, "Back Propagation in Action", "Backpropagation"; Multi-class classification and
+backpropagation, "Computation Graph".
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import _experiment as experiment
 import jax
@@ -23,6 +25,7 @@ from jaxnn.data import load
 
 FILTERS, STEPS, BATCH, RATE = 4, 200, 32, 0.3
 PAGE = "backprop_in_action.html"
+ROUNDING = 64 * float(jnp.finfo(jnp.float32).eps)  # of the largest element: a path has some dozen sums and products
 
 
 def loss(
@@ -68,63 +71,22 @@ def measure(options: argparse.Namespace) -> experiment.Results:
     images = lambda split: jnp.asarray(split.images[..., 0], jnp.float32)[:, None] / 16  # noqa: E731
     labels = lambda split: jnp.asarray(split.labels, jnp.int32)  # noqa: E731
     weights = train(images(data.train), labels(data.train), jax.random.key(options.seed))
-    x = (
-        images(data.test)[options.digit % len(data.test.labels)]
-        if own is None
-        else jnp.asarray(own, jnp.float32)[None] / 16
-    )
-    t = labels(data.test)[options.digit % len(data.test.labels)] if options.label is None else jnp.int32(options.label)
+    number = options.digit % len(data.test.labels)
+    x = images(data.test)[number] if own is None else jnp.asarray(own, jnp.float32)[None] / 16
+    t = labels(data.test)[number] if options.label is None else jnp.int32(options.label)
     graph = jaxnn.graph.trace(loss, *weights, x[None], t[None])
     graph.save(options.output / PAGE)
     inputs = [graph[name] for name in ("W0", "W1", "x")]
     truth = jax.grad(loss, (0, 1, 2))(*weights, x[None], t[None])
-    read = {node.name: np.zeros(node.value.shape) for node in graph.nodes if node.upstream is not None}
-    products = []
-    for node in graph.nodes:
-        for edge in node.inputs:
-            if edge.downstream is not None:
-                read[edge.node] += edge.downstream
-            if edge.local is not None:
-                row = node.upstream.reshape(1, -1).astype(np.float64) @ edge.local
-                products.append(apart(row.reshape(edge.downstream.shape), edge.downstream))
-    flows = [node for node in graph.nodes if node.upstream is not None and node.name != graph.output]
-    eps = float(jnp.finfo(jnp.float32).eps)
     rows = [
         [n.name, n.value.size, n.by_rule.ravel()[i], n.by_autodiff.ravel()[i], n.by_difference.ravel()[i]]
         for n in inputs
         for i in [int(np.argmax(np.abs(n.by_rule)))]
     ]
+    columns = ["input", "elements", "by rule", "by autodiff", "by difference"]
     return {
-        "claims": [
-            experiment.at_most(
-                "∂ℓ/∂W₀, ∂ℓ/∂W₁, ∂ℓ/∂x are jax.grad's, of the largest element",
-                max(apart(node.by_rule, g) for node, g in zip(inputs, truth, strict=True)),
-                64 * eps,
-            ),
-            experiment.at_most(
-                "and autodiff's of the definitions, where there is no kink",
-                max(apart(np.where(n.kinks, n.by_autodiff, n.by_rule), n.by_autodiff) for n in inputs),
-                64 * eps,
-            ),
-            experiment.at_most(
-                "and the numeric difference's in float64, where no kink is within its step",
-                max(apart(np.where(n.kinks, n.by_difference, n.by_rule), n.by_difference) for n in inputs),
-                64 * eps,
-            ),
-            experiment.at_most("downstream is upstream × the Jacobian, where an edge has one", max(products), 64 * eps),
-            experiment.at_most(
-                "the downstream gradients of all readers of a node add up to its upstream",
-                max(apart(read[node.name], node.upstream) for node in flows),
-                64 * eps,
-            ),
-        ],
-        "tables": [
-            experiment.table(
-                "The largest element of each gradient, three ways",
-                ["input", "elements", "by rule", "by autodiff", "by difference"],
-                rows,
-            )
-        ],
+        "claims": [*claims_of_inputs(inputs, truth), *claims_of_edges(graph)],
+        "tables": [experiment.table("The largest element of each gradient, three ways", columns, rows)],
         "gradients": {
             n.name: {
                 "rule": experiment.numbers(n.by_rule.ravel(), 5),
@@ -133,6 +95,47 @@ def measure(options: argparse.Namespace) -> experiment.Results:
             for n in inputs
         },
     }
+
+
+def claims_of_inputs(inputs: list[Any], truth: Any) -> list[experiment.Results]:
+    """Claim that the gradients by rule are jax.grad's, autodiff's and the numeric difference's."""
+    return [
+        experiment.at_most(
+            "∂ℓ/∂W₀, ∂ℓ/∂W₁, ∂ℓ/∂x are jax.grad's, of the largest element",
+            max(apart(node.by_rule, g) for node, g in zip(inputs, truth, strict=True)),
+            ROUNDING,
+        ),
+        experiment.at_most(
+            "and autodiff's of the definitions, where there is no kink",
+            max(apart(np.where(n.kinks, n.by_autodiff, n.by_rule), n.by_autodiff) for n in inputs),
+            ROUNDING,
+        ),
+        experiment.at_most(
+            "and the numeric difference's in float64, where no kink is within its step",
+            max(apart(np.where(n.kinks, n.by_difference, n.by_rule), n.by_difference) for n in inputs),
+            ROUNDING,
+        ),
+    ]
+
+
+def claims_of_edges(graph: Any) -> list[experiment.Results]:
+    """Claim that downstream is upstream × local on each edge, and that a node's readers add up to its upstream."""
+    nodes = [node for node in graph.nodes if node.upstream is not None]
+    total, products = {node.name: np.zeros(node.value.shape) for node in nodes}, []
+    for edge, upstream in ((edge, node.upstream) for node in graph.nodes for edge in node.inputs):
+        if edge.downstream is not None:
+            total[edge.node] += edge.downstream
+        if edge.local is not None:
+            row = upstream.reshape(1, -1).astype(np.float64) @ edge.local
+            products.append(apart(row.reshape(edge.downstream.shape), edge.downstream))
+    return [
+        experiment.at_most("downstream is upstream × the Jacobian, where an edge has one", max(products), ROUNDING),
+        experiment.at_most(
+            "the downstream gradients of all readers of a node add up to its upstream",
+            max(apart(total[node.name], node.upstream) for node in nodes if node.name != graph.output),
+            ROUNDING,
+        ),
+    ]
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:
@@ -167,7 +170,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this experiment."""
     parser.add_argument("--digit", type=experiment.natural, default=1, help="number of the test image (default 1)")
     parser.add_argument("--image", type=Path, metavar="FILE.npy", help="a digit of your own: 8 × 8 numbers, 0 to 16")
-    parser.add_argument("--label", type=int, choices=range(10), help="the class t, if it is not the test image's")
+    parser.add_argument("--label", type=int, choices=range(10), help="the class t of your digit")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The notes' digit recogniser, y = softmax(W₁ maxpool(ReLU(W₀ * x))), and the larger network of the same exercise.
 
-Both are trained by the rules of jaxnn, from several seeds, with the settings of `jaxnn train`; the test images are
-looked at once, at the end. What the first layer has learned is shown, what it makes of a digit, and the mistakes. The
+Both are trained by the rules of jaxnn, from several seeds, with the settings of `jaxnn train`. The test images are used
+once, at the end. The figures show what the first layer has learned, how it transforms a digit, and the mistakes. The
 trained network is compared with the notes' formula in NumPy, and its gradient with JAX's own.
 
     python experiments/digit_cnn.py --dataset mnist --data-dir DIR
@@ -27,10 +27,10 @@ from jaxnn.models import MODELS, Classifier
 from jaxnn.training import fit, init_state, make_optimizer, make_step
 
 FLOORS = {  # of the mean test accuracy; softmax regression, the last layer alone, reaches 97.3% and 92.7%
-    ("digits", "cnn"): 0.98,  # a quarter of its mistakes are gone
+    ("digits", "cnn"): 0.98,  # a quarter fewer mistakes than softmax regression
     ("digits", "convnet"): 0.98,
-    ("mnist", "cnn"): 0.98,  # nearly three quarters
-    ("mnist", "convnet"): 0.99,  # and half of what is left
+    ("mnist", "cnn"): 0.98,  # nearly three quarters fewer
+    ("mnist", "convnet"): 0.99,  # half of those that remain
 }
 FILTERS = 64  # of the notes' network: 3x3 for digits, 5x5 for MNIST
 ROWS = 64  # images for the comparisons with NumPy and with JAX's derivative
@@ -146,7 +146,7 @@ def claims_of_notes(classifier: Classifier, dataset: Dataset, params: Any) -> li
 
 
 def worst_mistakes(y: np.ndarray, split: Any) -> list[experiment.Results]:
-    """Return the wrongly classified images of which the true class has the smallest probabilities."""
+    """Return the wrongly classified images, the smallest probability of the true class first."""
     wrong = np.flatnonzero(np.argmax(y, axis=1) != split.labels)
     order = wrong[np.argsort(y[wrong, split.labels[wrong]])]
     return [
@@ -162,7 +162,7 @@ def worst_mistakes(y: np.ndarray, split: Any) -> list[experiment.Results]:
 
 
 def what_it_sees(classifier: Classifier, dataset: Dataset, params: Any) -> experiment.Results:
-    """Return W₀, and of one digit what the filters that speak most for its class make of it."""
+    """Return W₀, and what the filters that add most to the logit of one digit's class make of it."""
     image, label = dataset.validation.images[:1], int(dataset.validation.labels[0])
     W0, W1 = params["W0"], params["W1"]
     x1, _, x3, _ = network((image - classifier.mean) / classifier.std, W0, W1)
@@ -213,7 +213,7 @@ def measure(options: argparse.Namespace) -> experiment.Results:
 
 
 def spread(shares: list[float]) -> str:
-    """Return mean and, of more than one, standard deviation, in percent."""
+    """Return the mean and, where there is more than one, the standard deviation, in percent."""
     deviation = f" ± {100 * np.std(shares, ddof=1):.2f}" if len(shares) > 1 else ""
     return f"{100 * np.mean(shares):.2f}{deviation} %"
 
@@ -221,9 +221,9 @@ def spread(shares: list[float]) -> str:
 CAPTIONS = {
     "digit_cnn": "Training of both networks, and their test accuracies over the seeds.",
     "digit_cnn_features": (
-        "All filters of the notes' network, and what eight of them make of a digit on the way to its logit."
+        "All filters of the notes' network, and how eight of them transform a digit on the way to its logit."
     ),
-    "digit_cnn_mistakes": "The test images that are surest and wrong: true class, predicted class, probability.",
+    "digit_cnn_mistakes": "The most confident mistakes on test images: true class, predicted class, probability.",
 }
 
 

@@ -1,16 +1,16 @@
-"""The checker run over the custom derivative rules of other libraries: one table of verdicts, each with its repro.
+"""The checker over the custom derivative rules of other libraries: a table of verdicts, each with its command.
 
     python experiments/ecosystem.py
     python experiments/ecosystem.py --only ott.math.utils.norm
     python experiments/ecosystem.py --list
 
-Every custom_vjp and custom_jvp of the installed libraries is found, public or behind a public function, and checked
-through a public function at the arguments of `EXAMPLES`. A rule that no example reaches has a row that says so. A FAIL
-is computed a second time without the checker (`CONFIRMED`), or else stands as unconfirmed.
+Every custom_vjp and custom_jvp of the installed libraries is found, also behind public functions, and checked through a
+public function with the arguments of `_ecosystem_examples.py`. A rule that no example reaches has a row that says so. A
+FAIL is confirmed by a second calculation without the checker (`_ecosystem_confirmations.py`), or marked unconfirmed.
 
-Needs, in a virtual environment of its own: pip install -e . 'jax==0.10.2' matplotlib rich mpmath scipy optax flax
+It needs a virtual environment of its own: pip install -e . 'jax==0.10.2' matplotlib rich mpmath scipy optax flax
 equinox lineax diffrax optimistix chex distrax rlax dm-haiku numpyro blackjax ott-jax penzai flashbax jaxopt e3nn-jax
-tokamax tfp-nightly flatbuffers. A library that is not installed has a row as well.
+tokamax tfp-nightly flatbuffers. A library that is not installed has a row, too.
 """
 
 import os
@@ -59,7 +59,7 @@ SYMBOLS = {  # the worst first
 
 @dataclasses.dataclass
 class Verdict:
-    """What came of an example."""
+    """The outcome of an example."""
 
     example: Example
     version: str
@@ -148,7 +148,7 @@ def examined(example: Example, version: str, seed: int) -> Verdict:
 
 
 def confirm(verdict: Verdict) -> None:
-    """Compute what failed once more, without the checker."""
+    """Compute what failed a second time, without the checker."""
     calculations = CONFIRMED.get(verdict.example.title, {})
     found = {checks: calculation() for checks, calculation in calculations.items()}
     for check in dict.fromkeys(row.check for row in verdict.report.failures):
@@ -175,11 +175,13 @@ def main() -> None:
     """Discover, check, confirm, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", metavar="NAME", help="a function, an example (its name in the table) or a library")
-    parser.add_argument("--seed", type=int, default=0, help="of the arguments and of the checker")
-    parser.add_argument("--list", action="store_true", help="print what is discovered, and check nothing")
-    parser.add_argument("--out", type=Path, default=OUT, help="where results.json and verdicts.png go")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the arguments and of the checker (default 0)")
+    parser.add_argument("--list", action="store_true", help="print the rules that are found, and check nothing")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help="folder of results.json and verdicts.png (default %(default)s)"
+    )
     options, command = parser.parse_args(), sys.argv
-    sys.argv = command[:1]  # tokamax reads the command line as well, and refuses options that are not its own
+    sys.argv = command[:1]  # tokamax reads the command line, too, and refuses other options than its own
     warnings.simplefilter("ignore")  # of the libraries
     logging.disable(logging.CRITICAL)
     jax.config.update("jax_softmax_custom_jvp", True)  # the rule of jax.nn.softmax is behind this flag

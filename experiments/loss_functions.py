@@ -1,13 +1,15 @@
 """Why the notes' loss is −log p: its gradient, its training and its arithmetic beside those of 1 − p and −p.
 
-What each loss sends back to p and to the logit, against p; softmax regression on the digits by each, from the same
-start in the same order at the same step size, and at each one's own best, also from a start that is surely wrong and
-with labels of which 40% are drawn at random; where −log of a softmax is lost in float32, bfloat16 and float16 and the
-fused form is not; a product of probabilities against the sum of their logarithms; p = (.3, .2, .5) worked.
+Five parts. The gradient of each loss by p and by the logit, as a function of p. Softmax regression on the digits by
+each loss, with the same start, order and step size, and with the best step size of each; also from a start that is
+certainly wrong, and with 40% of the labels drawn at random. The logits at which −log of a softmax loses its digits in
+float32, bfloat16 and float16, while the fused form keeps them. A product of probabilities against the sum of their
+logarithms. The notes' example p = (.3, .2, .5), worked out.
 
 Source: Neural Networks Basics, "A handwritten digits recognition", "Note: why NLL softmax?", "NLL softmax (Back
-propagation)"; 001, "Recap: Cross Entropy Loss", "A Better Loss", "Inverse Probability", "Derivative for Cross Entropy
-Loss Layer". That a loss below 1 is the better one for wrong labels: Ghosh, Kumar & Sastry 2017, arXiv:1712.09482.
+propagation)"; Multi-class classification and backpropagation, "Recap: Cross Entropy Loss", "A Better Loss", "Inverse
+Probability", "Derivative for Cross Entropy Loss Layer". A bounded loss is better with wrong labels: Ghosh, Kumar &
+Sastry 2017, arXiv:1712.09482.
 """
 
 import argparse
@@ -62,7 +64,7 @@ def loss_of_logits(name: str, x: Float[Array, "*n c"], t: Int[Array, "*n"]) -> F
 
 
 def measure_gradients():
-    """Differentiate each loss by p_t and by the true logit, the other classes sharing the rest."""
+    """Differentiate each loss by p_t and by the true logit; the other classes share 1 − p_t equally."""
     wanted = np.concatenate([np.geomspace(1e-4, 0.5, 60), 1 - np.geomspace(0.5, 1e-3, 40)])
     logit = np.log(wanted / (1 - wanted) * (CLASSES - 1)).astype(np.float32)
     x, t = jnp.zeros((len(logit), CLASSES)).at[:, 0].set(logit), jnp.zeros(len(logit), jnp.int32)
@@ -136,7 +138,7 @@ def inputs(split: Split, mean: float, deviation: float) -> tuple[Array, Array]:
 
 
 def starts(seed: int, repeats: int, labels: Array, inputs: int) -> dict[str, tuple[Array, Array]]:
-    """Return the weights and the labels, one of each a repeat, that each training begins with."""
+    """Return the weights and labels that the trainings start with, one of each for every repeat."""
     rng = np.random.default_rng(seed)
     zeros, true = np.zeros((repeats, CLASSES, inputs)), np.tile(labels, (repeats, 1))
     wrong = np.where(rng.random(true.shape) < WRONG_SHARE, rng.integers(0, CLASSES, true.shape), true)
@@ -146,7 +148,7 @@ def starts(seed: int, repeats: int, labels: Array, inputs: int) -> dict[str, tup
 
 
 def first_pass(curve: np.ndarray, level: float) -> int:
-    """Return the first pass after which the accuracy is at least `level`; one more than there were if none is."""
+    """Return the first pass after which the accuracy is at least `level`; if none is, one more than all passes."""
     return int(np.argmax(np.append(curve, 1) >= level)) + 1
 
 
@@ -265,12 +267,11 @@ def measure(options: argparse.Namespace) -> experiment.Results:
 
 CAPTIONS = {
     "loss_functions": (
-        "Three losses of p, and the size of what they send back: by −log p a wrong answer is moved, by the others it "
-        "is not."
+        "Three losses of p and the size of their gradients: −log p corrects a wrong answer, the others hardly move it."
     ),
-    "loss_functions_precision": "Where −log of a softmax is lost, by dtype, and the fused form is not.",
+    "loss_functions_precision": "Where −log of a softmax loses its digits, by dtype, and the fused form keeps them.",
     "loss_functions_training": (
-        "Softmax regression by each loss, from weights 0, from a start that is surely wrong, and with wrong labels."
+        "Softmax regression by each loss: from weights 0, from a start that is certainly wrong, and with wrong labels."
     ),
 }
 
@@ -285,7 +286,7 @@ def draw(results: experiment.Results) -> dict[str, Figure]:
 
 
 def style(name: str) -> dict[str, object]:
-    """Return how a loss is drawn: −p dashed, as it lies on 1 − p."""
+    """Return how a loss is drawn: −p is dashed, as its curves lie on those of 1 − p."""
     return {"color": COLOURS[name], "label": name, "linestyle": (0, (4, 4)) if name == MINUS else "-"}
 
 

@@ -3,11 +3,11 @@
     python experiments/output_layer_at_scale.py [--rows N] [--features D] [--largest V] [--dtype float32|bfloat16]
                                                 [--rounds K] [--seed N] [--output DIR]
 
-Larochelle's output layer has the gradient ∂L/∂W = (p − e(y)) xᵀ, "Gradient computation" in his Neural networks
-lecture. With V classes and N rows the plain loss holds N·V logits, several times over; nothing in the formula asks for
-more than a block of them at a time. This measures memory and time of the loss with both gradients as V grows:
-`jaxnn.linear_cross_entropy` in both forms, the plain loss, Optax's, and those of PyTorch, Liger and cut-cross-entropy
-where they are installed. The times are medians of rounds in which all take turns; they make no claim.
+Larochelle's output layer has the gradient ∂L/∂W = (p − e(y)) xᵀ, "Gradient computation" in his Neural networks lecture.
+With V classes and N rows the plain loss holds N·V logits, several times over; the formula needs only a block of them at
+a time. Memory and time of the loss with both gradients are measured as V grows: for both forms of
+`jaxnn.linear_cross_entropy`, the plain loss, Optax's, and those of PyTorch, Liger and cut-cross-entropy where they are
+installed. Times are medians of rounds in which all take turns; no claim depends on them.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import jaxnn
 
 Gradient = Callable[[], Any]  # runs the loss and both gradients, and waits
 FAST, LEAN, PLAIN, OPTAX = "jaxnn, fast", "jaxnn, lean", "plain loss", "Optax"
-COARSER = 4  # each vocabulary is so many times the one before
+COARSER = 4  # each vocabulary is this many times the one before
 
 
 def plain(x: Array, w: Array, t: Array) -> Array:
@@ -122,7 +122,7 @@ def medians(runs: dict[str, Gradient], rounds: int, seed: int) -> dict[str, floa
 
 
 def roundings(loss: Callable[..., Array], x: Array, w: Array, t: Array) -> float:
-    """Return the worst element's distance from ∂L/∂W = (p − e(y)) xᵀ in float64, in roundings of its terms."""
+    """Return the largest error of ∂L/∂W = (p − e(y)) xᵀ against float64, in roundings of the element's terms."""
     got = np.asarray(jax.jit(jax.grad(loss, 1))(x, w, t), np.float64)
     x64, w64 = np.asarray(x, np.float64), np.asarray(w, np.float64)
     p = np.exp(x64 @ w64.T)

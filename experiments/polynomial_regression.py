@@ -1,11 +1,12 @@
 """Gradient descent on the notes' polynomial, L(w) = Σ (f_w(x) − t)² with f_w(x) = w₂x² + w₁x + w₀.
 
-Full-batch gradient descent, random mini-batches and single examples, each until it converges, against the solution of
-the normal equations; the decrease of the loss that the gradient predicts, η ‖∇L‖², against the measured one; what too
-large an η does; and the line y = wx + b with b fixed, in one parameter.
+Full-batch gradient descent, random mini-batches and single examples, each until it converges, are compared with the
+least-squares solution. The decrease of the loss that the gradient predicts, η ‖∇L‖², is compared with the measured one,
+up to an η that is too large. At the end the line y = wx + b with b fixed is fitted, in one parameter.
 
 Source: Neural Networks Basics, "A simple example (linear regression)", "Why GD works", "A linear regression example",
-"A problem of the gradient descent", "Stochastic gradient descent"; 001, "Recap: Gradient Descent".
+"A problem of the gradient descent", "Stochastic gradient descent"; Multi-class classification and backpropagation,
+"Recap: Gradient Descent".
 """
 
 import argparse
@@ -25,9 +26,9 @@ import jaxnn
 TRUE_W = (1.0, -2.0, 3.0)  # of the points, before the noise
 NOISE = 0.3
 BATCHES = {"full batch": None, "mini-batches of 10": 10, "one example": 1}
-SLOWER = 30  # passes after which η has halved, where the steps do not use all examples
+SLOWER = 30  # passes after which η has halved, for mini-batches and single examples
 CONVERGED = {None: 1e-6, 10: 1e-8, 1: 1e-8}  # relative change of w in a pass
-BLOCK = 500  # passes in one compiled loop, after which it is seen whether w still moves
+BLOCK = 500  # passes in one compiled loop; after it convergence is tested
 
 
 def loss(w: Float[Array, "3"], x: Float[Array, " n"], t: Float[Array, " n"]) -> Float[Array, ""]:
@@ -52,7 +53,7 @@ def descend(
 ):
     """Make passes over the data, w ← w − ηᵗ ∇L(w; D'), each in a new random order; return w after each pass.
 
-    Mini-batches need η to fall (the notes' ηᵗ): with a constant one w would circle around the minimum for ever.
+    With mini-batches η has to fall (the notes' ηᵗ): with a constant η, w would circle the minimum for ever.
     """
     n = x.shape[0]
     size = batch_size or n
@@ -74,7 +75,7 @@ def until_it_converges(x, t, key, rate, batch_size, most):
         after = np.asarray(
             descend(w, x, t, key, rate, jnp.int32(first), batch_size=batch_size, passes=min(BLOCK, most - first))
         )
-        with np.errstate(all="ignore"):  # a descent that diverges ends here, too, and fails its claims
+        with np.errstate(all="ignore"):  # a descent that diverges ends here and fails its claims
             moved = np.linalg.norm(after - np.vstack([w, after[:-1]]), axis=1) / np.linalg.norm(after, axis=1)
         rest = np.flatnonzero(~(moved > CONVERGED[batch_size]))
         history.append(after[: rest[0] + 1] if len(rest) else after)
@@ -141,7 +142,7 @@ def measure(options: argparse.Namespace) -> experiment.Results:
 
 
 def measure_decrease(x, t, X, T, hessian):
-    """Compare the decrease of the loss in one step with η ‖∇L‖², from tiny η to more than the steepest axis allows."""
+    """Compare the decrease of the loss in one step with η ‖∇L‖², for tiny η up to one that is too large."""
     w = jnp.zeros(3)
     g = np.asarray(gradient(w, x, t), np.float64)
     exact = lambda v: np.sum((X @ v - T) ** 2)  # noqa: E731
@@ -203,9 +204,9 @@ def measure_line(seed):
 
 CAPTIONS = {
     "polynomial_regression": (
-        "The data and the parabola that minimises the loss; the loss above its minimum against passes over the data, "
-        "where single examples are sooner and full batches surer; what one step gains, against what its gradient "
-        "promised."
+        "Left: the data and the parabola of least squares. Middle: the loss above its minimum against passes over the "
+        "data; single examples learn sooner, full batches more steadily. Right: the decrease of the loss in one step, "
+        "predicted by the gradient and measured."
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Run every experiment and `jaxnn compare --html`, and write one page that links every figure, table and claim.
+"""Run every experiment and `jaxnn compare --html`, and write one page with all figures, tables and claims.
 
 An experiment that fails does not stop the others; the exit code is then 1.
 """
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"\n=== {name}", flush=True)
         folder = options.output / name
         for old in [folder / "results.json", *folder.glob(f"{name}*.png"), *options.output.glob("compare.html")]:
-            old.unlink(missing_ok=True)  # what an earlier run left must not look like the result of this one
+            old.unlink(missing_ok=True)  # files of an earlier run must not look like results of this one
         start = time.perf_counter()
         codes[name] = subprocess.run(command).returncode
         if name != "compare":
@@ -127,7 +127,9 @@ def run(options: argparse.Namespace) -> int:
         f"<li><a href=compare.html>Rules against autodiff: jaxnn compare</a>{failed}</ul>" + "\n".join(sections),
         encoding="utf-8",
     )
-    print("\nwrote", page, *(f"\n{name} failed with exit code {code}" for name, code in codes.items() if code))
+    pages = [path for path in (page, options.output / "compare.html") if path.exists()]
+    failures = (f"{name} failed with exit code {code}" for name, code in codes.items() if code)
+    print("", *(f"wrote {path}" for path in pages), *failures, sep="\n")
     return int(any(codes.values()))
 
 

@@ -1,12 +1,13 @@
 """Softmax regression on real digits: linear → softmax → cross entropy, trained by the notes' Δw_ji = α (y_j − p_j) x_i.
 
-One update by `jax.grad` of jaxnn's rules against the formula in NumPy; the two cases of softmax's derivative on one
-digit; and full-batch gradient descent with momentum down to the one minimum, which scikit-learn finds as well. The
-weights W are all there is, as in the notes' update: no bias. L(W) = mean of −log p_a + λ Σ w²: the penalty, which the
-notes do not have, makes the minimum unique.
+One update by `jax.grad` of jaxnn's rules is compared with the formula in NumPy, and softmax's derivative on one digit
+with its two cases. Then full-batch gradient descent with momentum is compared with scikit-learn's solver: both find the
+one minimum. There is no bias, as in the notes' update. L(W) = mean of −log p_a + λ Σ w²: the notes have no penalty;
+here it makes the minimum unique.
 
-Source: 001, "Recap: Cross Entropy Loss (for Multi-class classification)", "The Softmax Function", "The Chain Rule in
-Our Network", "Derivative for Cross Entropy Loss Layer", "Chain Rule for Linear Layer", "Gradient Descent: Conclusion".
+Source: Multi-class classification and backpropagation, "Recap: Cross Entropy Loss (for Multi-class classification)",
+"The Softmax Function", "The Chain Rule in Our Network", "Derivative for Cross Entropy Loss Layer", "Chain Rule for
+Linear Layer", "Gradient Descent: Conclusion".
 """
 
 import argparse
@@ -28,14 +29,14 @@ from jaxnn.data import DATASETS, Split, load
 
 RATE = 0.1  # α of the single updates
 PENALTY = 1e-3  # λ
-CLOSE = 1e-3  # to the minimum, ‖W − W*‖ relative to ‖W‖: there the descent ends
-BLOCK = 100  # steps between two looks at the gradient
-MOST = 20_000  # steps
+CLOSE = 1e-3  # ‖W − W*‖ relative to ‖W‖ at which the descent ends
+BLOCK = 100  # steps between two tests of convergence
+MOST = 20_000  # steps at most
 EPS = np.finfo(np.float32).eps
 
 
 def logits(w: Float[Array, "classes pixels"], x: Float[Array, "*n pixels"]) -> Float[Array, "*n classes"]:
-    """Return l = Wx, in full float32 also where a device would round its factors."""
+    """Return l = Wx in full float32, also on devices that round the factors by default."""
     return jaxnn.linear(x, w, precision="highest")
 
 
@@ -136,7 +137,7 @@ def measure_update(x, a, seed):
 
 
 def measure_example(w, x, a):
-    """Take the digit that the classifier is least sure of, and compare softmax's derivative there with the notes'."""
+    """Compare softmax's derivative with the notes' at the digit of which the classifier is least certain."""
     row = int(np.argmin(np.max(softmax_of_the_notes(x @ w.T), axis=1)))
     l, right = jnp.asarray(x[row] @ w.T, jnp.float32), jnp.asarray(a[row])
     p, jacobian = softmax_of_the_notes(np.asarray(l, np.float64)), np.asarray(jax.jacrev(jaxnn.softmax)(l))
@@ -191,17 +192,10 @@ def measure(options: argparse.Namespace) -> experiment.Results:
         ),
         experiment.at_most("… largest difference of a validation digit's p", np.max(np.abs(p - p_peer)), apart),
     ]
-    x_test, a_test = flat(data.test, largest)
+    splits = [flat(split, largest) for split in (data.train, data.validation, data.test)]
     accuracy = lambda w, x, a: np.mean(np.argmax(x @ w.T, axis=1) == a)  # noqa: E731
     rows = [
-        [
-            name,
-            steps,
-            objective_of_the_notes(w, x, a),
-            accuracy(w, x, a),
-            accuracy(w, x_validation, a_validation),
-            accuracy(w, x_test, a_test),
-        ]
+        [name, steps, objective_of_the_notes(w, x, a), *(accuracy(w, *split) for split in splits)]
         for name, steps, w in (
             ("gradient descent with momentum", len(history), w),
             ("scikit-learn, L-BFGS", int(peer.n_iter_[0]), peer.coef_),
@@ -233,9 +227,7 @@ def measure(options: argparse.Namespace) -> experiment.Results:
 
 
 CAPTIONS = {
-    "softmax_regression_descent": (
-        "Gradient descent on the way to the one minimum, which scikit-learn's solver finds too."
-    ),
+    "softmax_regression_descent": ("Gradient descent towards the one minimum, which scikit-learn's solver finds, too."),
     "softmax_regression_example": (
         "One digit: p before training, y − p, and the two cases of softmax's derivative, positive only where j = a."
     ),

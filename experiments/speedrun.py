@@ -2,12 +2,12 @@
 
     python experiments/speedrun.py --dataset mnist --data-dir DIR [--seeds N] [--rounds K] [--validate]
 
-The notes' network with a second stage, y = softmax(W₂ ReLU(maxpool(W₁ * ReLU(maxpool(W₀ * x))))): the maximum is taken
-before ReLU, which is the same and a quarter of the work. All of the training is one program, from the seed to the
-parameters: Adam's steps over shuffled mini-batches, the learning rate up and down in one cycle. Its time is measured
-after compilation with the images on the device, in turns with the same training differentiated by JAX (on a CPU as a
-program a step, which is faster there) and with PyTorch, where it is installed. The recipe was chosen on the validation
-images (`--validate`); the test images are looked at once, at the end of each training on all others.
+The notes' network with a second stage, y = softmax(W₂ ReLU(maxpool(W₁ * ReLU(maxpool(W₀ * x))))). The maximum comes
+before ReLU: the result is the same, and ReLU has a quarter of the work. The whole training is one program, from the
+seed to the parameters: Adam over shuffled mini-batches, with one cycle of the learning rate. Its time is measured after
+compilation, with the images on the device, in turns with the same training differentiated by JAX (on a CPU as one
+program for each step, which is faster there) and with PyTorch, where it is installed. The recipe was chosen on the
+validation images (`--validate`). The test images are used once, at the end of each training on all others.
 
 Source: Neural Networks Basics, "The digit recognition example", "Stochastic gradient descent"; one cycle of the
 learning rate: Smith & Topin 2017, arXiv:1708.07120.
@@ -39,7 +39,7 @@ EPS = np.finfo(np.float64).eps
 
 
 class Recipe(NamedTuple):
-    """What the training does; of images of 28x28 or 8x8 pixels."""
+    """The network and its training, for images of 28x28 or 8x8 pixels."""
 
     floor: float  # of the mean test accuracy
     epochs: int
@@ -57,7 +57,7 @@ RECIPES = {
 
 
 class Race(NamedTuple):
-    """One contestant: `train(seed)` returns the parameters when they are there, `share_right(parameters)` judges."""
+    """One contestant: `train(seed)` returns the parameters, `share_right(parameters)` their accuracy."""
 
     train: Callable[[int], Any]
     share_right: Callable[[Any], float]
@@ -86,7 +86,7 @@ def logits(recipe: Recipe, params: Any, x: Array) -> Array:
 
 
 def normaliser(train: Split) -> Callable[[Any], Any]:
-    """Return what gives images (of JAX, NumPy or PyTorch) mean 0 and variance 1 over those of the training."""
+    """Return a function that gives images (of JAX, NumPy or PyTorch) the training images' mean 0 and variance 1."""
     mean, deviation = float(train.images.mean()), float(train.images.std())
     return lambda images: (images - mean) / deviation
 
@@ -103,7 +103,7 @@ def at_once(begin: Callable[..., Any], advance: Callable[..., Any], data: Any) -
 
 
 def by_steps(begin: Callable[..., Any], advance: Callable[..., Any], data: Any) -> Callable[[Array], Any]:
-    """Compile a training as a program a step: XLA's CPU backend is slow at JAX's derivative of conv2d in a loop."""
+    """Compile a training as one program for each step: in a loop XLA is slow at JAX's derivative of conv2d on a CPU."""
     beginning = jax.jit(begin).lower(jax.random.key(0)).compile()
     state, batches = jax.eval_shape(begin, jax.random.key(0))
     rows = jax.ShapeDtypeStruct(batches.shape[1:], batches.dtype)
@@ -126,7 +126,7 @@ def with_jax(
     derivative: Callable[..., Any],
     form: Callable[..., Callable[[Array], Any]] = at_once,
 ) -> Race:
-    """Return the race of JAX; `derivative` maps the loss to the one that is differentiated, `form` compiles it all."""
+    """Return JAX as a contestant; `derivative` replaces the loss by the one to differentiate, `form` compiles all."""
     n, steps = len(train.labels), len(train.labels) // recipe.batch_size
     size, classes, normalised = train.images.shape[1], int(train.labels.max()) + 1, normaliser(train)
     schedule = optax.cosine_onecycle_schedule(recipe.epochs * steps, recipe.learning_rate)
@@ -163,8 +163,17 @@ def with_jax(
     return Race(lambda seed: jax.block_until_ready(run(jax.random.key(seed)).params), share_right, seconds)
 
 
+def logits_in_torch(recipe: Recipe, params: Any, x: Any) -> Any:
+    """Return x₄ of images x, normalised, as PyTorch computes it."""
+    functional = importlib.import_module("torch.nn.functional")
+    for i in "01":
+        x = functional.conv2d(x, params[f"W{i}"], params[f"b{i}"], padding=recipe.padding)
+        x = functional.max_pool2d(x, 2).relu()
+    return functional.linear(x.flatten(1), params["W2"], params["b2"])
+
+
 def with_torch(recipe: Recipe, dtype: str, train: Split, test: Split, form: str) -> Race:
-    """Return the race of PyTorch: the same network, optimizer and cycle, in one of its forms."""
+    """Return PyTorch as a contestant: the same network, optimizer and cycle, in one of its forms."""
     torch = importlib.import_module("torch")
     gpu = jax.default_backend() == "gpu"
     device = "cuda" if gpu else "cpu"
@@ -179,11 +188,7 @@ def with_torch(recipe: Recipe, dtype: str, train: Split, test: Split, form: str)
     classes = int(train.labels.max()) + 1
 
     def network(params: Any, images: Any) -> Any:
-        x = normalised(images.float())
-        for i in "01":
-            x = torch.nn.functional.conv2d(x, params[f"W{i}"], params[f"b{i}"], padding=recipe.padding)
-            x = torch.nn.functional.max_pool2d(x, 2).relu()
-        return torch.nn.functional.linear(x.flatten(1), params["W2"], params["b2"])
+        return logits_in_torch(recipe, params, normalised(images.float()))
 
     def loss_of(params: Any, images: Any, labels: Any) -> Any:
         with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
@@ -254,7 +259,7 @@ def claim_of_gradient(recipe: Recipe, train: Split) -> experiment.Results:
 
 
 def raced(races: dict[str, Race], seeds: range, rounds: int, seed: int) -> dict[str, dict[str, list[float]]]:
-    """Return the seconds and accuracies of each: all seeds for ours, the first `rounds` for the others, in turns."""
+    """Return seconds and accuracies, all taking turns: of ours for all seeds, of the others for the first `rounds`."""
     rng = np.random.default_rng(seed)
     results: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "accuracy": []} for name in races}
     for i, each in enumerate(experiment.progress(seeds, "seeds", len(seeds))):
@@ -306,7 +311,7 @@ def measure(options: argparse.Namespace) -> experiment.Results:
 
 
 def splits(dataset: Dataset, validate: bool) -> tuple[Split, Split]:
-    """Return what is trained on and what the accuracy is taken of: the test images are for the recipe as it is."""
+    """Return the images to train on, and those whose accuracy is measured: the test images for a finished recipe."""
     if validate:
         return dataset.train, dataset.validation
     both = zip(dataset.train, dataset.validation, strict=True)

@@ -1,10 +1,10 @@
-"""The gallery of the README: figures and tables of the experiments, from their committed results.
+"""The gallery in experiments/README.md: figures and claims of the experiments, from their committed results.
 
     python scripts/gallery.py [--take FOLDER]
 
-With --take, the results.json of each experiment below FOLDER (what `python experiments/run_all.py` wrote) becomes the
-committed one, experiments/gallery/<name>.json. Then the figures are drawn from these and the README's section, between
-its two markers, is written from them. Nothing in the gallery is written by hand.
+The committed results lie in experiments/gallery/NAME.json. With --take, those that `python experiments/run_all.py`
+wrote below FOLDER replace them. Then the figures are drawn, and the README's section is written, from the committed
+results.
 """
 
 import argparse
@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from sections import ROOT, rewrite, table
+
 GALLERY = ROOT / "experiments" / "gallery"
-README = ROOT / "README.md"
-BEGIN, END = "<!-- gallery: written by scripts/gallery.py -->\n", "<!-- end of the gallery -->\n"
+README = ROOT / "experiments" / "README.md"
 sys.path.insert(0, str(ROOT / "experiments"))
 
 
@@ -37,11 +37,6 @@ def summary(module: Any) -> str:
     return " ".join((module.__doc__ or "").split("\n\n")[0].split())
 
 
-def markdown(text: str) -> str:
-    """Return a text that a cell of a table shows as it is."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
-
-
 def command(name: str, options: dict[str, Any]) -> str:
     """Return the command that runs an experiment with these options; a switch has no value."""
     said = (f"--{key.replace('_', '-')} {value}".removesuffix(" True") for key, value in options.items())
@@ -54,20 +49,15 @@ def section(name: str) -> str:
     import run_all
 
     results, module = results_of(name), importlib.import_module(name)
-    lines = [f"#### {run_all.title_of(name)}", "", summary(module), ""]
+    lines = [f"### {run_all.title_of(name)}", "", summary(module), ""]
     for figure in figures_of(name):
-        lines += [
-            f"![{module.CAPTIONS[figure]}](experiments/gallery/{figure}.png)",
-            "",
-            f"*{module.CAPTIONS[figure]}*",
-            "",
-        ]
-    claims = results["claims"]
+        lines += [f"![{module.CAPTIONS[figure]}](gallery/{figure}.png)", "", f"*{module.CAPTIONS[figure]}*", ""]
+    claims = [
+        [c["claim"], experiment.shown(c["measured"]), f"{c['relation']} {experiment.shown(c['bound'])}"]
+        for c in results["claims"]
+    ]
     lines += [f"<details><summary>{len(claims)} claims, all of which hold</summary>", ""]
-    lines += ["| claim | measured | holds if |", "|---|---|---|"]
-    for claim in claims:
-        measured, bound = experiment.shown(claim["measured"]), experiment.shown(claim["bound"])
-        lines.append(f"| {markdown(claim['claim'])} | {measured} | {claim['relation']} {bound} |")
+    lines += table(["claim", "measured", "holds if"], claims)
     run = results["run"]
     lines += ["", f"`{command(name, run['options'])}`: {results['seconds']:.0f} s; jax {run['jax']}, "
               f"Python {run['python']}, {run['device']}, {run['cores']} cores.", "", "</details>", ""]  # fmt: skip
@@ -75,22 +65,13 @@ def section(name: str) -> str:
 
 
 def gallery() -> str:
-    """Return the text between the markers."""
+    """Return the gallery's section."""
     return "".join(section(name) for name in names())
 
 
 def figures_of(name: str) -> list[str]:
     """Return the names of an experiment's committed figures."""
     return sorted(p.stem for p in GALLERY.glob("*.png") if p.stem == name or p.stem.startswith(f"{name}_"))
-
-
-def readme(text: str) -> str:
-    """Return the README with its gallery written anew."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        sys.exit("README.md must have each of the gallery's two markers once")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{gallery()}{END}{after}"
 
 
 def taken_from(path: Path) -> dict[str, Any]:
@@ -120,7 +101,7 @@ def main() -> int:
         old.unlink()
     for name in names():
         experiment.save_figures(GALLERY, results_of(name), importlib.import_module(name).draw)
-    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    rewrite(README, "gallery", gallery())
     return 0
 
 

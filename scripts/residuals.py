@@ -1,76 +1,74 @@
 """What a backward pass keeps, and the compiled peak memory of a gradient: the rule beside autodiff of its definition.
 
-    python scripts/residuals.py
+    python scripts/residuals.py            # counts, prints the table, and writes scripts/residuals.json
+    python scripts/residuals.py --readme   # writes the table in scripts/README.md from that file
 
-Residuals are the arrays that `jax.vjp` keeps, its arguments and new ones, counted from shapes. Peak memory is what XLA
-sets aside for temporaries in the compiled value and gradient (`memory_analysis().temp_size_in_bytes`); nothing is run.
+Residuals are the arrays that `jax.vjp` keeps: some of its arguments, and new ones, counted from shapes. Peak memory is
+what XLA reserves for temporaries in the compiled value and gradient (`memory_analysis().temp_size_in_bytes`). Nothing
+is run. Names and arguments come from the table in `jaxnn/components.py`.
 """
 
-import functools
+import argparse
+import json
 import platform
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from sections import ROOT, rewrite, table
 
-import jaxnn
+from jaxnn import components
 
-
-def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    """Return the type of an argument."""
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-N = 64
-IMAGES, ROWS, LABELS = array(N, 24, 24, 64), array(N, 1000), array(N, dtype=jnp.int32)
-KEY = array(2, dtype=jnp.uint32)
-nhwc: dict[str, Any] = {"layout": "NHWC"}
-COMPONENTS: dict[str, tuple[Any, tuple[jax.ShapeDtypeStruct, ...], dict[str, Any]]] = {
-    "linear": (jaxnn.linear, (array(N, 9216), array(128, 9216), array(128)), {}),
-    "conv2d": (jaxnn.conv2d, (array(N, 26, 26, 32), array(3, 3, 32, 64), array(64)), nhwc),
-    "relu": (jaxnn.relu, (IMAGES,), {}),
-    "sigmoid": (jaxnn.sigmoid, (IMAGES,), {}),
-    "tanh": (jaxnn.tanh, (IMAGES,), {}),
-    "max_pool2d": (jaxnn.max_pool2d, (IMAGES,), nhwc),
-    "dropout": (lambda definition: lambda x, key: _dropout(definition, x, key), (IMAGES, KEY), {}),
-    "softmax": (jaxnn.softmax, (ROWS,), {}),
-    "log_softmax": (jaxnn.log_softmax, (ROWS,), {}),
-    "nll": (jaxnn.nll, (ROWS, LABELS), {}),
-    "nll_loss": (jaxnn.nll_loss, (ROWS, LABELS), {}),
-    "cross_entropy": (jaxnn.cross_entropy, (ROWS, LABELS), {}),
-    "linear_cross_entropy": (jaxnn.linear_cross_entropy, (array(N, 64), array(32768, 64), LABELS), {}),
-    "linear_cross_entropy, lean": (
-        jaxnn.linear_cross_entropy,
-        (array(N, 64), array(32768, 64), LABELS),
-        {"memory": "lean"},
-    ),
-    "binary_cross_entropy": (jaxnn.binary_cross_entropy, (ROWS, ROWS), {}),
-    "squared_error": (jaxnn.squared_error, (ROWS, ROWS), {}),
-}
+FILE, README = ROOT / "scripts" / "residuals.json", ROOT / "scripts" / "README.md"
+HEAD = [
+    "component", "rule keeps: inputs", "new", "autodiff keeps: inputs", "new", "peak memory: rule", "autodiff",
+]  # fmt: skip
 
 
-def _dropout(definition: bool, x: Any, key: Any) -> Any:
-    return (jaxnn.dropout.definition if definition else jaxnn.dropout)(x, 0.5, key)
+def main() -> int:
+    """Count and print, or write the README's table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--readme", action="store_true", help="write the README's table; count nothing")
+    if parser.parse_args().readme:
+        rewrite(README, "residuals", section())
+        return 0
+    FILE.write_text(json.dumps(measured(), indent=1) + "\n", encoding="utf-8")
+    print(section())
+    return 0
 
 
-def main() -> None:
-    """Print the table."""
-    device = jax.devices()[0].device_kind
-    print(f"jax {jax.__version__}, Python {platform.python_version()}, {device}, batch {N}, float32\n")
-    print("| component | rule keeps: inputs | new | autodiff keeps: inputs | new | peak memory: rule | autodiff |")
-    print("|---|---|---|---|---|---|---|")
-    for name, (component, args, options) in COMPONENTS.items():
-        cells = []
-        for definition in (False, True):
-            if name == "dropout":
-                f = component(definition)
-            else:
-                f = functools.partial(component.definition if definition else component, **options)
-            cells.append((saved(f, args), peak(f, args)))
-        (rule, rule_peak), (auto, auto_peak) = cells
-        columns = (*rule, *auto, rule_peak, auto_peak)
-        print(f"| `{name}` | {' | '.join(map(shown, columns))} |")
+def measured() -> dict[str, Any]:
+    """Count all components of the table."""
+    run = {"jax": jax.__version__, "python": platform.python_version(), "device": jax.devices()[0].device_kind}
+    return run | {"bytes": {line.name: counted(line) for line in components.COMPONENTS}}
+
+
+def counted(line: components.Component) -> list[int]:
+    """Return a component's bytes, in the order of the table's columns."""
+    args = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in line.example(components.CONVNET))
+
+    def rule(*args: Any) -> Any:
+        return differentiable(line(*args))
+
+    def autodiff(*args: Any) -> Any:
+        return differentiable(line.definition(*args))
+
+    return [*saved(rule, args), *saved(autodiff, args), peak(rule, args), peak(autodiff, args)]
+
+
+def differentiable(y: Any) -> Any:
+    """Return the output that has a gradient, the first of several."""
+    return y[0] if isinstance(y, tuple) else y
+
+
+def section() -> str:
+    """Return the table in Markdown, from the committed bytes."""
+    results = json.loads(FILE.read_text(encoding="utf-8"))
+    rows = [[f"`{name}`", *map(shown, sizes)] for name, sizes in results["bytes"].items()]
+    run = f"jax {results['jax']}, Python {results['python']}, {results['device']}"
+    return "\n".join([*table(HEAD, rows), "", f"`python scripts/residuals.py`; {run}."])
 
 
 def of_floats(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[..., Any], list[Any]]:
@@ -87,7 +85,7 @@ def of_floats(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[..
 
 
 def saved(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[int, int]:
-    """Return the bytes of what `jax.vjp` keeps: of the arguments, and beyond them."""
+    """Return the bytes of what `jax.vjp` keeps: of the arguments, and of new arrays."""
 
     def leaves(*args: Any) -> list[Any]:
         g, floats = of_floats(f, args)
@@ -122,4 +120,4 @@ def shown(size: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,20 +1,22 @@
 """The gradient of every component in every way to use many devices, against autodiff of its definition on one.
 
-    python scripts/modes.py [NAME ...] [--devices N]
+    python scripts/sharding_modes.py [NAME ...] [--devices N]
 
-Every row of the table cuts some arguments along one axis over the devices, rows of data or classes; the others are the
-same on all of them. A way is right (ok) where each element of each gradient agrees with `jax.vjp` of the plain
-definition on one device, in float64, to 1e-13 (1 + |value|), as it stands and under `vmap`; else the largest error is
-printed, or the exception.
+Names and arguments come from the table in `jaxnn/components.py`; further rows try options and sharded classes. Each row
+of the printed table shards some arguments along one axis, rows of data or classes; the others are the same on every
+device. A way is right (ok) where each element of each gradient agrees with `jax.vjp` of the definition on one device,
+in float64, to 1e-13 (1 + |value|), both as it stands and under `vmap`. Otherwise the largest error or the exception is
+printed.
 
-The ways: jit alone; jit over a mesh of Auto, and of Explicit axes (a global view: the arrays are cut, the program is
-not); `shard_map` with `check_vma` on and off, differentiated as a whole, or inside, in each device's own program;
-`pmap`. Inside of `shard_map` without `check_vma`, and of `pmap`, JAX does not know what is the same on all devices:
-the gradient of a weight is summed by the caller there, and a loss whose classes are cut is differentiated as a whole.
+The ways: jit alone; jit over a mesh of Auto, and of Explicit axes (a global view: arrays are sharded, the program is
+not); `shard_map` with `check_vma` on and off, differentiated as a whole, or inside, in each device's program; `pmap`.
+Inside `shard_map` without `check_vma`, and inside `pmap`, JAX does not know what is the same on all devices: there the
+caller sums the gradient of a weight, and a loss whose classes are sharded is differentiated as a whole.
 """
 
 import argparse
 import functools
+import inspect
 import platform
 import sys
 import warnings
@@ -28,22 +30,24 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxnn
+from jaxnn import components as table
+from jaxnn.components import Component, Size
 
 AXIS = "devices"
-SAME, FIRST, SECOND = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)  # the axis that is cut
+SAME, FIRST, SECOND = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)  # the axis that is sharded
 TOLERANCE = 1e-13
 
 
 class Work(NamedTuple):
-    """A component at work on arrays of which some are cut over the devices."""
+    """A component, and arrays of which some are sharded over the devices."""
 
     name: str
     f: Any
     args: tuple[Any, ...]
-    cut: tuple[PartitionSpec, ...]  # of each argument
+    sharding: tuple[PartitionSpec, ...]  # of each argument
     out: PartitionSpec = SAME  # of the value
-    join: str = ""  # how a loss of one device's rows joins the others': "sum", "mean", or "" where it need not
-    by_class: bool = False  # the devices share the classes, and not the rows
+    join: str = ""  # how the losses of the devices' rows become one: "sum", "mean", or "" where they need not
+    by_class: bool = False  # the devices share the classes, not the rows
     options: Any = None
 
     @property
@@ -52,11 +56,11 @@ class Work(NamedTuple):
         return [i for i, a in enumerate(self.args) if np.issubdtype(a.dtype, np.floating)]
 
     def whole(self, *args: Any) -> Any:
-        """Call the component without a word about devices."""
+        """Call the component as on one device."""
         return self.f(*args, **(self.options or {}))
 
     def definition(self, *args: Any) -> Any:
-        """Call what it was derived from."""
+        """Call the component's definition."""
         return getattr(self.f, "definition", self.f)(*args, **(self.options or {}))
 
     def local(self, *args: Any) -> Any:
@@ -66,8 +70,8 @@ class Work(NamedTuple):
         return join(y, AXIS) if join else y
 
     def under_vmap(self) -> "Work":
-        """Return the same with two of everything that is cut, in a further axis at the end."""
-        over = [None if spec == SAME else -1 for spec in self.cut]
+        """Return the same under vmap: two of each sharded array, stacked in a new last axis."""
+        over = [None if spec == SAME else -1 for spec in self.sharding]
 
         def twice(f: Any) -> Any:
             return lambda *args, **options: jax.vmap(functools.partial(f, **options), over, -1)(*args)
@@ -78,74 +82,121 @@ class Work(NamedTuple):
         return self._replace(f=f, args=tuple(args))
 
 
+# The pieces of work ---------------------------------------------------------------------------------------------------
+
+
 def works(devices: int) -> Iterator[Work]:
-    """Yield every component, with data cut by rows, and those with classes cut by class."""
-    rng, n = np.random.default_rng(0), 2 * devices
-    normal, c, rows, classes = rng.standard_normal, n, (FIRST, FIRST), (SECOND, SECOND)
-    x, p, soft = normal((n, c)), rng.uniform(0.1, 1.0, (n, c)), rng.dirichlet(np.ones(c), n)
-    weight, where = rng.uniform(0.5, 2.0, c), rng.random((n, c)) < 0.7
-    labels, keys = rng.integers(0, c, n).astype(np.int32), rng.integers(0, 2**32, (n, 2), dtype=np.uint32)
-    left_out = {"ignore_index": int(labels[1])}
-    images = normal((n, 2, 6, 4))
+    """Yield every line of the table with its rows sharded, then further options, and classes sharded."""
+    n = 2 * devices
+    size = Size((n, 6, 4, 2), n, n, 4, (n, 3, n))
+    args = {line.name: tuple(map(_in_float64, line.example(size))) for line in table.COMPONENTS}
+    for line in table.COMPONENTS:
+        yield dropped(args[line.name], n) if line.is_random else by_rows(line, args[line.name])
+    yield from pooled(n)
+    yield from normalised(args["softmax"][0])
+    yield from reduced(args)
+    yield from weighted(args, n)
 
-    yield Work("linear", jaxnn.linear, (normal((n, 3)), normal((4, 3)), normal(4)), (FIRST, SAME, SAME), FIRST)
-    for layout, shapes in ("NCHW", ((n, 2, 6, 4), (4, 2, 3, 3))), ("NHWC", ((n, 6, 4, 2), (3, 3, 2, 4))):
-        options = {"layout": layout}
-        arrays = (*map(normal, shapes), normal(4))
-        yield Work(f"conv2d {layout}", jaxnn.conv2d, arrays, (FIRST, SAME, SAME), FIRST, options=options)
-        yield Work(f"max_pool2d {layout}", jaxnn.max_pool2d, arrays[:1], (FIRST,), FIRST, options=options)
-    overlapping = {"window": 3, "stride": 2, "padding": 1}
-    yield Work("max_pool2d overlapping", jaxnn.max_pool2d, (images,), (FIRST,), FIRST, options=overlapping)
-    yield Work("max_pool2d_with_indices", _pooled, (images,), (FIRST,), FIRST)
-    for f in (jaxnn.relu, jaxnn.sigmoid, jaxnn.tanh):
-        yield Work(f.__name__, f, (x,), (FIRST,), FIRST)
-    yield Work("dropout", _dropped, (x, keys), rows, FIRST)
+
+def _in_float64(a: Any) -> Any:
+    return a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a
+
+
+def by_rows(line: Component, args: tuple[Any, ...]) -> Work:
+    """Return a line of the table with the rows of its arguments sharded."""
+    f = _with_definition(line, lambda f: lambda *args: _first(f(*args)))
+    sharding = tuple(FIRST if by_row else SAME for by_row in line.by_row)
+    if jax.eval_shape(f, *args).shape:
+        return Work(line.name, f, args, sharding, FIRST)
+    reduction = inspect.signature(line.f).parameters.get("reduction")  # what has none, as a penalty, is a sum
+    return Work(line.name, f, args, sharding, join=reduction.default if reduction else "sum")
+
+
+def dropped(args: tuple[Any, ...], rows: int) -> Work:
+    """Return dropout with a key for each row: one key for all would draw other numbers on several devices."""
+    keys = np.random.default_rng(0).integers(0, 2**32, (rows, 2), dtype=np.uint32)
+    return Work("dropout", _dropped, (args[0].reshape(rows, -1), keys), (FIRST, FIRST), FIRST)
+
+
+def pooled(rows: int) -> Iterator[Work]:
+    """Yield max-pooling of windows that overlap."""
+    images, options = (
+        np.random.default_rng(0).standard_normal((rows, 2, 6, 4)),
+        {"window": 3, "stride": 2, "padding": 1},
+    )
+    yield Work("max_pool2d overlapping", jaxnn.max_pool2d, (images,), (FIRST,), FIRST, options=options)
+
+
+def normalised(x: Any) -> Iterator[Work]:
+    """Yield softmax and log_softmax with the classes sharded, and with masks."""
+    where = np.random.default_rng(0).random(x.shape) < 0.7
     for f in (jaxnn.softmax, jaxnn.log_softmax):
-        for cut, by_class in (rows, False), (classes, True):
-            name = f"{f.__name__}{' by class' * by_class}"
-            yield Work(name, f, (x,), cut[:1], cut[0], by_class=by_class)
-            yield Work(f"{name}, where", _keyword(f, "where"), (x, where), cut, cut[0], by_class=by_class)
+        masked, name = _keyword(f, "where"), f.__name__
+        yield Work(f"{name}, where", masked, (x, where), (FIRST, FIRST), FIRST)
+        yield Work(f"{name} by class", f, (x,), (SECOND,), SECOND, by_class=True)
+        yield Work(f"{name} by class, where", masked, (x, where), (SECOND, SECOND), SECOND, by_class=True)
 
+
+def reduced(args: dict[str, Any]) -> Iterator[Work]:
+    """Yield the losses with their other reductions, and cross_entropy with the classes sharded."""
+    for f in (jaxnn.nll, jaxnn.nll_loss, jaxnn.cross_entropy, jaxnn.binary_cross_entropy, jaxnn.squared_error):
+        name = f.__name__
+        none, summed = {"reduction": "none"}, {"reduction": "sum"}
+        yield Work(f"{name}, none", f, args[name], (FIRST, FIRST), FIRST, options=none)
+        yield Work(f"{name}, sum", f, args[name], (FIRST, FIRST), join="sum", options=summed)
     for reduction in ("none", "sum", "mean"):
-        options = {"reduction": reduction}
-        how: Any = {"join": "", "out": FIRST} if reduction == "none" else {"join": reduction}
-        for f, arrays in (
-            (jaxnn.nll, (p, labels)), (jaxnn.nll_loss, (np.log(p), labels)), (jaxnn.cross_entropy, (x, labels)),
-            (jaxnn.binary_cross_entropy, (x, p)), (jaxnn.squared_error, (x, p)),
-        ):  # fmt: skip
-            yield Work(f"{f.__name__}, {reduction}", f, arrays, rows, options=options, **how)
-        yield Work(f"cross_entropy by class, {reduction}", jaxnn.cross_entropy, (x, labels), (SECOND, SAME),
-                   by_class=True, options=options)  # fmt: skip
-    summed: dict[str, Any] = {"reduction": "sum", **left_out}
-    weighted, cut = _keyword(jaxnn.cross_entropy, "weight"), (FIRST, FIRST, SAME)
-    arrays = (p, labels, weight)
-    yield Work("nll, weight", _keyword(jaxnn.nll, "weight"), arrays, cut, join="sum", options=summed)
-    smooth: dict[str, Any] = {"label_smoothing": 0.1, **left_out}
-    yield Work("cross_entropy, weight", weighted, arrays, cut, join="sum", options=summed | smooth)
-    yield Work("cross_entropy by class, weight", weighted, arrays, (SECOND, SAME, FIRST), by_class=True, options=smooth)
-    yield Work("cross_entropy, soft", jaxnn.cross_entropy, (x, soft), rows, join="sum", options={"reduction": "sum"})
-    yield Work("cross_entropy by class, soft", weighted, (x, soft, weight), (*classes, FIRST), by_class=True)
-    arrays = (normal((n, 3)), labels, normal((c, 3)), normal(c), weight)
+        yield Work(f"cross_entropy by class, {reduction}", jaxnn.cross_entropy, args["cross_entropy"], (SECOND, SAME),
+                   by_class=True, options={"reduction": reduction})  # fmt: skip
+
+
+def weighted(args: dict[str, Any], classes: int) -> Iterator[Work]:
+    """Yield the losses with weights, ignored and smoothed labels, probabilities as labels, and a bias."""
+    rng = np.random.default_rng(0)
+    weight, bias, soft = (
+        rng.uniform(0.5, 2.0, classes),
+        rng.standard_normal(classes),
+        rng.dirichlet(np.ones(classes), classes),
+    )
+    (x, labels), cross_entropy = args["cross_entropy"], _keyword(jaxnn.cross_entropy, "weight")
+    ignored = {"ignore_index": int(labels[1])}
+    summed: dict[str, Any] = {"reduction": "sum", **ignored}
+    smooth: dict[str, Any] = {"label_smoothing": 0.1, **ignored}
+    rows, by_class = (FIRST, FIRST, SAME), (SECOND, SAME, FIRST)
+    arrays = (*args["nll"], weight)
+    yield Work("nll, weight", _keyword(jaxnn.nll, "weight"), arrays, rows, join="sum", options=summed)
+    arrays = (x, labels, weight)
+    yield Work("cross_entropy, weight", cross_entropy, arrays, rows, join="sum", options=summed | smooth)
+    yield Work("cross_entropy by class, weight", cross_entropy, arrays, by_class, by_class=True, options=smooth)
+    yield Work(
+        "cross_entropy, soft", jaxnn.cross_entropy, (x, soft), rows[:2], join="sum", options={"reduction": "sum"}
+    )
+    arrays = (x, soft, weight)
+    yield Work("cross_entropy by class, soft", cross_entropy, arrays, (SECOND, SECOND, FIRST), by_class=True)
+    x, w, labels = args["linear_cross_entropy fast"]
+    smooth["ignore_index"] = summed["ignore_index"] = int(labels[1])
+    arrays = (x, labels, w, bias, weight)
     for memory in ("fast", "lean"):
-        options = {"memory": memory, "block_size": 3}
-        yield Work(f"linear_cross_entropy, {memory}", _of_vocabulary, arrays, (FIRST, FIRST, SAME, SAME, SAME),
-                   join="sum", options=options | summed | smooth)  # fmt: skip
-        cut = (SAME, SAME, FIRST, FIRST, FIRST)
-        yield Work(f"linear_cross_entropy by class, {memory}", _of_vocabulary, arrays, cut, by_class=True,
-                   options=options | smooth)  # fmt: skip
-    for f in (jaxnn.l1_penalty, jaxnn.l2_penalty):
-        yield Work(f.__name__, f, (x,), (FIRST,), join="sum")
+        options = {"memory": memory, "block_size": 3} | smooth
+        yield Work(f"linear_cross_entropy, {memory}, weight", _of_vocabulary, arrays, (FIRST, FIRST, SAME, SAME, SAME),
+                   join="sum", options=options | summed)  # fmt: skip
+        yield Work(f"linear_cross_entropy by class, {memory}", _of_vocabulary, arrays,
+                   (SAME, SAME, FIRST, FIRST, FIRST), by_class=True, options=options)  # fmt: skip
+
+
+def _first(y: Any) -> Any:
+    """Return the output that has a gradient."""
+    return y[0] if isinstance(y, tuple) else y
 
 
 def _with_definition(f: Any, wrap: Callable[[Any], Any]) -> Any:
-    """Wrap a component, and its definition alike."""
+    """Wrap a component and its definition alike."""
     wrapped = wrap(f)
     wrapped.definition = wrap(f.definition)
     return wrapped
 
 
 def _keyword(f: Any, name: str) -> Any:
-    """Give the last argument by its keyword."""
+    """Pass the last argument by its keyword."""
     return _with_definition(f, lambda f: lambda *args, **options: f(*args[:-1], **{name: args[-1]}, **options))
 
 
@@ -154,8 +205,6 @@ def _vocabulary(f: Any) -> Any:
 
 
 _of_vocabulary = _with_definition(jaxnn.linear_cross_entropy, _vocabulary)
-_pooled = lambda x: jaxnn.max_pool2d_with_indices(x)[0]  # noqa: E731
-_pooled.definition = jaxnn.max_pool2d.definition  # type: ignore[attr-defined]
 
 
 def _dropped(x: Any, keys: Any) -> Any:
@@ -163,10 +212,13 @@ def _dropped(x: Any, keys: Any) -> Any:
 
 
 def _dropped_by_definition(x: Any, keys: Any) -> Any:
-    return x * _dropped(jnp.ones(x.shape), keys)  # its own definition draws other bits
+    return x * _dropped(jnp.ones(x.shape), keys)  # dropout's own definition draws other bits
 
 
 _dropped.definition = _dropped_by_definition  # type: ignore[attr-defined]
+
+
+# The ways -------------------------------------------------------------------------------------------------------------
 
 
 def _gradient(work: Work, f: Any, args: Any, dy: Any) -> tuple[Any, ...]:
@@ -190,19 +242,19 @@ def _global_view(kind: AxisType, work: Work, mesh: jax.sharding.Mesh, dy: Any) -
     mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=(kind,))
     with jax.set_mesh(mesh):
         place = lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec))  # noqa: E731
-        args = [place(a, spec) for a, spec in zip(work.args, work.cut, strict=True)]
+        args = [place(a, spec) for a, spec in zip(work.args, work.sharding, strict=True)]
         return jax.jit(lambda args, dy: _gradient(work, work.whole, args, dy))(args, place(dy, work.out))
 
 
 def _around(check_vma: bool, work: Work, mesh: jax.sharding.Mesh, dy: Any) -> Any:
-    mapped = jax.shard_map(work.local, mesh=mesh, in_specs=work.cut, out_specs=work.out, check_vma=check_vma)
+    mapped = jax.shard_map(work.local, mesh=mesh, in_specs=work.sharding, out_specs=work.out, check_vma=check_vma)
     return jax.jit(lambda args, dy: _gradient(work, mapped, args, dy))(work.args, dy)
 
 
 def _inside(check_vma: bool, work: Work, mesh: jax.sharding.Mesh, dy: Any) -> Any:
     """Differentiate in each device's own program the loss of its own rows."""
     f = work.local if work.by_class else work.whole
-    specs = tuple(work.cut[i] for i in work.floats)
+    specs = tuple(work.sharding[i] for i in work.floats)
 
     def local(args: Any, dy: Any) -> Any:
         dy = dy / lax.axis_size(AXIS) if work.join == "mean" else dy
@@ -211,7 +263,7 @@ def _inside(check_vma: bool, work: Work, mesh: jax.sharding.Mesh, dy: Any) -> An
             return gradient
         return tuple(lax.psum(g, AXIS) if spec == SAME else g for g, spec in zip(gradient, specs, strict=True))
 
-    mapped = jax.shard_map(local, mesh=mesh, in_specs=(work.cut, work.out), out_specs=specs, check_vma=check_vma)
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=(work.sharding, work.out), out_specs=specs, check_vma=check_vma)
     return jax.jit(mapped)(work.args, dy)
 
 
@@ -219,7 +271,7 @@ def _pmap(work: Work, mesh: jax.sharding.Mesh, dy: Any) -> Any:
     """Differentiate pmap as a whole; a value that is the same everywhere counts once."""
     devices = mesh.size
 
-    def cut(a: Any, spec: PartitionSpec) -> Any:
+    def split(a: Any, spec: PartitionSpec) -> Any:
         if spec == SAME:
             return a
         axis = len(spec) - 1
@@ -227,8 +279,8 @@ def _pmap(work: Work, mesh: jax.sharding.Mesh, dy: Any) -> Any:
         return jnp.moveaxis(parts, axis, 0)
 
     def mapped(*args: Any) -> Any:
-        in_axes = tuple(None if spec == SAME else 0 for spec in work.cut)
-        y = jax.pmap(work.local, AXIS, in_axes=in_axes)(*map(cut, args, work.cut))
+        in_axes = tuple(None if spec == SAME else 0 for spec in work.sharding)
+        y = jax.pmap(work.local, AXIS, in_axes=in_axes)(*map(split, args, work.sharding))
         if work.out == SAME:
             return jnp.sum(y, 0) / devices
         axis = len(work.out) - 1
@@ -282,8 +334,8 @@ def make_mesh(devices: int) -> jax.sharding.Mesh:
 def main() -> int:
     """Print the table; 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="beginnings of rows' names, all by default")
-    parser.add_argument("--devices", type=int, default=4, help="virtual ones on a CPU (default: 4)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="beginnings of the rows' names (default: all)")
+    parser.add_argument("--devices", type=int, default=4, help="number of devices, virtual ones on a CPU (default: 4)")
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", options.devices)
     jax.config.update("jax_enable_x64", True)

@@ -1,13 +1,13 @@
-"""What training promises about its files, tried for an hour: killed, stopped, damaged, lied to.
+"""Test what training promises about its files, by kills, stops and damage; about seven minutes.
 
     python scripts/soak.py [kill] [stop] [flip] [idx] [--count N] [--seed N]
 
-kill: kill -9 at 50 random moments of a run, resuming each time; the end must be that of the run that nothing touched.
-stop: SIGTERM at 20 random moments; exit 143, less than a chunk lost, and the same end.
-flip: 500 bytes of a saved step, one after the other; each must be noticed, and the step before be used.
-idx:  2,000 damaged IDX files; each refused in one line that names it, in under 300 MB more than reading a whole one.
+kill: kill -9 at 50 random moments, resuming each time; the parameters at the end are those of an undisturbed run.
+stop: SIGTERM at 20 random moments; exit code 143, and the same parameters at the end.
+flip: change 500 bytes of a saved step, one at a time; each is noticed, and the step before is used.
+idx:  2,000 damaged IDX files; each is refused in one line with its name, with at most 300 MB more than a whole file.
 
-All without a name. Exit code 1 if anything does not hold. `tests/` has a short form of each.
+Without a name, all four run. The exit code is 1 if anything does not hold. `tests/` has a short form of each.
 """
 
 import argparse
@@ -36,7 +36,7 @@ OPTIONS = ["train", "--quiet", "--model", "mlp", "--epochs", "40", "--checkpoint
 
 
 def training(folder: Path) -> list[str]:
-    """Return the command of a run that goes on from what there is."""
+    """Return the command of a run that resumes from what is saved."""
     return [*COMMAND, *OPTIONS, "--resume", "--checkpoint-dir", str(folder / "steps"), "--output", str(folder / "out")]
 
 
@@ -50,22 +50,22 @@ def result(folder: Path) -> str:
 
 
 def undisturbed(folder: Path) -> tuple[str, float]:
-    """Return the result of the run that nothing touches, and how long it takes."""
+    """Return the result of an undisturbed run, and its time in seconds."""
     start = time.monotonic()
     subprocess.run(training(folder), check=True)
     return result(folder), time.monotonic() - start
 
 
 def interrupted(folder: Path, number: int, count: int, chosen: random.Random, seconds: float) -> list[tuple[int, str]]:
-    """Send a signal to `count` starts of a run, at random moments, and let it end; return how each ended."""
+    """Send a signal to `count` starts of a run at random moments, then let it finish; return how each start ended."""
     ends = []
     while len(ends) < count:
         process = subprocess.Popen(training(folder), stderr=subprocess.PIPE, text=True)
-        # Half of them early in a start, the others as far as the run may go.
+        # Half of the signals come early in a start, the others at any time of the run.
         time.sleep(chosen.uniform(0.5, seconds if chosen.random() < 0.5 else 5))
         process.send_signal(number)
         code, error = process.wait(120), process.stderr.read()  # type: ignore[union-attr]
-        if code == 0:  # it had ended: from the beginning again
+        if code == 0:  # it had finished: start again from nothing
             shutil.rmtree(folder / "steps")
             shutil.rmtree(folder / "out")
             continue
@@ -75,7 +75,7 @@ def interrupted(folder: Path, number: int, count: int, chosen: random.Random, se
 
 
 def kill(folder: Path, count: int, chosen: random.Random) -> tuple[str, bool]:
-    """Kill the same run again and again, ten times each."""
+    """Kill runs, each of them ten times."""
     expected, seconds = undisturbed(folder / "whole")
     same = 0
     for run in range(-(-count // 10)):
@@ -83,7 +83,7 @@ def kill(folder: Path, count: int, chosen: random.Random) -> tuple[str, bool]:
         ends = interrupted(place, signal.SIGKILL, min(10, count - 10 * run), chosen, seconds)
         silent = all(error == "" for _, error in ends)
         same += len(ends) * (silent and result(place) == expected)
-    text = f"{same} of {count} kills are followed by no complaint and the parameters of the run that nothing touched"
+    text = f"{same} of {count} kills leave no error message and the parameters of the undisturbed run"
     return text, same == count
 
 
@@ -91,7 +91,7 @@ def stop(folder: Path, count: int, chosen: random.Random) -> tuple[str, bool]:
     """Stop runs by SIGTERM."""
     expected, seconds = undisturbed(folder / "whole")
     ends = interrupted(folder / "stopped", signal.SIGTERM, count, chosen, seconds)
-    # -15: before Python had got to the point of listening.
+    # −15: Python had not yet installed its handler.
     orderly = sum(code == 143 and error.count("\n") == 1 for code, error in ends)
     early = sum(code == -signal.SIGTERM for code, _ in ends)
     same = result(folder / "stopped") == expected
@@ -147,8 +147,8 @@ def idx(folder: Path, count: int, chosen: random.Random) -> tuple[str, bool]:
             lines += str(error).count("\n") == 0 and str(path) in str(error)
         slowest = max(slowest, time.monotonic() - start)
     more = (_peak() - baseline) / 1e6
-    told = f"{refused} of {count} damaged files refused, {lines} in one line with the name"
-    text = f"{told}; {more:.0f} MB more at the peak than a whole one takes, {slowest:.2f} s at most"
+    counts = f"{refused} of {count} damaged files refused, {lines} in one line with the name"
+    text = f"{counts}; {more:.0f} MB more at the peak than for a whole file, {slowest:.2f} s at most"
     return text, refused == lines == count and more < 300
 
 
@@ -163,7 +163,7 @@ def _header(chosen: random.Random) -> bytes:
 
 
 def _bomb(path: Path, _: bytes, chosen: random.Random) -> None:
-    """Ten gigabytes of zeros, gzipped: one piece of a stream again and again."""
+    """Ten gigabytes of zeros, gzipped: the same piece of a stream again and again."""
     head = struct.pack(">4B3I", 0, 0, 8, 3, *chosen.choice([(60_000, 28, 28), (2**32 - 1, 1, 1), (1, 1, 1)]))
     with path.open("wb") as file:
         file.write(gzip.compress(head))
@@ -207,7 +207,7 @@ def main() -> int:
     """Run the checks; 1 if one does not hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(CHECKS)} (default: all)")
-    parser.add_argument("--count", type=int, help="how many times, instead of the numbers above")
+    parser.add_argument("--count", type=int, help="number of repetitions (default: as in the docstring)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if unknown := set(options.names) - CHECKS.keys():

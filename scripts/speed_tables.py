@@ -1,28 +1,51 @@
-"""What `bench.py` measured, for people: tables on the terminal, a picture, and the README's section."""
+"""What `bench.py` measured, for people: tables on the terminal, pictures, and the sections of the READMEs."""
 
+import hashlib
 import json
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from residuals import shown as in_bytes
+from sections import ROOT, rewrite, table
 
-ROOT = Path(__file__).resolve().parent.parent
-README, SPEED = ROOT / "README.md", ROOT / "scripts" / "speed"
-BEGIN, END = "<!-- speed: written by scripts/bench.py -->\n", "<!-- end of speed -->\n"
+SPEED, README, ROOT_README = ROOT / "scripts" / "speed", ROOT / "scripts" / "README.md", ROOT / "README.md"
 SIDES = {"jaxnn": "jaxnn", "jax": "JAX", "torch": "PyTorch"}
-HEAD = (
-    "work", *SIDES.values(), "of JAX", "of PyTorch", "temporaries", "residuals", "compile", "achieved", "target"
-)  # fmt: skip
-TRICK_HEAD = ("trick", "with", "without", "with / without", "temporaries")
+MEASURED = {"memory": "peak memory", "compile": "compile time"}  # by group; all others: run time
+FIGURES = {"of JAX": "jaxnn / JAX", "of PyTorch": "jaxnn / PyTorch", "memory of JAX": "memory, jaxnn / JAX"}
+HEAD = [
+    "work", "measured", *SIDES.values(), "jaxnn / JAX", "jaxnn / PyTorch", "temporary memory, jaxnn / JAX",
+    "residuals, jaxnn / JAX", "compile time, jaxnn / JAX", "rate, of the ceiling", "target",
+]  # fmt: skip
+SWITCH_HEAD = ["optimisation", "run time, on", "run time, off", "on / off", "temporary memory, on / off"]
+SUMMARY_HEAD = ["work", "measured", "jaxnn", "fastest JAX", "PyTorch", "jaxnn / JAX"]
+# In the summary a line stands for its neighbours, whose rules do nearly the same.
+LIKE_OTHERS = ("conv2d NCHW", "max_pool2d NCHW", "max_pool2d_with_indices", "nll", "l2_penalty")
 RATES = {"bytes_per_second": ("copy", "GB/s"), "flop_per_second": ("matrix product", "Gflop/s")}
+PICTURES = {
+    "training": ("convnet", "memory", "compile"),
+    "components": ("components",),
+    "optimisations": ("optimisations",),
+}
+TITLES = {
+    "training": "Training the convnet",
+    "components": "Every component, forward and backward",
+    "optimisations": "Optimisations, on and off",
+}
+ALT = {
+    "training": "Run time, memory and compile time of the convnet's training, relative to JAX and PyTorch",
+    "components": "Run time of each component, relative to JAX and PyTorch",
+    "optimisations": "Run time with each optimisation on, relative to off",
+}
 Row = dict[str, Any]
+Results = dict[str, Any]
 
 
 def targets(gpu: bool) -> dict[str, dict[str, float]]:
-    """Return the bounds that figures have to keep, by the row's name; a component's is 1.05 of JAX where none is."""
+    """Return upper bounds of figures, by the row's name; a component without one has 1.05 of JAX."""
     new = tuple(int(n) for n in jax.__version__.split(".")[:2]) >= (0, 11)
     if gpu:
         step, scan, pools, drop = {"of JAX": 0.7, "of PyTorch": 0.8}, {}, (0.5, 0.5), 1.05
@@ -39,6 +62,9 @@ def targets(gpu: bool) -> dict[str, dict[str, float]]:
     }  # fmt: skip
 
 
+# Texts ----------------------------------------------------------------------------------------------------------------
+
+
 def in_time(seconds: float) -> str:
     """Return a time for people."""
     for factor, unit in ((1.0, "s"), (1e3, "ms")):
@@ -47,144 +73,210 @@ def in_time(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
+def name_of(r: Row) -> str:
+    """Return a row's name, with the arithmetic where that is not float32."""
+    return str(r["name"]) + ("" if r["mode"] == "float32" else f", {r['mode']}")
+
+
+def winners(r: Row) -> dict[str, dict[str, Any]]:
+    """Return the best variant of each side."""
+    return {v["side"]: v for v in r["variants"] if v["name"] == r["best"].get(v["side"])}
+
+
+def amount(r: Row, side: str, *, named: bool) -> str:
+    """Return a side's figure, with its variant's name; "" for a side that was not measured."""
+    if (best := winners(r).get(side)) is None:
+        return ""
+    shown = in_time(best["median"]) if r["unit"] == "s" else in_bytes(best["median"])
+    return f"{shown} ({best['name']})" if named else shown
+
+
+def ratio(r: Row, figure: str, *, spread: bool = True) -> str:
+    """Return a ratio, with its quartiles; "" where there is none."""
+    f = next((f for f in r["figures"] if f["figure"] == figure), None)
+    return "" if f is None else f"{f['value']:.3g}" + (f" [{f['low']:.3g}, {f['high']:.3g}]" if spread else "")
+
+
 def cells(r: Row, ceilings: dict[str, dict[str, float]]) -> list[str]:
-    """Return a row's texts, in the order of HEAD; pairs are jaxnn's / JAX's, shares of the better library's ceiling."""
+    """Return a row's texts, in the order of HEAD; a rate's share is that of the better library's ceiling."""
     ceiling = {key: max(c[key] for c in ceilings.values()) for key in RATES} if ceilings else {}
-    winners = {v["side"]: v for v in r["variants"] if v["name"] == r["best"].get(v["side"])}
-    amount = in_time if r["unit"] == "s" else in_bytes
-    figures = {f["figure"]: f for f in r["figures"]}
+    best = winners(r)
 
     def pair(key: str, show: Callable[[float], str]) -> str:
-        shown = [show(winners[s][key]) for s in ("jaxnn", "jax") if s in winners and key in winners[s]]
-        return " / ".join(shown)
+        return " / ".join(show(best[side][key]) for side in ("jaxnn", "jax") if key in best.get(side, {}))
 
-    def spread(key: str) -> str:
-        f = figures.get(key)
-        return f"{f['value']:.3g} [{f['low']:.3g}, {f['high']:.3g}]" if f else ""
-
-    achieved = [
+    rates = [
         f"{r[key] / 1e9:.3g} {unit} ({r[key] / ceiling[key]:.0%})"
         for key, (_, unit) in RATES.items() if r[key] and key in ceiling
     ]  # fmt: skip
-    bounds = [f"{f['figure']} ≤ {f['limit']:g}: {'met' if f['met'] else 'NOT MET'}" for f in r["figures"] if "met" in f]
+    bounds = [
+        f"{FIGURES.get(f['figure'], f['figure'])} ≤ {f['limit']:g}: {'met' if f['met'] else 'NOT MET'}"
+        for f in r["figures"] if "met" in f
+    ]  # fmt: skip
     return [
-        r["name"] + ("" if r["mode"] == "float32" else f", {r['mode']}"),
-        *(f"{amount(winners[s]['median'])} ({winners[s]['name']})" if s in winners else "" for s in SIDES),
-        spread("of JAX"), spread("of PyTorch"), pair("temporary_bytes", in_bytes), pair("residual_bytes", in_bytes),
-        pair("compile_seconds", in_time), ", ".join(achieved), "; ".join(bounds) if r["large"] else "below 50 µs",
+        name_of(r), MEASURED.get(r["group"], "run time"), *(amount(r, side, named=True) for side in SIDES),
+        ratio(r, "of JAX"), ratio(r, "of PyTorch"), pair("temporary_bytes", in_bytes), pair("residual_bytes", in_bytes),
+        pair("compile_seconds", in_time), ", ".join(rates), "; ".join(bounds) if r["large"] else "below 50 µs",
     ]  # fmt: skip
 
 
-def trick_cells(r: Row) -> list[str]:
-    """Return a trick's texts, in the order of TRICK_HEAD."""
-    f = next(f for f in r["figures"] if f["figure"] == "of without")
-    with_it, without = ({v["side"]: v for v in r["variants"]}[side] for side in ("jaxnn", "without"))
+def switch_cells(r: Row) -> list[str]:
+    """Return an optimisation's texts, in the order of SWITCH_HEAD."""
+    on, off = ({v["side"]: v for v in r["variants"]}[side] for side in ("jaxnn", "off"))
     return [
-        r["name"] + ("" if r["mode"] == "float32" else f", {r['mode']}"),
-        *(in_time(v["median"]) for v in (with_it, without)), f"{f['value']:.3g} [{f['low']:.3g}, {f['high']:.3g}]",
-        " / ".join(in_bytes(v["temporary_bytes"]) for v in (with_it, without)),
+        name_of(r), in_time(on["median"]), in_time(off["median"]), ratio(r, "of off"),
+        " / ".join(in_bytes(v["temporary_bytes"]) for v in (on, off)),
     ]  # fmt: skip
 
 
-def texts(results: dict[str, Any], rows: list[Row]) -> list[list[str]]:
-    """Return the lines of a group's table, its head first."""
-    if {r["group"] for r in rows} == {"tricks"}:
-        return [list(TRICK_HEAD), *map(trick_cells, rows)]
-    return [list(HEAD), *(cells(r, results["ceilings"][r["mode"]]) for r in rows)]
+def texts(results: Results, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the lines of a table of rows."""
+    if {r["group"] for r in rows} == {"optimisations"}:
+        return SWITCH_HEAD, [switch_cells(r) for r in rows]
+    return HEAD, [cells(r, results["ceilings"][r["mode"]]) for r in rows]
 
 
-def caption(results: dict[str, Any]) -> str:
-    """Return where the figures come from."""
+def machine(results: Results) -> str:
+    """Return the command, date, hardware and versions of results."""
     m = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-    limits = "; ".join(
+    hardware = f"{m['device']}, {m['cores']} cores of {m['cpu']}, load {m['load']:.1f} at the start"
+    return f"`{results['command']}`, {m['date'][:10]}; {hardware}; {versions}."
+
+
+def ceilings_of(results: Results) -> str:
+    """Return the rates of a copy and of a matrix product, to which the tables' rates compare."""
+    return "Ceilings: " + "; ".join(
         f"{mode}: {what} " + ", ".join(f"{c[key] / 1e9:.3g} {unit} ({library})" for library, c in libraries.items())
         for mode, libraries in results["ceilings"].items() for key, (what, unit) in RATES.items()
-    )  # fmt: skip
-    return (
-        f"`{results['command']}`, {m['date'][:10]}; {m['device']}, {m['cores']} cores of {m['cpu']}, load "
-        f"{m['load']:.1f} at the start; {versions}. Ceilings: {limits}."
-    )
+    ) + "."  # fmt: skip
 
 
-def print_table(results: dict[str, Any]) -> None:
-    """Print a table a group."""
+def print_table(results: Results) -> None:
+    """Print a table for each group; a row that misses a target is red."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 200)
     for group in dict.fromkeys(r["group"] for r in results["rows"]):
         rows = [r for r in results["rows"] if r["group"] == group]
-        head, *lines = texts(results, rows)
-        table = Table(*head, title=group, title_justify="left")
+        head, lines = texts(results, rows)
+        printed = Table(*head, title=group, title_justify="left")
         for r, line in zip(rows, lines, strict=True):
-            table.add_row(*line, style=None if all(f.get("met", True) for f in r["figures"]) else "red")
-        console.print(table)
-    console.print(caption(results))
+            printed.add_row(*line, style=None if all(f.get("met", True) for f in r["figures"]) else "red")
+        console.print(printed)
+    console.print(machine(results), ceilings_of(results))
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Draw the ratios with their quartiles and bounds."""
-    import matplotlib.ticker
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+SERIES = {"of JAX": ("#0072b2", "o"), "of PyTorch": ("#d55e00", "s"), "of off": ("#009e73", "^")}
+BY_EXAMPLE = ", per example"
+
+
+def draw(committed: list[Results], groups: tuple[str, ...], path: Path) -> None:
+    """Draw the ratios of these groups with their quartiles and targets: a panel for each committed results."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    rows = results["rows"][::-1]
+    rows = rows_of(groups, committed)
+    names = list(dict.fromkeys(label(r) for each in rows for r in each))[::-1]
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(8, 1.2 + 0.24 * len(rows)), dpi=110, layout="constrained")
-        axes = figure.subplots()
-        series = ("of JAX", "#0072b2", "o"), ("of PyTorch", "#d55e00", "s"), ("of without", "#009e73", "^")
-        for key, colour, marker in series:
-            found = [(y, f) for y, r in enumerate(rows) for f in r["figures"] if f["figure"] == key]
-            if not found:
-                continue
-            axes.hlines(
-                [y for y, _ in found], [f["low"] for _, f in found], [f["high"] for _, f in found], color=colour
-            )
-            axes.plot([f["value"] for _, f in found], [y for y, _ in found], marker, color=colour, ms=4, label=key)
-            bounds = [(f["limit"], y) for y, f in found if "limit" in f]
-            axes.plot(*zip(*bounds, strict=True), "|", color=colour, ms=11) if bounds else None
-        axes.axvline(1, color="#666666", lw=0.8)
-        axes.set(xscale="log", xlabel="share of the time or memory; a bar is a target", ylim=(-1, len(rows)))
-        axes.set_yticks(range(len(rows)), [cells(r, {})[0].replace("`", "") for r in rows])
-        axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        axes.legend(frameon=False, loc="lower left")
-        figure.savefig(path)
+        size = (3.4 + 3.6 * len(committed), 1.3 + 0.26 * len(names))
+        figure = Figure(figsize=size, dpi=110, layout="constrained")
+        panels = figure.subplots(1, len(committed), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, results, each in zip(panels, committed, rows, strict=True):
+            draw_panel(axes, names, each)
+            axes.set_title(f"jax {results['machine']['versions']['jax']}", fontsize=9)
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(-0.7, len(names) - 0.3)
+        handles = {h.get_label(): h for axes in panels for h in axes.get_legend_handles_labels()[0]}
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+        figure.savefig(path, metadata={"Source": digest(rows)})
+
+
+def rows_of(groups: tuple[str, ...], committed: list[Results] | None = None) -> list[list[Row]]:
+    """Return the rows of these groups, for each of the committed results."""
+    every = committed_results() if committed is None else committed
+    return [[r for r in results["rows"] if r["group"] in groups] for results in every]
+
+
+def digest(rows: list[list[Row]]) -> str:
+    """Return a hash of what a picture shows; the picture carries it as "Source"."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def label(r: Row) -> str:
+    """Return the name of a row's line in the picture; single examples share the batch's line."""
+    measured = MEASURED.get(r["group"])
+    return name_of(r).replace(BY_EXAMPLE, "").replace("`", "") + (f" ({measured})" if measured else "")
+
+
+def draw_panel(axes: Any, names: list[str], rows: list[Row]) -> None:
+    """Draw one panel: a filled mark for a batch, a hollow one for single examples, a bar for a target."""
+    import matplotlib.ticker
+
+    for r in rows:
+        single, y = BY_EXAMPLE in r["name"], names.index(label(r))
+        for figure in (f for f in r["figures"] if f["figure"] in SERIES):
+            colour, marker = SERIES[figure["figure"]]
+            named = "on / off" if figure["figure"] == "of off" else FIGURES[figure["figure"]]
+            y_mark = y - 0.2 * single
+            axes.hlines(y_mark, figure["low"], figure["high"], color=colour, linewidth=1)
+            axes.plot(figure["value"], y_mark, marker, color=colour, markersize=4,
+                      fillstyle="none" if single else "full", label=named + BY_EXAMPLE * single)  # fmt: skip
+            if "limit" in figure and not single:
+                axes.plot(figure["limit"], y, "|", color=colour, markersize=11, label="target")
+    axes.axvline(1, color="#666666", linewidth=0.8)
+    axes.set(xscale="log", xlabel="ratio; smaller is better")
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+
+
+# READMEs --------------------------------------------------------------------------------------------------------------
+
+
+def committed_results() -> list[Results]:
+    """Return the committed results, in the order of their files' names."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(SPEED.glob("*.json"))]
 
 
 def section() -> str:
-    """Return the README's section, from the committed results; nothing without any."""
-    files = sorted(SPEED.glob("*.json"))
-    lines = [
-        "", "## Speed", "",
-        "Written by `python scripts/bench.py --readme` from committed results. “JAX” is the fastest of several",
-        "idiomatic programs without jaxnn, “PyTorch” its fastest form. Ratios are medians of the rounds' own, with",
-        "their quartiles; pairs are jaxnn's / JAX's.", "",
+    """Return the section of scripts/README.md: the full tables, and a picture for each kind of work."""
+    committed = committed_results()
+    lines = []
+    for picture, groups in PICTURES.items():
+        lines += [f"### {TITLES[picture]}", "", f"![{ALT[picture]}.](speed/{picture}.png)", ""]
+        for results in committed:
+            if rows := [r for r in results["rows"] if r["group"] in groups]:
+                count = f"jax {results['machine']['versions']['jax']}: {len(rows)} rows"
+                lines += [f"<details><summary>{count}</summary>", "", *table(*texts(results, rows)), ""]
+                lines += [machine(results), ceilings_of(results), "", "</details>", ""]
+    return "\n".join(lines)
+
+
+def summary() -> str:
+    """Return the root README's table of at most 20 rows: the training step, its memory and compile time, components."""
+    committed = committed_results()
+    with_torch = [results for results in committed if "torch" in results["machine"]["versions"]]
+    results = (with_torch or committed)[0]
+    rows = [
+        r for r in results["rows"]
+        if r["group"] != "optimisations" and r["name"] not in LIKE_OTHERS
+        and not any(part in r["name"] for part in (BY_EXAMPLE, "alone", "plain scan"))
     ]  # fmt: skip
-    for file in files:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        picture = file.with_suffix(".png")
-        lines += (
-            [f"![Time and memory of jaxnn, relative.](scripts/speed/{picture.name})", ""] if picture.exists() else []
-        )
-        folded = {"components": "Every component", "tricks": "What is there for speed or memory alone"}
-        lines += [caption(results), "", *table(results, [r for r in results["rows"] if r["group"] not in folded])]
-        for group, title in folded.items():
-            if rows := [r for r in results["rows"] if r["group"] == group]:
-                lines += [f"<details><summary>{title}</summary>", "", *table(results, rows), "</details>", ""]
-    return "\n".join(lines) + "\n" if files else ""
+    lines = [
+        [name_of(r), MEASURED.get(r["group"], "run time"), *(amount(r, side, named=False) for side in SIDES),
+         ratio(r, "of JAX", spread=False)]
+        for r in rows
+    ]  # fmt: skip
+    return "\n".join([*table(SUMMARY_HEAD, lines), "", *textwrap.wrap(machine(results), 120, break_on_hyphens=False)])
 
 
-def table(results: dict[str, Any], rows: list[Row]) -> list[str]:
-    """Return rows as the lines of a table in Markdown."""
-    lines = texts(results, rows)
-    head, *rest = (f"| {' | '.join(t.replace('|', chr(92) + '|') for t in line)} |" for line in lines)
-    return [head, "|" + "---|" * len(lines[0]), *rest, ""]
-
-
-def readme(text: str) -> str:
-    """Return the README with its section written anew."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        sys.exit("README.md must have each of the two markers of the section on speed once")
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}{section()}{END}{rest.partition(END)[2]}"
+def write() -> None:
+    """Draw the pictures, and write the sections of both READMEs."""
+    committed = committed_results()
+    for picture, groups in PICTURES.items():
+        draw(committed, groups, SPEED / f"{picture}.png")
+    rewrite(README, "speed", section())
+    rewrite(ROOT_README, "speed", summary())

@@ -1,4 +1,4 @@
-"""Back propagation by hand: the claims hold, and each fails when what it is about is sabotaged."""
+"""Back propagation by hand: the claims hold, and each fails when its subject is broken."""
 
 import json
 
@@ -44,21 +44,21 @@ def test_wrong_usage_is_one_line(wrong, capsys):
 
 @pytest.fixture(scope="module")
 def trained():
-    """The right network: only the test of the training sabotages that."""
+    """The right network; only the test of the training breaks it."""
     return subject.train(subject.load("digits").train, 3, np.random.default_rng(0))
 
 
 def swapped(part, which, wrong):
     """Replace one derivative of a layer."""
 
-    def sabotage(monkeypatch):
+    def replace(monkeypatch):
         for name, layer in subject.LAYERS.items():
             functions = list(getattr(layer, part))
             if which in functions:
                 functions[functions.index(which)] = wrong
                 monkeypatch.setitem(subject.LAYERS, name, layer._replace(**{part: tuple(functions)}))
 
-    return sabotage
+    return replace
 
 
 def attribute(name, value):
@@ -80,7 +80,7 @@ def wrong_end(matrices, from_left):
 
 conv_to_x, maxpool_to_x, multiply = network.conv_to_x, network.maxpool_to_x, subject.multiply
 BACKWARD = (ARRIVES, SUMMED)  # what the sums of the backward pass predict for a nudge of x
-SABOTAGES = {
+DEFECTS = {
     "the filter turned": (swapped("to", conv_to_x, turned), [*SUMS, *BACKWARD]),
     "half of max-pool": (swapped("to", maxpool_to_x, half), [*SUMS, *BACKWARD]),
     "softmax as if each class were alone": (
@@ -116,10 +116,10 @@ RIGHT, CONV_BY_X = network.linear_by_w, network.conv_by_x
 
 
 @pytest.mark.one_in(4)
-@pytest.mark.parametrize("name", SABOTAGES)
-def test_a_sabotage_is_noticed(name, monkeypatch, trained):
-    sabotage, noticed = SABOTAGES[name]
-    sabotage(monkeypatch)
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_is_noticed(name, monkeypatch, trained):
+    defect, noticed = DEFECTS[name]
+    defect(monkeypatch)
     if ACCURACY not in noticed:
         monkeypatch.setattr(subject, "train", lambda *_: dict(trained))
     failed = failing(subject, "--passes", "1")

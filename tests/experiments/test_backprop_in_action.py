@@ -27,7 +27,7 @@ def test_every_claim_holds(tmp_path):
     assert "u003cmath" in page
 
 
-def test_a_digit_of_ones_own(tmp_path):
+def test_an_image_of_ones_own(tmp_path):
     np.save(tmp_path / "mine.npy", np.random.default_rng(0).uniform(0, 16, (8, 8)))  # no two pixels tie
     assert failing(subject, *output(tmp_path, "--image", str(tmp_path / "mine.npy"), "--label", "1")) == []
 
@@ -35,7 +35,7 @@ def test_a_digit_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     "image", [np.zeros((28, 28)), np.full((8, 8), np.nan), np.full((8, 8), "x"), np.full((8, 8), -1.0), None]
 )
-def test_an_image_that_is_none_is_one_line(image, tmp_path):
+def test_a_file_without_a_digit_is_refused_in_one_line(image, tmp_path):
     path = tmp_path / "mine.npy"
     if image is not None:
         np.save(path, image)
@@ -54,7 +54,7 @@ def test_a_wrong_rule_differs_from_autodiff_and_difference(tmp_path, monkeypatch
     assert [claim.split()[1] for claim in failed] == ["autodiff's", "the"]
 
 
-def sabotaged(change):
+def broken(change):
     """A trace whose nodes are changed."""
 
     def trace(*args):
@@ -81,7 +81,7 @@ def wrong_sign(node):
     "change, words", [(doubled_edges, ["downstream is", "add up"]), (wrong_sign, ["jax.grad's", "autodiff's", "numeric", "add up"])]
 )  # fmt: skip
 def test_wrong_numbers_on_the_page_are_noticed(change, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(subject, "jaxnn", Library(jaxnn, sabotaged(change)))
+    monkeypatch.setattr(subject, "jaxnn", Library(jaxnn, broken(change)))
     failed = failing(subject, *output(tmp_path))
     assert len(failed) == len(words)
     for word, claim in zip(words, failed, strict=True):

@@ -1,4 +1,4 @@
-"""Per-example descent of a deep network: the claims hold, and each fails when what it is about is sabotaged."""
+"""Per-example descent of a deep network: the claims hold, and each fails when its subject is broken."""
 
 import json
 
@@ -22,7 +22,7 @@ OF_ACCURACY = [f"Ω {name}: validation accuracy" for name in OMEGAS]
 
 @pytest.fixture(autouse=True, scope="module")
 def stronger():
-    """Ω must be stronger to show in three epochs; and what was compiled with the one λ knows nothing of the other."""
+    """In three epochs only a stronger Ω shows; programs compiled with the other λ are forgotten."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subject, "STRENGTH", 1e-3)
         jax.clear_caches()
@@ -41,7 +41,7 @@ def theta():
 
 
 def names(failed, among):
-    """Return which of the claims failed, and see that no others did."""
+    """Return the claims that failed, and require that no others did."""
     assert all(any(each.startswith(name) for name in among) for each in failed), failed
     return [name for name in among if any(each.startswith(name) for each in failed)]
 
@@ -79,9 +79,9 @@ FULL_RUNS = {
 
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", FULL_RUNS)
-def test_a_sabotage_is_noticed(name, monkeypatch):
-    attribute, sabotaged, noticed = FULL_RUNS[name]
-    monkeypatch.setattr(subject, attribute, sabotaged)
+def test_a_defect_is_noticed(name, monkeypatch):
+    attribute, broken, noticed = FULL_RUNS[name]
+    monkeypatch.setattr(subject, attribute, broken)
     assert names(failing(subject, *FEW), noticed) == noticed
 
 
@@ -103,9 +103,9 @@ GRADIENTS = {
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_a_sabotaged_gradient_is_noticed(name, monkeypatch, theta, digits):
-    attribute, sabotaged, noticed = GRADIENTS[name]
-    monkeypatch.setattr(subject, attribute, sabotaged)
+def test_a_broken_gradient_is_noticed(name, monkeypatch, theta, digits):
+    attribute, broken, noticed = GRADIENTS[name]
+    monkeypatch.setattr(subject, attribute, broken)
     assert (
         names(failed_of(subject.measure_gradients(theta, digits.images[:2], digits.labels[:2], 0)), noticed) == noticed
     )
@@ -133,8 +133,8 @@ OUTPUTS = {
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_another_loss_is_noticed(name, monkeypatch, theta, digits):
-    function, sabotaged, noticed = OUTPUTS[name]
-    monkeypatch.setattr(jaxnn, function, sabotaged)
+    function, broken, noticed = OUTPUTS[name]
+    monkeypatch.setattr(jaxnn, function, broken)
     assert names(failed_of(subject.measure_output(theta, digits.images[:20], digits.labels[:20])), noticed) == noticed
 
 

@@ -1,4 +1,4 @@
-"""The notes' digit recogniser: the claims hold, and each fails when what it is about is sabotaged."""
+"""The notes' digit recogniser: the claims hold, and each fails when its subject is broken."""
 
 import argparse
 import json
@@ -48,7 +48,7 @@ def test_the_pictures_are_drawn_from_few_numbers(results):
         figure.draw_without_rendering()
 
 
-def test_a_network_without_mistakes_has_its_picture():
+def test_the_picture_of_a_network_without_mistakes():
     subject.draw_mistakes({"cnn": [], "convnet": []}).draw_without_rendering()
 
 
@@ -74,7 +74,7 @@ def test_a_wrong_sign_of_the_step_is_noticed(monkeypatch):
     assert [claim[:10] for claim in claims_after_training(DIGITS)] == ["cnn: mean ", "cnn: the l"]
 
 
-def test_classes_that_are_looked_up_wrongly_are_noticed():
+def test_wrong_classes_are_noticed():
     y = np.eye(10)[(DIGITS.test.labels + 1) % 10]
     run = subject.Run({}, [0.0], y, y)
     assert [claim[:9] for claim in failing(subject.claims_of_training("cnn", DIGITS, [run]))] == ["cnn: mean"]

@@ -1,4 +1,4 @@
-"""The losses −log p, 1 − p and −p: the claims hold, and each fails when what it is about is sabotaged."""
+"""The losses −log p, 1 − p and −p: the claims hold, and each fails when its subject is broken."""
 
 import _loss_functions_arithmetic as arithmetic
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def test_every_claim_holds():
     assert failing(subject, "--repeats", "1", "--passes", str(PASSES)) == []
 
 
-def sabotage(monkeypatch, name, value):
+def replace(monkeypatch, name, value):
     """Replace a name in both files of the experiment."""
     for module in (subject, arithmetic):
         if hasattr(module, name):
@@ -35,7 +35,7 @@ def failed(results):
 
 
 def replaced(losses, name, loss):
-    """Return the losses with one of them another."""
+    """Return the losses with one of them replaced."""
     return {**losses, name: loss}
 
 
@@ -60,7 +60,7 @@ def in_float64(step, values):
 
 
 LOSSES, LOG, INVERSE, MINUS = subject.LOSSES, subject.LOG, subject.INVERSE, subject.MINUS
-ARITHMETIC = {  # what is sabotaged: the part of the experiment, a name in it, its value, claims that fail
+ARITHMETIC = {  # what is broken: the part of the experiment, a name in it, its value, claims that fail
     "a logarithm to base 10": (
         "example", "LOSSES", replaced(LOSSES, LOG, log_10), ["p = (.3, .2, .5)", "1/p is log's slope", "log₁₀'s"]
     ),
@@ -92,11 +92,11 @@ ARITHMETIC = {  # what is sabotaged: the part of the experiment, a name in it, i
 
 
 @pytest.mark.parametrize("name", ARITHMETIC)
-def test_sabotaged_arithmetic_is_noticed(name, monkeypatch):
+def test_broken_arithmetic_is_noticed(name, monkeypatch):
     part, attribute, value, noticed = ARITHMETIC[name]
     measure = getattr(subject, f"measure_{part}")
     assert failed(measure()) == []
-    sabotage(monkeypatch, attribute, value)
+    replace(monkeypatch, attribute, value)
     found = failed(measure())
     for claim in noticed:
         assert any(claim in each for each in found), (claim, found)
@@ -139,9 +139,9 @@ TRAINING = {
 
 @pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", TRAINING)
-def test_sabotaged_training_is_noticed(name, monkeypatch):
+def test_broken_training_is_noticed(name, monkeypatch):
     attribute, value, noticed = TRAINING[name]
-    sabotage(monkeypatch, attribute, value)
+    replace(monkeypatch, attribute, value)
     monkeypatch.setattr(subject, "SHARED", subject.RATES[-1] if attribute == "RATES" else subject.SHARED)
     subject.descend.clear_cache()  # it was compiled with the right losses
     found = failed(subject.measure_training(seed=0, repeats=1, passes=PASSES))

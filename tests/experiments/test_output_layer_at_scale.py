@@ -1,4 +1,4 @@
-"""The output layer at scale: the claims hold, and each fails when what it is about is sabotaged."""
+"""The output layer at scale: the claims hold, and each fails when its subject is broken."""
 
 import jax.numpy as jnp
 import output_layer_at_scale as subject
@@ -32,14 +32,14 @@ def test_every_claim_holds():
 
 @pytest.mark.more
 @pytest.mark.parametrize("name", ONE_WAY)
-def test_logits_that_are_held_fail(losses, name):
+def test_a_loss_that_holds_the_logits_fails(losses, name):
     losses[name] = subject.plain
     assert [claim.partition(":")[0] for claim in failing(subject, *SMALL)] == [name, name]
 
 
 @pytest.mark.more
 @pytest.mark.parametrize("name", ONE_WAY)
-def test_another_gradient_fails(losses, name):
+def test_a_wrong_gradient_fails(losses, name):
     right = losses[name]
     losses[name] = lambda x, w, t: right(x, w, t) + 1e-3 * jnp.sum(w)
     assert [claim.partition(", in")[0] for claim in failing(subject, *SMALL)] == [
@@ -53,7 +53,7 @@ def test_a_plain_loss_without_logits_fails(losses):
     assert failing(subject, *SMALL)[0].startswith("bytes the plain loss sets aside")
 
 
-def test_the_losses_of_tensors_are_the_plain_loss():
+def test_the_losses_in_pytorch_are_the_plain_loss():
     pytest.importorskip("torch")
     x, w, t = subject.arguments(8, 4, 40, "float32", 0)
     found, values = IN_TORCH(), {}

@@ -1,4 +1,4 @@
-"""Gradient descent on a polynomial: the claims hold, and each fails when what it is about is sabotaged."""
+"""Gradient descent on a polynomial: the claims hold, and each fails when its subject is broken."""
 
 import jax
 import polynomial_regression as subject
@@ -18,7 +18,7 @@ def wrong_mean(w, x, t):
     return jaxnn.squared_error(jaxnn.linear(subject.jnp.stack([x**0, x, x**2], axis=1), w[None])[:, 0], t)
 
 
-SABOTAGES = {
+DEFECTS = {
     "a mean for the sum": (wrong_mean, ["gradient by rule", "predicts the decrease"]),
     "a wrong sign": (lambda w, x, t: -RIGHT(w, x, t), ["gradient by rule", "full batch: distance", "one example: distance", "η = 1.9"]),
     "the linear term forgotten": (lambda w, x, t: RIGHT(w.at[1].set(0), x, t), ["gradient by rule", "mini-batches"]),
@@ -27,9 +27,9 @@ RIGHT = subject.loss
 
 
 @pytest.mark.more
-@pytest.mark.parametrize("name", SABOTAGES)
-def test_a_sabotaged_loss_is_noticed(name, monkeypatch):
-    loss, noticed = SABOTAGES[name]
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_broken_loss_is_noticed(name, monkeypatch):
+    loss, noticed = DEFECTS[name]
     monkeypatch.setattr(subject, "gradient", jax.grad(loss))
     jax.clear_caches()  # `descend` was compiled with the right gradient
     failed = failing(subject, "--passes", "2000")

@@ -28,7 +28,7 @@ def run(monkeypatch, output, code):
     return run_all.main(), (output / "index.html").read_text()
 
 
-def test_a_failure_is_told_and_the_rest_runs(monkeypatch, tmp_path):
+def test_a_failure_is_reported_and_the_rest_runs(monkeypatch, tmp_path):
     code, page = run(monkeypatch, tmp_path, 3)
     assert code == 1
     assert "failed with exit code 3" in page and "of an earlier run" not in page

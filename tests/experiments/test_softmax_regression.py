@@ -1,4 +1,4 @@
-"""Softmax regression: the claims hold, and each fails when what it is about is sabotaged."""
+"""Softmax regression: the claims hold, and each fails when its subject is broken."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ MINIMUM = ["descent arrives", "… ‖W − W*‖", "… largest difference"]
 
 @pytest.fixture(autouse=True)
 def not_compiled_before():
-    """What was compiled knows nothing of a sabotage, nor of its end (`descend` is compiled anew for each descent)."""
+    """Forget programs compiled before a function was replaced, and after (`descend` is compiled for each descent)."""
     subject.update.clear_cache()
     yield
     subject.update.clear_cache()
@@ -33,7 +33,7 @@ def test_every_claim_holds(monkeypatch):
     assert run(monkeypatch) == []
 
 
-SABOTAGES = {
+DEFECTS = {
     "twice the loss": (
         "cross_entropy",
         lambda l, a: 2 * RIGHT["cross_entropy"](l, a),
@@ -61,10 +61,10 @@ SABOTAGES = {
 
 
 @pytest.mark.one_in(7)
-@pytest.mark.parametrize("name", SABOTAGES)
-def test_a_sabotaged_function_is_noticed(name, monkeypatch):
-    function, sabotaged, noticed = SABOTAGES[name]
-    monkeypatch.setattr(jaxnn, function, sabotaged)
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_broken_function_is_noticed(name, monkeypatch):
+    function, broken, noticed = DEFECTS[name]
+    monkeypatch.setattr(jaxnn, function, broken)
     failed = run(monkeypatch)
     assert len(failed) == len(noticed), failed
     assert all(each.startswith(claim) for each, claim in zip(failed, noticed, strict=True)), failed

@@ -1,34 +1,30 @@
-"""The README's gallery is what its script makes of the committed results."""
+"""The gallery in experiments/README.md is what its script makes of the committed results."""
 
 import argparse
-import importlib.util
+import importlib
 import io
-from pathlib import Path
 
+import gallery
 import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
 import run_all
+import sections
 from _experiment import STYLE, digest, run_of
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("gallery", ROOT / "scripts" / "gallery.py")
-gallery = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(gallery)
 
 
 def test_every_experiment_is_in_the_gallery():
     assert gallery.names() == list(run_all.EXPERIMENTS)
-    scripts = {path.stem for path in (ROOT / "experiments").glob("[!_]*.py")}
+    scripts = {path.stem for path in (sections.ROOT / "experiments").glob("[!_]*.py")}
     assert scripts == {*run_all.EXPERIMENTS, "run_all", "ecosystem"}
 
 
 def test_the_readme_says_what_was_measured():
-    text = gallery.README.read_text()
-    assert gallery.readme(text) == text
-    assert gallery.readme(text.replace("holds if", "holds when")) == text
+    text = gallery.README.read_text(encoding="utf-8")
+    assert sections.rewritten(text, "gallery", gallery.gallery()) == text, "run scripts/gallery.py"
+    assert sections.rewritten(text.replace("holds if", "holds when"), "gallery", gallery.gallery()) == text
 
 
 def test_the_command_is_what_was_typed():

@@ -1,0 +1,63 @@
+"""The functions of jaxnn that are there for speed or memory alone, and what the rules do without them."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+
+
+class Optimisation(NamedTuple):
+    """A function of jaxnn that is there for speed or memory alone, and what takes its place when it is off."""
+
+    work: str  # the component to measure it on
+    module: str
+    name: str
+    instead: str  # what takes its place, in words; and as a function of the optimisation and its arguments
+    without: Callable[..., Any]
+
+    def off(self) -> Any:
+        """Return a context: what is traced in it does without the optimisation."""
+        module = importlib.import_module(self.module)
+        return mock.patch.object(module, self.name, functools.partial(self.without, getattr(module, self.name)))
+
+
+def optimisations(gpu: bool) -> list[Optimisation]:
+    """Return those that the device has."""
+    cpu, loss = "jaxnn.layers._conv2d_cpu", "jaxnn.losses._linear_cross_entropy_inputs"
+    convolutions = "jaxnn.layers._conv2d_convolutions"
+
+    def by_convolution(_: Any, *args: Any) -> Any:
+        return importlib.import_module(convolutions).weight_gradient_by_convolution(*args)
+
+    def random_bits(_: Any, threshold: int, shape: tuple[int, ...], key: Any) -> Any:
+        return jax.random.bits(key, shape) >= threshold
+
+    def times_rows(factor: float) -> Callable[..., Any]:
+        def sizes(kept: Any, *args: Any) -> Any:
+            rows, *classes = kept(*args)
+            return (min(args[4], int(rows * factor)), *classes)
+
+        return sizes
+
+    def transposed(_: Any, x: Any, given: str, wanted: str) -> Any:
+        return x.transpose([given.index(axis) for axis in wanted])
+
+    on_cpu = [
+        Optimisation("conv2d NHWC", cpu, "weight_gradient_by_products", "a convolution", by_convolution),
+        Optimisation("conv2d NHWC", cpu, "_splits_taps", "patches", lambda *_: False),
+        Optimisation("conv2d NHWC", cpu, "_samples_in", "all samples at once", lambda *_: 1 << 30),
+        Optimisation("conv2d NCHW", convolutions, "in_layout", "one transposition of four axes", transposed),
+    ]
+    if jax.__version_info__ < (0, 11):
+        on_cpu.append(Optimisation("conv2d NHWC", cpu, "rows_more", "no extra rows", lambda *_: 0))
+    return [
+        *([] if gpu else on_cpu),
+        *(Optimisation(f"max_pool2d {layout}", "jax.lax", "optimization_barrier", "no barrier", lambda _, x: x)
+          for layout in ("NHWC", "NCHW")),
+        Optimisation("dropout", "jaxnn.layers.dropout", "_keep", "threefry", random_bits),
+        Optimisation("linear_cross_entropy fast", loss, "_block_sizes", "half the rows", times_rows(0.5)),
+        Optimisation("linear_cross_entropy fast", loss, "_block_sizes", "four times the rows", times_rows(4)),
+    ]  # fmt: skip
