@@ -122,7 +122,7 @@ class Report:
         for row in self.failures:
             lines += row.lines(120) + row.details(120)
         if len(lines) > limit - 1:
-            lines = [*lines[: limit - 2], "... (more lines are left out)"]
+            lines = [*lines[: limit - 2], "... and more lines"]
         return "\n".join([*lines, f"again: {self.repro}"])
 
 

@@ -29,6 +29,25 @@ def test_a_rule_inside_custom_root_is_refused():
     assert float(jax.grad(root(jaxnn.automatic(f)))(3.0)) == pytest.approx(6.0)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="JAX has no such primitives")
+def test_a_rule_inside_a_primitive_that_holds_a_jaxpr_is_refused():
+    from jax.experimental.hijax import HiPrim
+
+    class Held(HiPrim):
+        def __init__(self, f):
+            self.jaxpr = jax.make_jaxpr(f)(X)
+            self.in_avals, self.out_aval, self.params = (jax.typeof(X),), jax.typeof(X), {}
+            super().__init__()
+
+        def expand(self, x):
+            return jax.core.jaxpr_as_fun(self.jaxpr)(x)[0]
+
+    with pytest.raises(
+        TypeError, match=r"`square`.* inside the primitive Held, whose .* call automatic\(square\) there"
+    ):
+        jaxnn.automatic(Held(wrong(square)))(X)
+
+
 @pytest.mark.parametrize("f", [None, "relu", 3.0, np.arange(3)])
 def test_an_argument_that_is_no_function_is_refused(f):
     with pytest.raises(TypeError, match=f"`f` \\({type(f).__name__} .* must be a function of arrays"):
