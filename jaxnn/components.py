@@ -30,14 +30,14 @@ class Size(NamedTuple):
 
 
 TINY = Size((2, 6, 4, 2), 5, 4, 3, (5, 3, 7))  # small enough for loops in Python
-SMALL = Size(
-    (16, 20, 20, 8), 256, 64, 16, (256, 64, 1000)
-)  # large enough for ratios of time and memory to mean something
-CONVNET = Size((64, 24, 24, 64), 1024, 1000, 128, (1024, 512, 32768))  # the activations of `models.convnet` on MNIST
+# Large enough for ratios of time and memory to mean something.
+SMALL = Size((16, 20, 20, 8), 256, 64, 16, (256, 64, 1000))
+# The sizes of the benchmark on a CPU; the images are the activations of `models.convnet` on MNIST.
+BENCHMARK = Size((64, 24, 24, 64), 1024, 1000, 128, (1024, 512, 32768))
 
 
-class Component(NamedTuple):
-    """A line of the table: a function with a rule, called in one way."""
+class TableLine(NamedTuple):
+    """A line of the table `COMPONENTS`: a function with a rule, called in one way."""
 
     name: str
     f: Any  # the function; `f.definition` is the plain form that its rule was derived from
@@ -146,30 +146,30 @@ TWO, ALL_SHARE = (True, True), (True, False, False)  # which arguments have a ro
 MEAN = 8  # bytes: a mean keeps its value, and what it divides by
 
 COMPONENTS = [
-    Component("linear", layers.linear, _linear, _nothing, by_row=ALL_SHARE),
-    Component("conv2d NHWC", layers.conv2d, _conv2d, _nothing, NHWC, by_row=ALL_SHARE),
-    Component("conv2d NCHW", layers.conv2d, _conv2d_nchw, _nothing, NCHW, by_row=ALL_SHARE),
-    Component("relu", layers.relu, _images, lambda x: x.size),
-    Component("sigmoid", layers.sigmoid, _images, _nothing),
-    Component("tanh", layers.tanh, _images, _nothing),
-    Component("max_pool2d NHWC", layers.max_pool2d, _images, _a_byte_for_each_window, NHWC),
-    Component("max_pool2d NCHW", layers.max_pool2d, _images_nchw, _a_byte_for_each_window, NCHW),
-    Component("max_pool2d_with_indices", layers.max_pool2d_with_indices, _images, _a_byte_for_each_window, NHWC),
-    Component("dropout", layers.dropout, _dropped, _nothing, {"rate": 0.4}, ("key",), (True, False), is_random=True),
-    Component("softmax", layers.softmax, _logits, lambda x: x.nbytes),
-    Component("log_softmax", layers.log_softmax, _logits, lambda x: 4 * len(x)),
-    Component("nll", losses.nll, _labelled(_probabilities), lambda p, t: 4 * len(p) + MEAN, by_row=TWO),
-    Component("nll_loss", losses.nll_loss, _labelled(lambda *a: np.log(_probabilities(*a))), lambda p, t: MEAN,
+    TableLine("linear", layers.linear, _linear, _nothing, by_row=ALL_SHARE),
+    TableLine("conv2d NHWC", layers.conv2d, _conv2d, _nothing, NHWC, by_row=ALL_SHARE),
+    TableLine("conv2d NCHW", layers.conv2d, _conv2d_nchw, _nothing, NCHW, by_row=ALL_SHARE),
+    TableLine("relu", layers.relu, _images, lambda x: x.size),
+    TableLine("sigmoid", layers.sigmoid, _images, _nothing),
+    TableLine("tanh", layers.tanh, _images, _nothing),
+    TableLine("max_pool2d NHWC", layers.max_pool2d, _images, _a_byte_for_each_window, NHWC),
+    TableLine("max_pool2d NCHW", layers.max_pool2d, _images_nchw, _a_byte_for_each_window, NCHW),
+    TableLine("max_pool2d_with_indices", layers.max_pool2d_with_indices, _images, _a_byte_for_each_window, NHWC),
+    TableLine("dropout", layers.dropout, _dropped, _nothing, {"rate": 0.4}, ("key",), (True, False), is_random=True),
+    TableLine("softmax", layers.softmax, _logits, lambda x: x.nbytes),
+    TableLine("log_softmax", layers.log_softmax, _logits, lambda x: 4 * len(x)),
+    TableLine("nll", losses.nll, _labelled(_probabilities), lambda p, t: 4 * len(p) + MEAN, by_row=TWO),
+    TableLine("nll_loss", losses.nll_loss, _labelled(lambda *a: np.log(_probabilities(*a))), lambda p, t: MEAN,
               by_row=TWO),
-    Component("cross_entropy", losses.cross_entropy, _labelled(lambda *a: _logits(*a)[0]),
+    TableLine("cross_entropy", losses.cross_entropy, _labelled(lambda *a: _logits(*a)[0]),
               lambda x, t: 4 * len(x) + MEAN, by_row=TWO),
     # The gradient itself; or three numbers a row, and nothing of the vocabulary's size.
-    Component("linear_cross_entropy fast", losses.linear_cross_entropy, _vocabulary,
+    TableLine("linear_cross_entropy fast", losses.linear_cross_entropy, _vocabulary,
               lambda x, w, t: x.nbytes + w.nbytes + 4 * len(x) + MEAN, by_row=(True, False, True)),
-    Component("linear_cross_entropy lean", losses.linear_cross_entropy, _vocabulary,
+    TableLine("linear_cross_entropy lean", losses.linear_cross_entropy, _vocabulary,
               lambda x, w, t: 12 * len(x) + MEAN, {"memory": "lean"}, by_row=(True, False, True)),
-    Component("binary_cross_entropy", losses.binary_cross_entropy, _answers, lambda x, t: MEAN, by_row=TWO),
-    Component("squared_error", losses.squared_error, _pairs, lambda y, t: MEAN, by_row=TWO),
-    Component("l1_penalty", losses.l1_penalty, _weights, _nothing),
-    Component("l2_penalty", losses.l2_penalty, _weights, _nothing),
+    TableLine("binary_cross_entropy", losses.binary_cross_entropy, _answers, lambda x, t: MEAN, by_row=TWO),
+    TableLine("squared_error", losses.squared_error, _pairs, lambda y, t: MEAN, by_row=TWO),
+    TableLine("l1_penalty", losses.l1_penalty, _weights, _nothing),
+    TableLine("l2_penalty", losses.l2_penalty, _weights, _nothing),
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """The notes' networks as pairs of plain functions: `init(key, input_shape, classes)` and `apply(params, x)`.
 
-`apply` returns the logits, the layer before softmax. `cross_entropy` fuses softmax and NLL as the notes do; `softmax`
-maps the logits to the notes' y. Images are NHWC: (N, H, W, C). Parameters are dicts of float32 arrays.
+`apply` returns the logits, the layer before softmax; so does the model `softmax`, which is softmax regression. The loss
+`cross_entropy` fuses softmax and NLL as the notes do. The layer `jaxnn.softmax` maps the logits to the notes' y. Images
+are NHWC: (N, H, W, C). Parameters are dicts of float32 arrays.
 
 Initialisation: weights before a ReLU have He's normal distribution, variance 2 / fan_in (He et al. 2015,
 arXiv:1502.01852). Other weights have Glorot's uniform distribution, variance 2 / (fan_in + fan_out) (Glorot & Bengio

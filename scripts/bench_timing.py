@@ -11,15 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from speed_tables import SIDES, Row
 
-QUALIFYING, MARGIN = (
-    3,
-    1.25,
-)  # rounds that every variant has; after them, the factor of the best time up to which a variant goes on
-SHORT, SLICE, ENOUGH = (
-    0.05,
-    0.01,
-    50e-6,
-)  # seconds: below it, untimed calls first; length of a sample; below it, no target
+QUALIFYING = 3  # rounds that every variant has
+MARGIN = 1.25  # after these rounds a variant goes on if its time is at most so many times the best one
+SHORT = 0.05  # seconds: a shorter call is preceded by untimed calls
+SLICE = 0.01  # seconds: the length of a sample
+ENOUGH = 50e-6  # seconds: a shorter time has no target
 ROUND = 1.0  # seconds: shorter rounds are repeated until as many seconds have passed as rounds are wanted
 TOLERANCE = {"float32": 2e-5, "TF32": 1e-2, "bfloat16": 5e-2}  # roundings of sums of up to 10⁵ terms, in norm
 # In a network, rounding by eps moves a share of about eps of the activations across a kink of ReLU or of a maximum. The

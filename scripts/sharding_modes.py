@@ -31,7 +31,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxnn
 from jaxnn import components as table
-from jaxnn.components import Component, Size
+from jaxnn.components import Size, TableLine
 
 AXIS = "devices"
 SAME, FIRST, SECOND = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)  # the axis that is sharded
@@ -102,7 +102,7 @@ def _in_float64(a: Any) -> Any:
     return a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a
 
 
-def by_rows(line: Component, args: tuple[Any, ...]) -> Work:
+def by_rows(line: TableLine, args: tuple[Any, ...]) -> Work:
     """Return a line of the table with the rows of its arguments sharded."""
     f = _with_definition(line, lambda f: lambda *args: _first(f(*args)))
     sharding = tuple(FIRST if by_row else SAME for by_row in line.by_row)

@@ -17,11 +17,11 @@ from jax import lax
 from libraries import In, torch_ways
 
 from jaxnn import components as table
-from jaxnn.components import Component, Size
+from jaxnn.components import Size, TableLine
 
 Arrays = tuple[Any, ...]
 SIZES = {
-    "cpu": table.CONVNET,
+    "cpu": table.BENCHMARK,
     "gpu": Size((1024, 24, 24, 64), 8192, 8192, 128, (8192, 2304, 256000)),
 }
 BY_EXAMPLE_BYTES = 16e9  # an argument that all examples share gets a gradient for each of them: at most so much in all
@@ -50,7 +50,7 @@ def components(size: Size) -> Iterator[Work]:
         yield work._replace(jax=in_jax.get(line.name, of_definition), torch=in_torch.get(line.name, {}))
 
 
-def without_peers(line: Component, size: Size) -> Work:
+def without_peers(line: TableLine, size: Size) -> Work:
     """Return the piece of work of a line of the table, by jaxnn alone."""
     ours, given = In(line.options.get("layout", ""), line), line.example(size)
     args = tuple(permuted(a, ours.axes(i), back=True) for i, a in enumerate(given))
@@ -62,7 +62,7 @@ def without_peers(line: Component, size: Size) -> Work:
     return Work(line.name, args, ours, {}, {}, mapped(line, args), flops, aux, digest)
 
 
-def mapped(line: Component, args: Arrays) -> tuple[int | None, ...] | None:
+def mapped(line: TableLine, args: Arrays) -> tuple[int | None, ...] | None:
     """Return the axes over which `vmap` takes single examples; None where the gradients would fill the memory."""
     examples = len(args[0])
     shared = sum(a.nbytes for a, by_row in zip(args, line.by_row, strict=True) if not by_row)

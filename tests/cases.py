@@ -458,7 +458,7 @@ TORCH: dict[str, Any] = {
 def of_table() -> list[Case]:
     """A case of each line of the table of components; random functions have tests of their own."""
 
-    def make(line: components.Component) -> Callable[[np.random.Generator], Arrays]:
+    def make(line: components.TableLine) -> Callable[[np.random.Generator], Arrays]:
         return lambda rng: tuple(
             a.astype(np.float64) if a.dtype == np.float32 else a for a in line.args(rng, components.TINY)
         )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 30
 AXIS = "data"  # of the mesh
+SETTINGS_BYTES = 4096  # the length to which each process pads its settings as JSON, since a gather needs equal shapes
 
 
 def check(options: argparse.Namespace) -> None:
@@ -137,8 +138,8 @@ def require_the_same_everywhere(mine: dict[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     text = json.dumps(mine).encode()
-    gathered = np.asarray(multihost_utils.process_allgather(np.frombuffer(text.ljust(4096), np.uint8)))
-    first, *rest = (json.loads(row.tobytes()) for row in gathered.reshape(-1, 4096))
+    gathered = np.asarray(multihost_utils.process_allgather(np.frombuffer(text.ljust(SETTINGS_BYTES), np.uint8)))
+    first, *rest = (json.loads(row.tobytes()) for row in gathered.reshape(-1, SETTINGS_BYTES))
     for process, theirs in enumerate(rest, 1):
         differing = [name for name in first | theirs if first.get(name) != theirs.get(name)]
         if differing:

@@ -83,9 +83,11 @@ def _write_page(options: argparse.Namespace, results: list[Any]) -> None:
     from jaxnn.cli import compare
     from jaxnn.plots.comparison import page
 
+    title = "jaxnn compare: custom rules beside automatic gradients"
     command = " ".join(["jaxnn compare", *options.names, f"--level {options.level} --seed {options.seed}"])
     path = Path(options.html).expanduser()
+    text = page([compare.entry(*one) for one in results], title, command, compare.versions())
     try:
-        path.write_text(page([compare.entry(*one) for one in results], command, compare.versions()), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise CommandError(f"cannot write --html {str(path)!r} ({error.strerror}); choose another file") from error

@@ -13,7 +13,7 @@ import jax
 
 from jaxnn import components, gradcheck
 from jaxnn.cli.terminal import CommandError
-from jaxnn.components import Component
+from jaxnn.components import TableLine
 
 
 class Case(NamedTuple):
@@ -25,27 +25,27 @@ class Case(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
 
 
-def of_component(component: Component) -> Case:
+def of_line(line: TableLine) -> Case:
     """Return a line of the table of components, at a size where time and memory mean something."""
-    args = component.example(components.SMALL)
-    positional = len(args) - len(component.keywords)
-    kwargs = dict(zip(component.keywords, args[positional:], strict=True)) | component.options
+    args = line.example(components.SMALL)
+    positional = len(args) - len(line.keywords)
+    kwargs = dict(zip(line.keywords, args[positional:], strict=True)) | line.options
     # A definition that draws other random numbers is no reference: that rule is compared with its own body.
-    reference = None if component.is_random else component.f.definition
-    return Case(component.name, component.f, args[:positional], {"kwargs": kwargs, "reference": reference})
+    reference = None if line.is_random else line.f.definition
+    return Case(line.name, line.f, args[:positional], {"kwargs": kwargs, "reference": reference})
 
 
 def find(names: list[str]) -> list[Case]:
     """Return the cases of the given names: a component, `module:function` or `file.py:function`; all for none."""
     if not names:
-        return list(map(of_component, components.COMPONENTS))
+        return list(map(of_line, components.COMPONENTS))
     found: list[Case] = []
     for name in names:
         lines = [line for line in components.COMPONENTS if name in (line.name, line.f.__name__)]
         if ":" in name:
             found += _own(name)
         elif lines:
-            found += map(of_component, lines)
+            found += map(of_line, lines)
         else:
             known = ", ".join(dict.fromkeys(line.f.__name__ for line in components.COMPONENTS))
             raise CommandError(f"{name!r} must be one of {known}, or module:function, or file.py:function")

@@ -97,7 +97,7 @@ def _add_optimisation(add: Any) -> None:
     add("--batch-size", type=_number(int, 1, 10**9), metavar="N", help=f"images per step {tuned}")
     add("--optimizer", **_one_of(OPTIMIZERS), help=f"{', '.join(OPTIMIZERS)} {tuned}")
     add("--learning-rate", type=_number(float, 0, above=True), metavar="X", help=f"α, the schedule's maximum {tuned}")
-    add("--schedule", **_one_of(SCHEDULES), help=f"of the learning rate: {', '.join(SCHEDULES)} {tuned}")
+    add("--schedule", **_one_of(SCHEDULES), help=f"learning-rate schedule: {', '.join(SCHEDULES)} {tuned}")
     add("--momentum", type=_number(float, 0, 1), default=0.9, metavar="X", help="decay rate of the momentum optimizer "
         "(default: 0.9)")  # fmt: skip
     add("--l2", type=_number(float, 0), metavar="X", help=f"λ in the penalty λΣw² of weights, without biases {tuned}")

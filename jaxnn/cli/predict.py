@@ -49,9 +49,9 @@ def read_trained(path: str) -> Trained:
     Raises:
         CommandError: it is none of these, or does not hold one of this package's networks.
     """
-    place, name = Path(path).expanduser(), repr(path)
+    where, name = Path(path).expanduser(), repr(path)
     try:
-        params, config = _from_step(place) if place.is_dir() else _from_file(place)
+        params, config = _from_folder(where) if where.is_dir() else _from_file(where)
         mean, std = (float(config["normalisation"][part]) for part in ("mean", "std"))
         height, width, _ = (operator.index(n) for n in config["input_shape"])
         if not (math.isfinite(mean) and 0 < std < math.inf and 0 < min(height, width) <= height * width <= MAX_PIXELS):
@@ -88,14 +88,14 @@ def _from_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return load_params(path)
 
 
-def _from_step(place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    if (place / "manifest").exists():
-        saved = read_step(place)
+def _from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    if (folder / "manifest").exists():
+        saved = read_step(folder)
     else:
-        found, damaged = newest_step(place)
+        found, damaged = newest_step(folder)
         if found is None:
             raise CommandError(
-                f"{str(place)!r} holds no step that can be read{''.join(f'; {line}' for line in damaged)}"
+                f"{str(folder)!r} holds no step that can be read{''.join(f'; {line}' for line in damaged)}"
             )
         saved = found
     return saved.params, saved.about["config"]
@@ -124,16 +124,16 @@ def read_image(path: str, *, invert: bool = False) -> NDArray[np.float32]:
     Raises:
         CommandError: it is not such a file, or it has no pixels or more than `MAX_PIXELS`.
     """
-    place, name = Path(path).expanduser(), repr(path)
+    file, name = Path(path).expanduser(), repr(path)
     try:
-        status = place.stat()
+        status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise CommandError(f"{name} is not a regular file: give an image")
         if status.st_size > MAX_FILE:
             raise CommandError(f"{name} has {status.st_size} bytes; an image must have at most {MAX_FILE}")
-        with place.open("rb") as file:
-            is_npy = file.read(6) == b"\x93NUMPY"
-        grey = _npy(place, name) if is_npy else _picture(place, name)
+        with file.open("rb") as opened:
+            is_npy = opened.read(6) == b"\x93NUMPY"
+        grey = _npy(file, name) if is_npy else _picture(file, name)
     except CommandError:
         raise
     except OSError as error:

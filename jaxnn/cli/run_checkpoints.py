@@ -36,7 +36,7 @@ class RunCheckpoints:
 
         self.options, self.config = options, config
         self.folder = None if options.checkpoint_dir is None else Path(options.checkpoint_dir).expanduser()
-        self.run = {name: getattr(options, name) for name in self.MUST_MATCH} | {"data": _digest(dataset)}
+        self.settings = {name: getattr(options, name) for name in self.MUST_MATCH} | {"data": _digest(dataset)}
         self.machine = {
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
@@ -82,7 +82,7 @@ class RunCheckpoints:
                     f"no step can be resumed: {'; '.join(damaged)}; remove them, or choose another folder"
                 )
             return state, training.Position()
-        self._check_run(saved.about["run"])
+        self._check_settings(saved.about["run"])
         if cluster.is_main_process():
             for line in damaged:
                 print_error(f"jaxnn: {line}; resuming from step {saved.step}")
@@ -93,9 +93,9 @@ class RunCheckpoints:
         say(f"resuming from step {saved.step}, in epoch {position.epoch}")
         return state, position
 
-    def _check_run(self, saved: dict[str, Any]) -> None:
+    def _check_settings(self, saved: dict[str, Any]) -> None:
         """Require the options and the data of the run that was saved."""
-        if (difference := _difference(saved, self.run)) is not None:
+        if (difference := _difference(saved, self.settings)) is not None:
             name, before, now = difference
             name = "the data's SHA-256" if name == "data" else f"--{name.replace('_', '-')}"
             raise CommandError(
@@ -136,7 +136,7 @@ class RunCheckpoints:
         """Start to write a step."""
         if self.steps is not None:
             about = {
-                "run": self.run, "machine": self.machine, "position": position, "rows": self.rows,
+                "run": self.settings, "machine": self.machine, "position": position, "rows": self.rows,
                 "seconds": self.seconds(), "config": self.config,
             }  # fmt: skip
             with self._writing():

@@ -38,14 +38,14 @@ class StopRequest:
     callback of the garbage collector it is lost.
 
     Args:
-        apart: treat signals within so many seconds as one. A child process gets a signal twice: from its process group
-            and from its parent.
+        same_signal_seconds: signals within so many seconds count as one. A child process may get a signal twice: from
+            its process group and from its parent.
     """
 
     signal: int | None = None
 
-    def __init__(self, apart: float) -> None:
-        self.apart, self.since = apart, 0.0
+    def __init__(self, same_signal_seconds: float) -> None:
+        self.same_signal_seconds, self.since = same_signal_seconds, 0.0
 
     def __call__(self) -> bool:
         """Return whether the training is to stop."""
@@ -55,5 +55,5 @@ class StopRequest:
         """Remember the signal; a second one ends the process at once."""
         if self.signal is None:
             self.signal, self.since = number, time.monotonic()
-        elif time.monotonic() - self.since >= self.apart:
+        elif time.monotonic() - self.since >= self.same_signal_seconds:
             os._exit(128 + number)

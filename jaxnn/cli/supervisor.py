@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from jaxnn.cli.signals import signal_name, stop_signals_call
 
+ASK_EVERY = 0.5  # seconds between two questions of the parent, and between two looks for a signal
 HEARTBEAT = 20  # seconds after which JAX treats a silent process as dead
 # Seconds without an answer, or without a chunk of steps (which takes about half a second), after which a run is stuck.
 SILENCE = 45.0
@@ -87,7 +88,7 @@ def _watch(child: "subprocess.Popen[bytes]", from_child: int, to_child: int, sig
     events, forwarded, asked = b"", 0, 0.0
     answered = progressed = time.monotonic()
     while child.poll() is None:
-        if (now := time.monotonic()) - asked >= 0.5:
+        if (now := time.monotonic()) - asked >= ASK_EVERY:
             with contextlib.suppress(BrokenPipeError):
                 os.write(to_child, b".")
             asked = now
@@ -95,7 +96,7 @@ def _watch(child: "subprocess.Popen[bytes]", from_child: int, to_child: int, sig
             # Until it has connected, the child waits in C++, where Python's signal handlers do not run.
             child.send_signal(number if CONNECTED in events else signal.SIGKILL)
         forwarded = len(signals)
-        if select.select([from_child], [], [], 0.5)[0]:
+        if select.select([from_child], [], [], ASK_EVERY)[0]:
             new = os.read(from_child, 4096)
             if not new:  # the child has closed the pipe: it is ending
                 child.wait()
@@ -112,7 +113,7 @@ def _watch(child: "subprocess.Popen[bytes]", from_child: int, to_child: int, sig
 def _stuck(events: bytes, silent: float, idle: float) -> str:
     """Return how a child is stuck, "" if it is not: it was `silent`, and made no progress, for so many seconds."""
     if ALIVE in events and TRAINED not in events and silent > SILENCE:
-        return f"it did not answer within {SILENCE:.0f} seconds: it is stopped or stuck"
+        return f"the training process did not answer for {SILENCE:.0f} seconds: it is stopped or stuck"
     limit = SILENCE if STEPPED in events and TRAINED not in events else STARTING
     if idle > limit:
         why = f"no step ended within {limit:.0f} seconds: a process of the run is dead or stuck"

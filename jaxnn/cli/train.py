@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from jaxnn.training import Diverged, Position, Progress, Step, TrainState
 
+# A supervised child may get a signal twice: from its process group, and from its parent, which looks twice a second.
+SAME_SIGNAL_SECONDS = 2.0
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # in JAX's messages about a peer that is gone
 
 
@@ -49,6 +51,9 @@ DEFAULTS = {
     ("mnist", "cnn"): Defaults(8, 128, 0.002, 1e-4, dropout=0.25),
     ("mnist", "convnet"): Defaults(8, 64, 0.001),
 }
+
+# Of the optimizers that are no default: one rate for all models and data sets. Adadelta adapts its steps by itself.
+OTHER_LEARNING_RATES = {"sgd": 0.1, "momentum": 0.05, "adadelta": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _supervise(options)
     if child is not None:
         cluster.connect(options)
-    stop = StopRequest(0 if child is None else 2.0)
+    stop = StopRequest(0 if child is None else SAME_SIGNAL_SECONDS)
     with stop_signals_call(stop.handle), _open_output(options) as output:
         if child is not None:
             child.report(supervisor.CONNECTED)
@@ -110,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
     """Fill in the options that were left out. An optimizer other than the default has a learning rate of its own."""
     defaults = DEFAULTS["mnist" if arguments.dataset == "fashion_mnist" else arguments.dataset, arguments.model]
-    rates = {"sgd": 0.1, "momentum": 0.05, "adam": defaults.learning_rate, "adadelta": 1.0}
+    rates = {"adam": defaults.learning_rate, **OTHER_LEARNING_RATES}
     optional = ("data_dir", "output", "coordinator", "processes", "process_id", "checkpoint_dir", "checkpoint_every")
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     filled = defaults._asdict() | {"learning_rate": rates[arguments.optimizer or defaults.optimizer]}
@@ -209,7 +214,7 @@ def _train(run: Run) -> int:
     step, state = _first_state(run)
     config = outputs.configuration(run.options, run.dataset, run.classifier)
     with contextlib.closing(RunCheckpoints(run.options, run.dataset, run.mesh, config)) as checkpoints:
-        cluster.require_the_same_everywhere({"the data's SHA-256": checkpoints.run["data"]})
+        cluster.require_the_same_everywhere({"the data's SHA-256": checkpoints.settings["data"]})
         state, start = checkpoints.resume(state, run.say)
         if checkpoints.rows:
             outputs.write_metrics(run.output, checkpoints.rows)

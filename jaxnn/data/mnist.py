@@ -1,8 +1,8 @@
 """Read a folder of MNIST's or Fashion-MNIST's four IDX files, and verify that they are the published ones.
 
-The two data sets share file names, shapes and labels: one in the place of the other trains well, and the result is
-wrong. Only the content differs, so each file must have its published SHA-256. The other checks come before that one,
-because they name the cause.
+The two data sets share file names, shapes and labels. A network trains well on either of them, so an exchange of the
+two would not be noticed. Only the content differs, so each file must have its published SHA-256. The other checks come
+before that one, because they name the cause.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 tensorflow-datasets downloads the published files, checks them, and stores the images as PNG in array records, ordered
 by a hash of their numbers. Here they are restored to the published order, and must have the published SHA-256. So a
-copy that holds MNIST under Fashion-MNIST's name is refused; two preparations in one folder were seen to make such a
+copy that holds MNIST under Fashion-MNIST's name is refused: two preparations at once in one folder can produce such a
 copy.
 
 tensorflow-datasets' own preparation needs TensorFlow to unpack gzip and to write PNG. Both are done here instead.

@@ -13,15 +13,16 @@ from jaxnn.tracing.contexts import float64_mode
 
 STEP = 2.0**-20  # relative to the element: far above float64's rounding, and too small to reach another kink
 MOST_OUTPUTS = 3  # elements of each output that are tried, and
-MOST_TRIED = 4  # of all outputs together: each costs five sweeps
+MOST_TRIED = 4  # of all outputs together: each costs six sweeps
 ROUNDING = 2.0**-40  # a derivative that counts as 0: 2**12 roundings of float64
 
 
 def within_one_sided_derivatives(t: Trial, points: Arrays, leaf: int, flat: int) -> bool:
     """Whether the rule's derivative by one element lies between the one-sided derivatives, for each output it changes.
 
-    Along coordinates alone (1, 1) would pass as the derivative of the maximum at a tie; along the direction (1, 1) it
-    does not. Directions of many elements count only where the output bends one way along all (a maximum, a norm).
+    Directions along one element are not enough: at a tie they accept (1, 1) as the derivative of the maximum, which is
+    wrong along (1, 1). Directions of many elements count only if all kinks along them are convex, or all are concave (a
+    maximum, a norm).
     """
     x = [as64(p) for p in points]
     direction = _numeric.element_direction(x, leaf, flat)

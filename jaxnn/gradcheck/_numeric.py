@@ -36,7 +36,7 @@ class Slope:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The one-sided derivatives, widened by three times the error and a thousandth of their distance."""
+        """The one-sided derivatives, widened by three times the error, the drift and a thousandth of their distance."""
         margin = 3 * self.error + self.drift + 1e-3 * abs(self.right - self.left)
         return min(self.left, self.right) - margin, max(self.left, self.right) + margin
 
@@ -94,7 +94,10 @@ def random_direction(x: Vector, leaf: int, rng: np.random.Generator) -> Vector:
 
 
 def element_direction(x: Vector, leaf: int, index: int) -> Vector:
-    """Return the direction of one element, as long as the element is large; if that is 0, as the others' median is."""
+    """Return a direction along one element.
+
+    Its length is the element's magnitude, or the median magnitude if the element is 0 or not finite.
+    """
     direction = [np.zeros_like(a) for a in x]
     values = np.abs(x[leaf].reshape(-1))
     usable = values[np.isfinite(values) & (values > 0)]

@@ -193,7 +193,7 @@ def _find_truths(trial: Trial) -> None:
 
 
 def _compare_random_values(trial: Trial) -> None:
-    """A function that draws random numbers may draw others in float64, and is another function then."""
+    """Mark float64 as unusable if f's value differs there, because f draws other random numbers."""
     s = trial.subject
     with float64_mode():
         exact = s.run("value", "custom", s.in_float64(s.points), trial.rest64)

@@ -141,10 +141,10 @@ class Subject:
             top = next((e for e in jaxprs.equations(self.trace()) if kinds.is_custom_jvp(e)), None)
             own = None if top is None else kinds.rule_name(top)
 
-        def loses_rule(eqn: Any) -> bool:
+        def also_replace(eqn: Any) -> bool:
             return not kinds.is_jaxs_own(eqn) or (own is not None and kinds.rule_name(eqn) == own)
 
-        self.functions["definition"] = without_hand_written_rules(self.f, loses_rule)
+        self.functions["definition"] = without_hand_written_rules(self.f, also_replace)
         self.functions["automatic"] = self.reference or self.functions["definition"]
 
     def perturbed_vjp(self, kind: str, points: Arrays, rest: Arrays, dy: Arrays, delta: Any, phase: Any) -> Arrays:

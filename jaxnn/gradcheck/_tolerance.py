@@ -18,6 +18,8 @@ import numpy as np
 EPS_PER_RESPONSE = 8.0
 # Perturbations for float64: far above its rounding, 2**-52, and so small that curvature hardly matters.
 COARSE, FINE = 2.0**-20, 2.0**-24
+# A rule may compute in float32 throughout: then its error in float64 is some dozens of roundings of float32.
+FLOAT32_ROUNDING = 64 * 2.0**-23
 # Of a smooth function both perturbations give the same response. A jump's is COARSE / FINE = 16 times as large at FINE.
 # This is halfway between.
 JUMP = 4.0

@@ -40,11 +40,10 @@ class Trial:
     not_traced: str = ""  # why the rule cannot be traced
     re_estimated: bool = False  # whether the tolerance has been estimated again, with more draws
     numeric_differs: bool = False
-    wrong_types: bool = False  # of the cotangents, at the arguments given
-    wrong_in_float64: bool = False  # the gradient, at the arguments given: a mistake, and no matter of precision
-    accepted: dict[int, Any] = dataclasses.field(
-        default_factory=dict
-    )  # by leaf: elements that are right, unlike automatic's
+    wrong_types: bool = False  # whether a cotangent has a wrong shape or dtype, at the arguments given
+    wrong_in_float64: bool = False  # whether the gradient is wrong even in float64, at the arguments given
+    # By leaf: the elements, at the arguments given, that are right although automatic differs.
+    accepted: dict[int, Any] = dataclasses.field(default_factory=dict)
     last_direction: Arrays = dataclasses.field(default_factory=list)
     sweep: tuple[tuple[float, float], ...] = ()
     costs: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
@@ -208,7 +207,7 @@ class Trial:
         if math.isfinite(relative):
             self.errors[against] = max(relative, self.errors.get(against, 0.0))
 
-    def is_accepted(self, leaf: int) -> Any:
+    def accepted_at(self, leaf: int) -> Any:
         """Return where, at the arguments given, the rule is right and differs from JAX's derivative."""
         return self.accepted.get(leaf, np.zeros(self.subject.points[leaf].shape, bool))
 

@@ -116,12 +116,13 @@ class Report:
         return "\n".join([*lines, f"again: {self.repro}"])
 
     def failed_lines(self, limit: int = 30) -> str:
-        """Return the failed rows alone, as at most `limit` lines of text."""
-        lines = [f"the derivative of {self.name} is wrong"]
+        """Return only the failed rows, as at most `limit` lines of text."""
+        count = len(self.failures)
+        lines = [f"{self.name}: {count} check{'s' if count != 1 else ''} failed"]
         for row in self.failures:
             lines += row.lines(120) + row.details(120)
         if len(lines) > limit - 1:
-            lines = [*lines[: limit - 2], f"... and more: {len(self.failures)} failed rows in all"]
+            lines = [*lines[: limit - 2], "... (more lines are left out)"]
         return "\n".join([*lines, f"again: {self.repro}"])
 
 

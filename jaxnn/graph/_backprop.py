@@ -48,13 +48,13 @@ def back_propagate(program: Sequence[Instruction], order: Sequence[int], output:
 
 def _active_operands(program: Sequence[Instruction], i: int) -> list[int]:
     """Return which operands of an instruction the gradient goes on to."""
-    return [k for k, o in enumerate(program[i].operands) if program[i].active and program[o.source].active]
+    return [k for k, o in enumerate(program[i].operands) if program[i].active and program[o.index].active]
 
 
 def _forward(program: Sequence[Instruction], i: int, values: dict[int, Array]) -> Any:
     """Return an instruction's value, and its vector-Jacobian product."""
     instruction, active = program[i], _active_operands(program, i)
-    operands = [values[o.source] for o in instruction.operands]
+    operands = [values[o.index] for o in instruction.operands]
 
     def of_active(*arrays: Array) -> Array:
         filled = list(operands)
@@ -75,8 +75,8 @@ def _backward(
     with _named_in_errors(program[i]):
         gradients = pullback(flow.upstream[i])
     for n, (k, dx) in enumerate(zip(_active_operands(program, i), gradients, strict=True)):
-        source = program[i].operands[k].source
-        flow.upstream[source] = flow.upstream[source] + dx
+        read = program[i].operands[k].index
+        flow.upstream[read] = flow.upstream[read] + dx
         flow.downstream[i, k] = dx
         if y.size * dx.size <= LARGEST_JACOBIAN:
             unit = jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)

@@ -81,7 +81,7 @@ def node_names(
             arrays += instruction.constant.ndim > 0
             name(i, f"c{arrays}" if instruction.constant.ndim else _constant_name(instruction.constant))
         elif instruction.operation in REARRANGED:
-            name(i, names[instruction.operands[0].source] + "'")
+            name(i, names[instruction.operands[0].index] + "'")
         else:
             count += 1
             while f"x{count}" in taken | taken_later:
@@ -101,11 +101,11 @@ def _prediction(program: Sequence[Instruction], output: int, arguments: dict[int
         instruction = program[i]
         for argument, operand in zip(arguments[i], instruction.operands, strict=True):
             if instruction.kind == "rule" and argument in PREDICTIONS:
-                found = _before_rearranging(program, operand.source)
+                found = _before_rearranging(program, operand.index)
                 return found if program[found].operands and program[found].active else None
         if instruction.kind == "rule" and arguments[i][0] != ROW_LOSSES:
             return None
-        active = [o.source for o in instruction.operands if program[o.source].active]
+        active = [o.index for o in instruction.operands if program[o.index].active]
         if not active:
             return None
         i = active[0]
@@ -114,7 +114,7 @@ def _prediction(program: Sequence[Instruction], output: int, arguments: dict[int
 
 def _before_rearranging(program: Sequence[Instruction], i: int) -> int:
     while program[i].operation in REARRANGED:
-        i = program[i].operands[0].source
+        i = program[i].operands[0].index
     return i
 
 

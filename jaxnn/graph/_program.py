@@ -1,8 +1,8 @@
 """A traced function as a program: a list of instructions, one for each box that a reader of the notes would draw.
 
 A jaxpr has more equations than that: axes of size 1 come and go, constants are computed, the user's jitted functions
-are calls. Here calls of the user's functions are written out, what no input reaches is computed, and an equation that
-is only bookkeeping is folded into those that read its result.
+are calls. Here calls of the user's functions are written out, what depends on no input is computed, and an equation
+that is only bookkeeping is folded into those that read its result.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ View = Callable[[Any], Any]
 class Operand:
     """What an instruction reads: the value of another, through the bookkeeping that was folded into `view`."""
 
-    source: int  # the other instruction's place in the program
+    index: int  # of the other instruction in the program
     view: View
 
 
@@ -55,7 +55,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """A value that no input reaches."""
+    """A value that depends on no input."""
 
     value: Any
 
@@ -68,7 +68,7 @@ def run_equation(eqn: Any, operands: list[Any]) -> list[Any]:
 
 
 def program_of(closed: Any) -> tuple[list[Instruction], int]:
-    """Return the program of a trace with one output, and the output's place in it.
+    """Return the program of a trace with one output, and the index of the output in it.
 
     Inputs come first, and each instruction after those that it reads.
     """
@@ -81,20 +81,20 @@ def program_of(closed: Any) -> tuple[list[Instruction], int]:
     if isinstance(output, Constant):
         output = flattening.constant(output.value)
     program = flattening.program
-    if program[output.source].eqn is not None:
-        program[output.source].view = output.view
-    return program, output.source
+    if program[output.index].eqn is not None:
+        program[output.index].view = output.view
+    return program, output.index
 
 
 def needed(program: list[Instruction], output: int) -> list[int]:
-    """Return the places of all inputs, and of the instructions from which the output is computed, in order."""
+    """Return the indices of all inputs, and of the instructions from which the output is computed, in order."""
     found = {i for i, instruction in enumerate(program) if instruction.kind == "input"}
     waiting = [output]
     while waiting:
         i = waiting.pop()
         if i not in found:
             found.add(i)
-            waiting += [o.source for o in program[i].operands]
+            waiting += [o.index for o in program[i].operands]
     return sorted(found | {output})
 
 
@@ -106,7 +106,7 @@ def compute(program: list[Instruction], order: list[int], inputs: Sequence[Any])
         if instruction.kind == "constant":
             values[i] = instruction.constant
         elif instruction.kind != "input":
-            values[i] = instruction(*(values[o.source] for o in instruction.operands))
+            values[i] = instruction(*(values[o.index] for o in instruction.operands))
     return values
 
 
@@ -145,18 +145,18 @@ class _Flattening:
             return self.run(inner.jaxpr, [Constant(c) for c in inner.consts], operands)
         if eqn.primitive.name == "name":
             (operand,) = operands
-            named = self.program[operand.source]  # type: ignore[union-attr]
+            named = self.program[operand.index]  # type: ignore[union-attr]
             named.name = named.name or str(eqn.params["name"])
             return operands
         if self.is_folded(eqn, operands):
-            (source,) = {o.source for o in operands if isinstance(o, Operand)}
-            return [Operand(source, functools.partial(_folded, eqn, operands, i)) for i in range(len(eqn.outvars))]
+            (index,) = {o.index for o in operands if isinstance(o, Operand)}
+            return [Operand(index, functools.partial(_folded, eqn, operands, i)) for i in range(len(eqn.outvars))]
         return self.instructions(eqn, operands)
 
     def instructions(self, eqn: Any, operands: list[Operand | Constant]) -> list[Any]:
         """Add an instruction for each output of an equation."""
         reads = tuple(self.constant(o.value) if isinstance(o, Constant) else o for o in operands)
-        active = eqn.primitive.name != "stop_gradient" and any(self.program[o.source].active for o in reads)
+        active = eqn.primitive.name != "stop_gradient" and any(self.program[o.index].active for o in reads)
         call = len(self.program)
         return [
             self.add(
@@ -181,13 +181,13 @@ class _Flattening:
         It reads one instruction, and either changes only the axes of its value, or has no gradient: arithmetic of
         labels, indices and keys, and what a component computes from these beside its rule.
         """
-        sources = {o.source for o in operands if isinstance(o, Operand)}
+        indices = {o.index for o in operands if isinstance(o, Operand)}
         has_box = kind_of(eqn) == "rule" or eqn.primitive.name in ("scan", "while", "cond")
-        if has_box or len(sources) != 1:
+        if has_box or len(indices) != 1:
             return False
         if len(operands) == 1 and _is_bookkeeping(eqn):
             return True
-        if self.program[min(sources)].active:
+        if self.program[min(indices)].active:
             return False
         return not any(is_inexact(v.aval) for v in eqn.outvars) or _source.is_in_component(eqn)
 
@@ -200,7 +200,7 @@ class _Flattening:
         key = str(value.dtype), host.shape, host.tobytes()
         if key not in self.constants:
             self.constants[key] = self.add(Instruction("constant", "constant", constant=value, dtype=value.dtype))
-        return Operand(self.constants[key].source, view)
+        return Operand(self.constants[key].index, view)
 
 
 def _unchanged(x: Any) -> Any:

@@ -109,7 +109,9 @@ class Graph:
         widths = [min(w, max(len(row[k]) for row in rows)) for k, w in enumerate(_WIDTHS)]
         inputs = ", ".join(n.name for n in self.nodes if n.kind == "input")
         title = f"{self.function}({inputs}) = {_range(self[self.output].value)}"
-        return "\n".join([_shortened(title, sum(_WIDTHS) + 2 * len(_GAPS)), *(_line(row, widths) for row in rows)])
+        return "\n".join(
+            [_shortened(title, sum(_WIDTHS) + 2 * (len(_WIDTHS) - 1)), *(_line(row, widths) for row in rows)]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as data that JSON can hold; numbers that are not finite become strings."""
@@ -148,8 +150,7 @@ class Graph:
         )
 
 
-_WIDTHS = (16, 34, 16, 16, 10)  # 100 columns with the gaps
-_GAPS = _WIDTHS[1:]
+_WIDTHS = (16, 34, 16, 16, 10)  # of the columns of text: 100 characters with two between columns
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:

@@ -133,11 +133,11 @@ class _Drawing(NamedTuple):
         )
 
     def edge(self, i: int, k: int, argument: Argument) -> Edge:
-        source = self.program[i].operands[k].source
-        no_gradient = _why_no_gradient(self.program[i], self.program[source])
+        read = self.program[i].operands[k].index
+        no_gradient = _why_no_gradient(self.program[i], self.program[read])
         return Edge(
             argument=argument.name,
-            node=self.names[source],
+            node=self.names[read],
             local=_host(self.flow.local.get((i, k))),
             downstream=_host(self.flow.downstream.get((i, k))),
             formula="" if no_gradient else argument.formula,
@@ -176,15 +176,15 @@ def _operations(program: Sequence[Instruction], order: Sequence[int]) -> dict[in
     }
 
 
-def _why_no_gradient(reader: Instruction, source: Instruction) -> str:
+def _why_no_gradient(reader: Instruction, read: Instruction) -> str:
     """Say why no gradient passes from an instruction to one that it reads; "" if one does."""
-    if reader.active and source.active:
+    if reader.active and read.active:
         return ""
     if reader.operation == "stop_gradient":
         return "Stopped: what is read here counts as a constant."
-    if source.kind == "constant":
+    if read.kind == "constant":
         return "A constant has no gradient."
-    if not is_inexact(source):
+    if not is_inexact(read):
         return "Integers, booleans and keys have no gradient: they cannot change by a little."
     return "No gradient passes here: the way to the loss or to the inputs is stopped, or has no floating-point numbers."
 
@@ -237,7 +237,7 @@ class _NotScalarError(TypeError):
 
 
 def _program(name: str, f: Callable[..., Any], inputs: list[Any]) -> tuple[list[Instruction], int]:
-    """Trace f, and return its program and the place of its output."""
+    """Trace f, and return its program and the index of its output."""
     try:
         closed = jax.make_jaxpr(f)(*inputs)
     except BRANCHING_ERRORS as error:

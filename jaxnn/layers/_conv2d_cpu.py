@@ -33,6 +33,7 @@ def rows_more(geometry: Geometry, x: Array, w: Array, stride: Pair, pads: Pads, 
     in float64, and with vertical strides extra rows do not avoid it.
     """
     reach = [d * (k - 1) for d, k in zip(geometry.dilation, w.shape[:2], strict=True)]
+    # Rough limits below which no rows are added: 512 pairs of channels, and 8 rows of outputs without the padding.
     large = w.shape[2] * w.shape[3] >= 512 and x.shape[1] - reach[0] >= 8 and x.dtype.itemsize <= 4
     plain = geometry.groups == 1 and stride[0] == 1 and spread == (1, 1)
     by_ynnpack = jax.__version_info__ < (0, 11) and all(sum(p) <= r for p, r in zip(pads, reach, strict=True))

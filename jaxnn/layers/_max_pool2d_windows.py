@@ -47,9 +47,10 @@ def largest(geometry: Geometry, x: Array) -> tuple[Array, Array]:
 def _largest_along(
     geometry: Geometry, axis: int, x: Array, position: Array, start: Array, step: int
 ) -> tuple[Array, Array]:
-    """Go along one axis of the windows and keep the largest pixel so far, and its position: `step` more at each pixel.
+    """Go along one axis of the windows; keep the largest pixel so far, and its position.
 
-    It begins with the window's first pixel; where that is padding, its position is `start`.
+    The position grows by `step` from pixel to pixel. It begins at the window's first pixel; if that is padding, the
+    position is `start`.
     """
     k, s, p, n = (v[axis] for v in (geometry.window, geometry.stride, geometry.padding, geometry.outputs))
     along = geometry.axes[axis] + x.ndim
@@ -72,13 +73,19 @@ def _largest_along(
 
 
 def place_in_window(geometry: Geometry, axis: int, shift: int, ndim: int) -> Array:
-    """Return each pixel's place along an axis in one window: `shift` before the last that starts at or before it."""
+    """Return each pixel's position along an axis in one of its windows.
+
+    It is the window that lies `shift` windows before the last one that starts at or before the pixel.
+    """
     pixel = jnp.arange(geometry.size[axis], dtype=jnp.int32) + geometry.padding[axis]
     return _along(geometry, axis, pixel % geometry.stride[axis] + shift * geometry.stride[axis], ndim)
 
 
 def to_pixels(geometry: Geometry, z: Array, shift: Pair) -> Array:
-    """Give each pixel the z of the window `shift` before the last that starts at or before it, or 0."""
+    """Give each pixel the z of one of its windows, or 0 if there is none.
+
+    It is the window that lies `shift` windows before the last one that starts at or before the pixel.
+    """
     for axis in (0, 1):
         s, p, size = geometry.stride[axis], geometry.padding[axis], geometry.size[axis]
         at = geometry.axes[axis] + z.ndim
@@ -101,7 +108,7 @@ def plane_indices(geometry: Geometry, position: Array) -> Array:
 
 
 def _first_pixel(geometry: Geometry, axis: int, ndim: int) -> Array:
-    """Return, for each window, the first place along an axis that is not padding."""
+    """Return, for each window, the first position along an axis that is not padding."""
     starts = geometry.stride[axis] * jnp.arange(geometry.outputs[axis], dtype=jnp.int32)
     return _along(geometry, axis, jnp.maximum(0, geometry.padding[axis] - starts), ndim)
 

@@ -21,8 +21,7 @@ Residuals:
 
 Conventions:
     "SAME" is XLA's: ⌈H/S⌉ outputs; an odd row or column of padding lies below or to the right. On a CPU the rule
-    transposes NCHW to NHWC and back, which costs time: value and gradients of a 3x3
-    convolution took 38 ms instead of 33.
+    transposes NCHW to NHWC and back, so NHWC is the faster layout on a CPU (scripts/README.md).
 
 Source:
     Taura, Neural Networks Basics: "Convolution (multiple channels version)", "Convolution (Back propagation 1)" and

@@ -11,7 +11,7 @@ Derivation (the notes', by the quotient rule; dy stands for ∂L/∂y):
         dx_j = dy_j (1 − y_j) y_j − Σ_{a≠j} dy_a y_j y_a = y_j (dy_j − Σ_a dy_a y_a)
 
 Residuals:
-    y, the output, in terms of which both cases are written (and `where`, an input, if given).
+    y, the output: both cases use only y. Also `where`, an input, if given.
 
 Conventions:
     The largest x is subtracted first: y does not change, and nothing overflows. Entries where `where` is False are

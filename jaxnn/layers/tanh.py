@@ -4,12 +4,12 @@ Definition:
     y_i = (e^{x_i} − e^{−x_i}) / (e^{x_i} + e^{−x_i})
 
 Derivation (derived here: the notes define no derivative; dy stands for ∂L/∂y):
-    By the rule of the quotient ∂y/∂x = 4 / (e^x + e^−x)² = 4 σ(2x) σ(−2x) with σ(x) = 1 / (1 + e^−x), so
+    By the quotient rule ∂y/∂x = 4 / (e^x + e^−x)² = 4 σ(2x) σ(−2x) with σ(x) = 1 / (1 + e^−x), so
         dx_i = 4 dy_i σ(2 x_i) σ(−2 x_i)
 
 Residuals:
-    x, an input, so nothing new is stored. The usual 1 − y² would keep y instead, and lose both tails: at x = 8 in
-    float32 it is already 0, where the product is exact to rounding.
+    x, an input, so nothing new is stored. The usual 1 − y² would keep y instead, and lose both tails: in float32, with
+    XLA's tanh on a CPU, it is 0 at x = 8. The product is right there, up to rounding.
 
 Conventions:
     Computed in at least float32. tanh(±∞) = ±1, with derivative 0.
@@ -72,9 +72,8 @@ def _tanh_fwd(x: Array) -> tuple[Array, Array]:
 
 
 def _tanh_bwd(x: Array, dy: Array) -> tuple[Array]:
-    small = jnp.exp(
-        -2 * jnp.abs(x.astype(accumulation_dtype(x.dtype)))
-    )  # σ(2x) σ(−2x) = e^−2x / (1 + e^−2x)², which is even
+    # σ(2x) σ(−2x) = e^−2x / (1 + e^−2x)², which is even.
+    small = jnp.exp(-2 * jnp.abs(x.astype(accumulation_dtype(x.dtype))))
     dx = dy.astype(small.dtype) * (4 * small / jnp.square(1 + small))
     return (dx.astype(x.dtype),)
 

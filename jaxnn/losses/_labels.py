@@ -12,10 +12,14 @@ from jaxnn.rules.cotangents import accumulation_dtype
 
 
 class Rows(NamedTuple):
-    """The arguments of a loss over class ids, checked, with the class axis last."""
+    """The arguments of a loss over classes, checked, with the class axis last.
+
+    The targets have one of two forms: class ids, one for each row; or, in `cross_entropy` alone, probabilities of x's
+    shape.
+    """
 
     x: Float[Array, "*rows classes"]
-    labels: Int[Array, "*rows"]
+    labels: Int[Array, "*rows"]  # or Float[Array, "*rows classes"], for probabilities
     weight: Float[Array, " classes"] | None
     ignore_index: int | None
 

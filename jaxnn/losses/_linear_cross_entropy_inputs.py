@@ -47,13 +47,13 @@ def types(inputs: Inputs) -> list[Type | None]:
 def _block_sizes(
     holds_logits: bool, softcap: float | None, epsilon: float, block_size: int | None, n: int, v: int, d: int
 ) -> tuple[int, int, int]:
-    """Return the rows of a block of `_by_rows`, and the classes of a block of the vocabulary, twice: see `Options`.
+    """Return the three sizes of blocks in `Options`: `rows`, `classes` and `summed`.
 
-    Each block of rows reads and writes dW's sum, 4VD bytes, so more rows are faster. On a CPU 32 MB of logits are
-    enough: then the products take nearly all of the time. What a block of classes adds to dW should stay in the CPU's
-    cache until it is added: 2 MB of it, or 8 MB of logits where these are not held. On other devices everything is in
-    main memory: blocks are large, 1 GB of logits or 128 MB, and have all V classes, where the product adds to the sum
-    itself.
+    In `_linear_cross_entropy_blocks.by_rows` each block of rows reads and writes dW's sum, 4VD bytes, so more rows are
+    faster. On a CPU 32 MB of logits are enough: then the products take nearly all of the time. What a block of classes
+    adds to dW should stay in the CPU's cache until it is added: 2 MB of it, or 8 MB of logits where these are not held.
+    On other devices everything is in main memory: blocks are large, 1 GB of logits or 128 MB, and have all V classes,
+    where the product adds to the sum itself.
     """
     if jax.default_backend() == "cpu":
         rows, classes = (

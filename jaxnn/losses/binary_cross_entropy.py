@@ -3,8 +3,7 @@
 Definition (x: logit, t: target in [0, 1], σ(x) = 1 / (1 + e^−x)):
     l = −t log σ(x) − (1 − t) log σ(−x)
 
-Derivation (derived here, in the manner of the notes' NLL∘softmax, of which it is the case of two classes with logits
-(0, x); dl stands for the upstream gradient):
+Derivation (derived here; it is NLL∘softmax with two classes and logits (0, x); dl stands for the upstream gradient):
     ∂ log σ(x)/∂x = σ(−x) and ∂ log σ(−x)/∂x = −σ(x), so
         dx = dl ((1 − t) σ(x) − t σ(−x))          (= dl (σ(x) − t), without its cancellation at σ(x) ≈ t)
         dt = dl (log σ(−x) − log σ(x)) = −dl x

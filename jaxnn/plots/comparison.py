@@ -1,4 +1,4 @@
-"""The page of `jaxnn compare`: a table of all checked functions, and a section with the evidence for each."""
+"""A page that compares rules with automatic gradients: a table of all checked functions, and the evidence for each."""
 
 import html
 import math
@@ -9,7 +9,6 @@ from typing import Any
 Entry = Mapping[str, Any]  # the report of a checked function, as a dictionary with its "errors"
 Axis = tuple[int, int, float, float]  # the lowest and the highest power of ten, and their coordinates
 
-TITLE = "jaxnn compare: custom rules beside automatic gradients"
 MARKS = {"FAIL": "✗", "INCONCLUSIVE": "?", "UNSUPPORTED": "○", "PASS": "✓", "NOTE": "·"}  # also the order of the rows
 COSTS = {
     "residual_bytes": "residual bytes",
@@ -78,13 +77,14 @@ th,td{padding:.2rem .4rem}tr,figure,.failure,.pair{break-inside:avoid}}
 """
 
 
-def page(entries: list[dict[str, Any]], command: str, versions: dict[str, str]) -> str:
+def page(entries: list[dict[str, Any]], title: str, source: str, versions: dict[str, str]) -> str:
     """Return the comparison as one self-contained page, without scripts.
 
     Args:
         entries: the report of each checked function, as a dictionary, in the order of the table; "costs", "sweep" and
             "errors" may be missing, and a number may be the string "nan" or "inf"
-        command: the command line that made the page
+        title: the heading of the page
+        source: what made the page, such as a command line
         versions: names and versions of the software, and the device
 
     Returns:
@@ -95,10 +95,10 @@ def page(entries: list[dict[str, Any]], command: str, versions: dict[str, str]) 
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{TITLE}</title><style>{STYLE}</style></head>
+<title>{_text(title)}</title><style>{STYLE}</style></head>
 <body><header>
-<h1>{TITLE}</h1>
-<p class="meta"><code>{_text(command)}</code><br>{" · ".join(about)}</p>
+<h1>{_text(title)}</h1>
+<p class="meta"><code>{_text(source)}</code><br>{" · ".join(about)}</p>
 </header><main>
 {_summary(entries)}
 {_overview(entries)}

@@ -25,8 +25,8 @@ def curves(path: FilePath, rows: Rows, title: str) -> None:
 
     Args:
         path: the picture file; its suffix gives the format (default: PNG)
-        rows: the rows of metrics.jsonl. Those with an "epoch" are drawn: "train_loss", "train_accuracy",
-            "validation_loss" and "validation_accuracy", accuracies from 0 to 1
+        rows: the metrics of each epoch: "epoch", "train_loss", "train_accuracy", "validation_loss" and
+            "validation_accuracy", accuracies from 0 to 1; rows without an "epoch" are left out
         title: what was trained, in one line
 
     Raises:

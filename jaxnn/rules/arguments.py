@@ -17,7 +17,7 @@ def described(name: str, x: jax.Array) -> str:
 
 
 def array(name: str, x: ArrayLike) -> jax.Array:
-    """Return `x` as an array; integers too large for int32 stay out of range instead of wrapping round."""
+    """Return `x` as an array; 64-bit integers are clipped to int32, so an invalid label stays invalid."""
     try:
         if x is None:  # JAX would read it as NaN
             raise TypeError
@@ -58,7 +58,8 @@ def fraction(name: str, value: Any) -> float:
     """Return a static float option in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(
-            f"`{name}` ({type(value).__name__}) must be a static float in [0, 1]; under jit, a static argument"
+            f"`{name}` ({type(value).__name__}) must be a static float in [0, 1]; "
+            f"under jit pass it as a static argument"
         )
     if not 0 <= value <= 1:
         raise ValueError(f"`{name}` ({value}) must lie in [0, 1]")
@@ -70,7 +71,8 @@ def number(name: str, value: Any, minimum: float, exclusive: bool = False) -> fl
     requirement = f"{'above' if exclusive else 'at least'} {minimum}"
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(
-            f"`{name}` ({type(value).__name__}) must be a static float {requirement}; under jit, a static argument"
+            f"`{name}` ({type(value).__name__}) must be a static float {requirement}; "
+            f"under jit pass it as a static argument"
         )
     if not minimum <= value < float("inf") or (exclusive and value == minimum):
         raise ValueError(f"`{name}` ({value}) must be finite and {requirement}")

@@ -14,7 +14,9 @@ T = TypeVar("T")
 
 
 def over_blocks(size: int, block: int, step: Callable[[T, Array, Array | None], T], carry: T) -> T:
-    """Fold `step(carry, start, fresh)` over the blocks of an axis; the last one starts where a whole block still fits.
+    """Fold `step(carry, start, fresh)` over the blocks of an axis.
+
+    The last block ends at the axis's end, so it may overlap the one before.
 
     `fresh` tells which elements of a block were in no earlier block; None if all of them.
     """
@@ -22,7 +24,7 @@ def over_blocks(size: int, block: int, step: Callable[[T, Array, Array | None], 
     if blocks <= 1:
         return step(carry, jnp.int32(0), None) if blocks else carry
 
-    # So a second derivative recomputes the values of a block, and does not keep those of all blocks.
+    # With checkpoint, a second derivative recomputes the values of a block, and does not keep those of all blocks.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def next_block(carry: T, number: Array) -> tuple[T, None]:
         first = number * block
@@ -53,7 +55,7 @@ def rows_that_fit(size: int, elements: int) -> int:
 
 
 def least_overlapping(size: int, block: int) -> int:
-    """Return the length, at most `block`, of as many blocks as `block` needs that overlap least.
+    """Return a block length of at most `block` that needs no more blocks and overlaps least.
 
     It is `block`, `size`, or a multiple of 8, the float32 numbers of one AVX register.
     """

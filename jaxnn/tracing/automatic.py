@@ -56,8 +56,10 @@ def automatic(f: Callable[P, R]) -> Callable[P, R]:
     return without_hand_written_rules(f)
 
 
-def without_hand_written_rules(f: Callable[P, R], loses_rule: rewriting.LosesRule | None = None) -> Callable[P, R]:
-    """Return `automatic(f)`, without those custom_jvp rules either for which `loses_rule` is true."""
+def without_hand_written_rules(
+    f: Callable[P, R], also_replace: rewriting.EquationFilter | None = None
+) -> Callable[P, R]:
+    """Like `automatic(f)`, and also replaces the custom_jvp rules that `also_replace` selects."""
     if not callable(f):
         raise TypeError(f"`f` ({type(f).__name__} {f!r}) must be a function of arrays".replace("\n", " "))
 
@@ -65,16 +67,16 @@ def without_hand_written_rules(f: Callable[P, R], loses_rule: rewriting.LosesRul
     def without_rules(*args: P.args, **kwargs: P.kwargs) -> R:
         leaves, tree = jax.tree.flatten((args, kwargs))
         try:
-            return _call(f, tree, leaves, [is_array(leaf) for leaf in leaves], loses_rule)
+            return _call(f, tree, leaves, [is_array(leaf) for leaf in leaves], also_replace)
         except jax.errors.UnexpectedTracerError:
             # An array in nondiff_argnums must not be traced: it is a constant, unless the caller differentiates it.
-            return _call(f, tree, leaves, [isinstance(leaf, jax.core.Tracer) for leaf in leaves], loses_rule)
+            return _call(f, tree, leaves, [isinstance(leaf, jax.core.Tracer) for leaf in leaves], also_replace)
 
     return without_rules
 
 
 def _call(
-    f: Callable[..., R], tree: Any, leaves: list[Any], traced: list[bool], loses_rule: rewriting.LosesRule | None
+    f: Callable[..., R], tree: Any, leaves: list[Any], traced: list[bool], also_replace: rewriting.EquationFilter | None
 ) -> R:
     """Trace f, take the rules out of the trace, and run it."""
     arrays = [leaf for leaf, is_traced in zip(leaves, traced, strict=True) if is_traced]
@@ -92,7 +94,7 @@ def _call(
         jaxpr = jax.make_jaxpr(of_arrays)(*arrays)
     except BRANCHING_ERRORS as error:
         raise TypeError(branching_message(function_name(f), error)) from None
-    computed = iter(jaxprs.run(rewriting.without_rules(jaxpr, loses_rule), *arrays))
+    computed = iter(jaxprs.run(rewriting.without_rules(jaxpr, also_replace), *arrays))
     structure, outputs = returned
     result: R = jax.tree.unflatten(structure, [next(computed) if y is None else y for y in outputs])
     return result

@@ -17,26 +17,26 @@ from jaxnn.tracing.functions import is_inexact
 from jaxnn.tracing.jaxprs import equations, is_jaxpr, map_jaxprs, open_jaxpr, run, shape_and_dtype
 from jaxnn.tracing.kinds import is_custom_jvp, is_custom_vjp, rule_name
 
-LosesRule = Callable[[Any], bool]  # whether a custom_jvp_call equation becomes its definition, too
+EquationFilter = Callable[[Any], bool]  # whether a custom_jvp_call equation is replaced by its definition, too
 
 OPAQUE_CALLS = ("pure_callback", "io_callback", "ffi_call", "pallas_call")  # JAX cannot look into these
 
 _rewritten: weakref.WeakKeyDictionary[Any, dict[str | None, Any]] = weakref.WeakKeyDictionary()
 
 
-def without_rules(closed: Any, loses_rule: LosesRule | None = None, definition_of: str | None = None) -> Any:
+def without_rules(closed: Any, also_replace: EquationFilter | None = None, definition_of: str | None = None) -> Any:
     """Return the jaxpr with every custom_vjp call replaced by its definition.
 
-    Without `loses_rule` the result is remembered, so that jit finds what it has compiled for an inner function. A
-    jaxpr without rules is not remembered: as its own value it would keep itself alive there.
+    Without `also_replace` the result is cached, so that jit finds what it has compiled for an inner function. A jaxpr
+    without rules is not cached: its cache entry would refer to itself and never be freed.
 
     Args:
       closed: a jaxpr, open or closed.
-      loses_rule: which custom_jvp calls are replaced, too; none by default.
+      also_replace: selects the custom_jvp calls that are replaced, too; none by default.
       definition_of: the name of the rule whose definition this is.
     """
-    if loses_rule is not None:
-        return _Rewriting(closed, loses_rule, definition_of).result()
+    if also_replace is not None:
+        return _Rewriting(closed, also_replace, definition_of).result()
     known = _rewritten.get(closed, {})
     if definition_of in known:
         return known[definition_of]
@@ -49,16 +49,16 @@ def without_rules(closed: Any, loses_rule: LosesRule | None = None, definition_o
 class _Rewriting:
     """One jaxpr in the course of being rewritten: the equations so far, and what stands for replaced variables."""
 
-    def __init__(self, closed: Any, loses_rule: LosesRule | None, definition_of: str | None) -> None:
-        self.closed, self.loses_rule, self.definition_of = closed, loses_rule, definition_of
+    def __init__(self, closed: Any, also_replace: EquationFilter | None, definition_of: str | None) -> None:
+        self.closed, self.also_replace, self.definition_of = closed, also_replace, definition_of
         self.equations: list[Any] = []
         self.substitutes: dict[Any, Any] = {}
 
     def result(self) -> Any:
         jaxpr = open_jaxpr(self.closed)
         for eqn in jaxpr.eqns:
-            if is_custom_vjp(eqn) or (self.loses_rule is not None and is_custom_jvp(eqn) and self.loses_rule(eqn)):
-                inner = without_rules(eqn.params["call_jaxpr"], self.loses_rule, rule_name(eqn))
+            if is_custom_vjp(eqn) or (self.also_replace is not None and is_custom_jvp(eqn) and self.also_replace(eqn)):
+                inner = without_rules(eqn.params["call_jaxpr"], self.also_replace, rule_name(eqn))
                 self.write_out(open_jaxpr(inner), self.current(eqn.invars), eqn.outvars)
             else:
                 self.keep(eqn)
@@ -78,12 +78,12 @@ class _Rewriting:
             self.guard(eqn)
         params = dict(eqn.params)
         if eqn.primitive.name != "pallas_call":
-            rewrite = functools.partial(without_rules, loses_rule=self.loses_rule, definition_of=self.definition_of)
+            rewrite = functools.partial(without_rules, also_replace=self.also_replace, definition_of=self.definition_of)
             params = {name: map_jaxprs(rewrite, value) for name, value in params.items()}
         if eqn.primitive.name == "custom_vmap_call":
-            params["rule"] = functools.partial(_batched_without_rules, params["rule"], self.loses_rule)
+            params["rule"] = functools.partial(_batched_without_rules, params["rule"], self.also_replace)
         if is_custom_jvp(eqn):
-            params["jvp_jaxpr_fun"] = _JvpWithoutRules(eqn.params["jvp_jaxpr_fun"], self.loses_rule)
+            params["jvp_jaxpr_fun"] = _JvpWithoutRules(eqn.params["jvp_jaxpr_fun"], self.also_replace)
         self.equations.append(eqn.replace(invars=self.current(eqn.invars), params=params))
 
     def guard(self, eqn: Any) -> None:
@@ -107,23 +107,28 @@ class _Rewriting:
         self.substitutes.update(zip(results, renamed(inner.outvars), strict=True))
 
 
+_CUSTOM_ROOT = "jax.lax.custom_root, whose own rule differentiates it"
+
+
 def _refuse_opaque(eqn: Any) -> None:
-    """Refuse jax.lax.custom_root of a function with a rule: the jaxprs that it differentiates cannot be rewritten."""
+    """Refuse a function with a rule inside jax.lax.custom_root, or any equation whose jaxprs cannot be rewritten."""
     if is_custom_jvp(eqn) and rule_name(eqn) == "_custom_root":
-        held = [eqn.params["call_jaxpr"]]
+        where, held = _CUSTOM_ROOT, [eqn.params["call_jaxpr"]]
     elif eqn.primitive.name == "call_hi_primitive":  # since jax 0.11
-        attributes = [vars(value) for value in eqn.params.values() if hasattr(value, "__dict__")]
-        held = [value for each in attributes for value in each.values() if is_jaxpr(value)]
+        primitives = [value for value in eqn.params.values() if hasattr(value, "__dict__")]
+        name = ", ".join(type(value).__name__ for value in primitives)
+        where = _CUSTOM_ROOT if name == "CustomRoot" else f"the primitive {name}, whose jaxprs cannot be rewritten"
+        held = [value for each in primitives for value in vars(each).values() if is_jaxpr(value)]
     else:
         return
     for inner in (e for jaxpr in held for e in equations(jaxpr) if is_custom_vjp(e)):
         raise TypeError(
-            f"`f` must not call `{rule_name(inner)}`, which has a custom_vjp rule, inside jax.lax.custom_root, "
-            f"whose own rule differentiates it; call automatic({rule_name(inner)}) there"
+            f"`f` must not call `{rule_name(inner)}`, which has a custom_vjp rule, inside {where}; "
+            f"call automatic({rule_name(inner)}) there"
         )
 
 
-def _batched_without_rules(rule: Any, loses_rule: LosesRule | None, size: int, batched: Any, *args: Any) -> Any:
+def _batched_without_rules(rule: Any, also_replace: EquationFilter | None, size: int, batched: Any, *args: Any) -> Any:
     """Call a custom_vmap rule with the custom_vjp rules inside it replaced."""
     leaves, tree = jax.tree.flatten(args)
     returned: list[Any] = []
@@ -134,19 +139,19 @@ def _batched_without_rules(rule: Any, loses_rule: LosesRule | None, size: int, b
         returned[:] = [structure, batched_outputs]
         return flat
 
-    flat = run(without_rules(jax.make_jaxpr(outputs)(*leaves), loses_rule), *leaves)
+    flat = run(without_rules(jax.make_jaxpr(outputs)(*leaves), also_replace), *leaves)
     return jax.tree.unflatten(returned[0], flat), returned[1]
 
 
 class _JvpWithoutRules:
     """A custom_jvp rule that stays, with the custom_vjp rules inside it replaced. JAX asks it for its jaxpr."""
 
-    def __init__(self, thunk: Any, loses_rule: LosesRule | None) -> None:
-        self.thunk, self.loses_rule, self.debug_info = thunk, loses_rule, thunk.debug_info
+    def __init__(self, thunk: Any, also_replace: EquationFilter | None) -> None:
+        self.thunk, self.also_replace, self.debug_info = thunk, also_replace, thunk.debug_info
 
     def call_wrapped(self, *zeros: bool) -> tuple[Any, ...]:
         jaxpr, *rest = self.thunk.call_wrapped(*zeros)
-        return without_rules(jaxpr, self.loses_rule), *rest
+        return without_rules(jaxpr, self.also_replace), *rest
 
 
 def _has_no_derivative(eqn: Any) -> bool:

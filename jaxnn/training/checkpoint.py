@@ -112,15 +112,15 @@ class Saved(NamedTuple):
         Raises:
             CheckpointError: an array has another name, shape or dtype.
         """
-        places, tree = jax.tree_util.tree_flatten_with_path(like)
-        names = [_name(at, leaf) for at, leaf in places]
+        paths_and_leaves, tree = jax.tree_util.tree_flatten_with_path(like)
+        names = [_name(at, leaf) for at, leaf in paths_and_leaves]
         if extra := sorted(self.arrays.keys() ^ set(names)):
             where = "is not in the step" if extra[0] in names else "is only in the step"
             raise CheckpointError(
                 f"the training's {extra[0]} {where}: continue with the same model, optimizer and kind of key"
             )
         leaves = []
-        for name, (_, leaf) in zip(names, places, strict=True):
+        for name, (_, leaf) in zip(names, paths_and_leaves, strict=True):
             data, expected = self.arrays[name], jax.random.key_data(leaf) if _is_key(leaf) else leaf
             if (data.shape, data.dtype) != (expected.shape, expected.dtype):
                 raise CheckpointError(
@@ -195,7 +195,7 @@ class Checkpoints:
         try:
             buffer = io.BytesIO()
             np.savez(buffer, **{**arrays, "about": np.array(about)})
-            data, place = buffer.getvalue(), self.folder / f"step-{step:010d}"
+            data, step_folder = buffer.getvalue(), self.folder / f"step-{step:010d}"
             manifest = {"bytes": len(data), "score": score, "sha256": hashlib.sha256(data).hexdigest(), "step": step}
             new = self.folder / f"{_UNFINISHED}{secrets.token_hex(4)}"
             new.mkdir()
@@ -203,35 +203,35 @@ class Checkpoints:
                 write_synced(new / "state.npz", data)
                 write_synced(new / "manifest", _manifest_bytes(manifest))
                 sync_folder(new)
-                if place.exists():  # an older step with the same number, saved before the training was resumed
-                    _remove(place)
-                os.rename(new, place)
+                if step_folder.exists():  # an older step with the same number, saved before the training was resumed
+                    _remove(step_folder)
+                os.rename(new, step_folder)
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
             sync_folder(self.folder)
-            self._seen[place] = manifest
+            self._seen[step_folder] = manifest
             self._remove_old()
         except Exception as error:  # also MemoryError; `wait` raises it
             self._error = error
 
     def _remove_old(self) -> None:
         """Remove all steps except the newest and the best. Damaged steps do not count, and are kept."""
-        steps = {place: found for place in _places(self.folder) if (found := self._verified(place))}
-        scored = {place: found["score"] for place, found in steps.items() if found["score"] is not None}
-        best = {max(scored, key=lambda place: (scored[place], place))} if scored else set()
-        for place in list(steps)[self.keep :]:
-            if place not in best:
-                _remove(place)
+        manifests = {path: found for path in _step_folders(self.folder) if (found := self._verified(path))}
+        scores = {path: found["score"] for path, found in manifests.items() if found["score"] is not None}
+        best = {max(scores, key=lambda path: (scores[path], path))} if scores else set()
+        for path in list(manifests)[self.keep :]:
+            if path not in best:
+                _remove(path)
 
-    def _verified(self, place: Path) -> dict[str, Any] | None:
+    def _verified(self, step_folder: Path) -> dict[str, Any] | None:
         """Return a step's manifest, None if the step is damaged."""
-        if place not in self._seen:
-            self._seen[place] = None
+        if step_folder not in self._seen:
+            self._seen[step_folder] = None
             with contextlib.suppress(CheckpointError):
-                read_step(place)
-                self._seen[place] = _read_manifest(place)
-        return self._seen[place]
+                read_step(step_folder)
+                self._seen[step_folder] = _read_manifest(step_folder)
+        return self._seen[step_folder]
 
 
 def _lock(folder: Path) -> Callable[[], None]:
@@ -247,7 +247,7 @@ def _lock(folder: Path) -> Callable[[], None]:
     return unlock
 
 
-def _places(folder: Path) -> list[Path]:
+def _step_folders(folder: Path) -> list[Path]:
     """Return the folders of steps, the newest first."""
     return sorted((p for p in folder.glob("step-*") if p.name[5:].isdecimal()), reverse=True)
 
@@ -262,19 +262,19 @@ def newest_step(folder: str | os.PathLike[str]) -> tuple[Saved | None, list[str]
         The step, None if there is none; and one line for each newer step that is damaged.
     """
     damaged = list[str]()
-    for place in _places(Path(folder)):
+    for step_folder in _step_folders(Path(folder)):
         try:
-            return read_step(place), damaged
+            return read_step(step_folder), damaged
         except CheckpointError as error:
             damaged.append(str(error))
     return None, damaged
 
 
-def read_step(place: str | os.PathLike[str]) -> Saved:
+def read_step(step_folder: str | os.PathLike[str]) -> Saved:
     """Read one step.
 
     Args:
-        place: its folder.
+        step_folder: its folder.
 
     Returns:
         The step.
@@ -282,16 +282,16 @@ def read_step(place: str | os.PathLike[str]) -> Saved:
     Raises:
         CheckpointError: it is damaged.
     """
-    place = Path(place)
-    manifest = _read_manifest(place)
+    step_folder = Path(step_folder)
+    manifest = _read_manifest(step_folder)
     if manifest is None:
-        raise CheckpointError(f"{str(place)!r} has no valid manifest")
+        raise CheckpointError(f"{str(step_folder)!r} has no valid manifest")
     try:
-        data = _read(place / "state.npz", manifest["bytes"] + 1)
+        data = _read(step_folder / "state.npz", manifest["bytes"] + 1)
     except OSError as error:
-        raise CheckpointError(f"{str(place / 'state.npz')!r} cannot be read ({error.strerror})") from error
+        raise CheckpointError(f"{str(step_folder / 'state.npz')!r} cannot be read ({error.strerror})") from error
     if len(data) != manifest["bytes"] or hashlib.sha256(data).hexdigest() != manifest["sha256"]:
-        raise CheckpointError(f"{str(place / 'state.npz')!r} is damaged: its SHA-256 differs from the manifest's")
+        raise CheckpointError(f"{str(step_folder / 'state.npz')!r} is damaged: its SHA-256 differs from the manifest's")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as members:
             if sum(member.file_size for member in members.infolist()) > len(data):  # a step is never compressed
@@ -300,17 +300,17 @@ def read_step(place: str | os.PathLike[str]) -> Saved:
             arrays = {name: archive[name] for name in archive.files}
         return Saved(manifest["step"], arrays, json.loads(str(arrays.pop("about"))), manifest["sha256"])
     except Exception as error:  # a file from elsewhere, with a valid manifest
-        raise CheckpointError(f"{str(place / 'state.npz')!r} is not a step of a training ({error})") from error
+        raise CheckpointError(f"{str(step_folder / 'state.npz')!r} is not a step of a training ({error})") from error
 
 
-def _read_manifest(place: Path) -> dict[str, Any] | None:
+def _read_manifest(step_folder: Path) -> dict[str, Any] | None:
     """Return a step's manifest, None if it is not exactly as `_manifest_bytes` writes it."""
     try:
-        text = _read(place / "manifest", 4096)
-        manifest: dict[str, Any] = json.loads(text[:-65])
+        text = _read(step_folder / "manifest", _MANIFEST_LIMIT)
+        manifest: dict[str, Any] = json.loads(text[:-_DIGEST_BYTES])
         if manifest.keys() != _KEYS or manifest["format"] != FORMAT or not 0 <= manifest["bytes"] <= MAX_BYTES:
             return None
-        matches = _manifest_bytes(manifest) == text and place.name == f"step-{manifest['step']:010d}"
+        matches = _manifest_bytes(manifest) == text and step_folder.name == f"step-{manifest['step']:010d}"
         return manifest if matches else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
@@ -325,6 +325,8 @@ def _read(path: Path, count: int) -> bytes:
 
 
 _KEYS = {"bytes", "format", "score", "sha256", "step"}
+_MANIFEST_LIMIT = 4096  # the most that is read of a manifest, which takes a few hundred
+_DIGEST_BYTES = 65  # at a manifest's end: a newline, and a SHA-256 in hexadecimal
 _UNFINISHED = ".step-"  # prefix of the folders of steps that are being written or removed
 
 
@@ -344,9 +346,9 @@ def _is_key(leaf: Array) -> bool:
     return bool(jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
-def _remove(place: Path) -> None:
+def _remove(step_folder: Path) -> None:
     """Remove a step. It is renamed first, so that a half-removed step is never read."""
-    aside = place.with_name(f"{_UNFINISHED}{place.name}-{os.getpid()}")
+    aside = step_folder.with_name(f"{_UNFINISHED}{step_folder.name}-{os.getpid()}")
     with contextlib.suppress(OSError):
-        os.rename(place, aside)
+        os.rename(step_folder, aside)
         shutil.rmtree(aside, ignore_errors=True)

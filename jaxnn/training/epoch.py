@@ -24,7 +24,7 @@ from jaxnn.training.step import Step, TrainState
 
 Data = Array | NDArray[Any]
 IGNORED = -1  # the label of padding rows
-SAME = PartitionSpec()  # type: ignore[no-untyped-call]  # on every device
+REPLICATED = PartitionSpec()  # type: ignore[no-untyped-call]  # on every device
 
 
 def check_data(images: Data, labels: Data, batch_size: int) -> None:
@@ -90,19 +90,19 @@ def on_all_devices(mesh: Mesh | None, tree: Any) -> Any:
     """Return the arrays replicated on all devices of a mesh; every process must pass the same arrays."""
     if mesh is None:
         return tree
-    replicated = NamedSharding(mesh, SAME)
+    replicated = NamedSharding(mesh, REPLICATED)
 
-    def place(a: Any) -> Array:
+    def replicate(a: Any) -> Array:
         if isinstance(a, jax.Array) and a.sharding == replicated:
             return a
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            key: Array = jax.random.wrap_key_data(place(jax.random.key_data(a)), impl=jax.random.key_impl(a))
+            key: Array = jax.random.wrap_key_data(replicate(jax.random.key_data(a)), impl=jax.random.key_impl(a))
             return key
         host = np.asarray(a)
-        placed: Array = jax.make_array_from_callback(host.shape, replicated, lambda index: host[index])
-        return placed
+        copies: Array = jax.make_array_from_callback(host.shape, replicated, lambda index: host[index])
+        return copies
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(replicate, tree)
 
 
 def _rows(mesh: Mesh) -> PartitionSpec:
@@ -130,8 +130,8 @@ def run_steps(
     """
     chunk: Any = functools.partial(_chunk, step)
     if mesh is not None:
-        specs = (SAME, Batches(SAME, SAME, _rows(mesh)), SAME, SAME)  # type: ignore[arg-type]
-        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=SAME)
+        specs = (REPLICATED, Batches(REPLICATED, REPLICATED, _rows(mesh)), REPLICATED, REPLICATED)  # type: ignore[arg-type]
+        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=specs, out_specs=REPLICATED)
     return chunk(state, batches, jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32))  # type: ignore[no-any-return]
 
 
@@ -165,13 +165,14 @@ def not_finite(step: Step, state: TrainState, batches: Batches, index: Array, *,
 
     run: Any = one
     if mesh is not None:
-        run = jax.shard_map(one, mesh=mesh, in_specs=(SAME, Batches(SAME, SAME, _rows(mesh)), SAME), out_specs=SAME)  # type: ignore[arg-type]
+        specs = (REPLICATED, Batches(REPLICATED, REPLICATED, _rows(mesh)), REPLICATED)  # type: ignore[arg-type]
+        run = jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=REPLICATED)
     names = "the loss", "the gradient of", "the new", "the optimizer's new"
     for what, tree in zip(names, jax.jit(run)(state, batches, index), strict=True):
         for at, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if not leaf:
                 return f"{what} {jax.tree_util.keystr(at, simple=True, separator='/')}".rstrip()
-    return "the loss"  # the repeated step is finite: a hardware error
+    return "the loss"  # not reproducible: the repeated step is finite
 
 
 def evaluate(
@@ -208,5 +209,5 @@ def _sums(metrics: Any, params: PyTree[Array], batches: Batches, *, mesh: Mesh |
 
     if mesh is None:
         return of_device(params, batches)
-    specs = (SAME, Batches(SAME, SAME, _rows(mesh)))  # type: ignore[arg-type]
-    return jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=SAME)(params, batches)
+    specs = (REPLICATED, Batches(REPLICATED, REPLICATED, _rows(mesh)))  # type: ignore[arg-type]
+    return jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=REPLICATED)(params, batches)

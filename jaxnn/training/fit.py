@@ -14,6 +14,7 @@ from jaxnn.training.epoch import Data, check_data, make_batches, not_finite, on_
 from jaxnn.training.step import Step, TrainState
 
 CHUNK_SECONDS = 0.5  # the longest that a chunk should take
+SHUFFLE = 2**31  # folded into the key for the order of the rows; the steps fold in their own numbers, which are smaller
 
 
 class Position(NamedTuple):
@@ -51,7 +52,7 @@ class Diverged(JaxnnError):
     """A loss or a parameter is not finite. The message says which; `progress` has the last finite state."""
 
     def __init__(self, what: str, progress: Progress) -> None:
-        """Name the place."""
+        """Name what is not finite, and the step."""
         self.where = f"{what} is not finite in epoch {progress.epoch}, step {progress.step + 1}"
         super().__init__(
             f"{self.where}: try a lower learning rate or another optimizer, look for NaN in the data, and make sure "
@@ -85,7 +86,7 @@ def fit(
         batch_size: rows per batch, on all devices together; the last batch of an epoch may have fewer.
         mesh: the devices along the step's `axis_name`; None for one. All their processes must call `fit` alike.
         start: the position to resume from, if `state` is not a first state.
-        pause_every: end a chunk at every multiple of so many steps, counted over all epochs.
+        pause_every: a chunk ends at every multiple of this number of steps, counted over all epochs.
         on_progress: called after each chunk of at most about half a second.
         stop: called after each chunk; True, in any process, ends the training.
 
@@ -99,7 +100,7 @@ def fit(
     """
     check_data(images, labels, batch_size)
     _check_mesh(step, mesh, batch_size)
-    shuffle, n = jax.random.fold_in(state.key, 2**31), labels.shape[0]
+    shuffle, n = jax.random.fold_in(state.key, SHUFFLE), labels.shape[0]
     state, images, labels = on_all_devices(mesh, (state, *map(jnp.asarray, (images, labels))))
     steps, length, stopped = -(-n // batch_size), 1, False
     for epoch in range(start.epoch, epochs + 1):

@@ -147,7 +147,8 @@ def test_the_page_writes_complex_numbers(capsys, rules, tmp_path):
 def test_the_page_escapes_what_it_shows():
     entry = {"name": "<lambda>&", "ok": True, "seconds": 1.0, "seed": 0, "repro": "f(<b>)", "costs": {}, "sweep": [], "errors": {},
              "rows": [{"check": "gradient", "path": "x", "status": "PASS", "message": "<script>", "hint": "", "evidence": None}]}  # fmt: skip
-    text = page([entry], "jaxnn compare <x>", {"jax": "<1>"})
+    text = page([entry], "rules <title>", "jaxnn compare <x>", {"jax": "<1>"})
+    assert "<h1>rules &lt;title&gt;</h1>" in text and "<title>" in text and text.count("<title>") == 1
     assert "<script>" not in text and "<lambda>" not in text and "&lt;lambda&gt;&amp;" in text
 
 

@@ -245,7 +245,7 @@ if sys.argv[2:]:
     os.kill(os.getpid(), signal.SIGSTOP)
 time.sleep(600)
 """
-NO_STEP, NO_ANSWER = "no step ended within", "it did not answer within"
+NO_STEP, NO_ANSWER = "no step ended within", "the training process did not answer for"
 
 
 def test_a_child_has_the_parents_path_and_its_end_is_explained(monkeypatch, tmp_path, capfd):

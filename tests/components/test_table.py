@@ -10,7 +10,7 @@ import pytest
 
 from jaxnn import components, graph
 from jaxnn.cli import compare
-from jaxnn.components import Component
+from jaxnn.components import TableLine
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -21,7 +21,7 @@ def toy(x, power=2):
 
 toy.defvjp(lambda x, power: (x**power, x), lambda power, x, dy: (power * x ** (power - 1) * dy,))
 toy.definition = lambda x, power=2: x**power
-LINE = Component(
+LINE = TableLine(
     "toy 3", toy, lambda rng, size: (rng.standard_normal(size.images, np.float32),), lambda x: 0, {"power": 3}
 )
 

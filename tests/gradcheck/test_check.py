@@ -38,6 +38,18 @@ def test_the_reference_replaces_the_definition():
     assert ("NOTE", "f returns float16, the reference float32") in [(row.status, row.message) for row in report.rows]
 
 
+def test_the_evidence_says_which_two_derivatives_agree():
+    def agree(f, derivative):
+        rule = with_rule(f, lambda x: (f(x), x), lambda x, dy: (dy * derivative(x),))
+        (row,) = gradcheck.check(rule, X, level="rule").failures
+        return row.evidence.agree
+
+    assert agree(jnp.sin, jnp.sin) == "automatic and numeric agree"
+    held = lambda x: x * jax.lax.stop_gradient(x)  # noqa: E731
+    assert agree(held, lambda x: 2 * x) == "custom and numeric agree", "a numeric derivative ignores stop_gradient"
+    assert agree(held, lambda x: 3 * x) == "no two agree"
+
+
 def test_a_kernel_that_refuses_dtypes_is_checked_in_the_dtypes_it_takes():
     def sin(x):
         if x.dtype not in (jnp.float32, jnp.bfloat16):

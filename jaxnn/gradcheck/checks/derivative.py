@@ -13,20 +13,18 @@ from jaxnn.gradcheck import _numeric
 from jaxnn.gradcheck._conventions import within_one_sided_derivatives
 from jaxnn.gradcheck._hints import MINUS, hint
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import differs, largest_finite, unit_in_last_place
+from jaxnn.gradcheck._tolerance import FLOAT32_ROUNDING, differs, largest_finite, unit_in_last_place
 from jaxnn.gradcheck._trial import LARGE, Findings, Trial, evenly_spaced
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Evidence, Row
 from jaxnn.tracing.errors import first_line
 
-# How many single elements are differentiated numerically, by level: each costs a sweep of up to 20 evaluations of f.
+# How many single elements are differentiated numerically, by level: each costs a sweep of up to 21 evaluations of f.
 # An argument with more elements is differentiated along random directions.
 ELEMENTS = {"rule": 6, "full": 32}
 DIRECTIONS, DIRECTIONS_OF_LARGE = 3, 1
 # Of the elements where the rule differs, how many are looked at: the worst, and some from all over.
 WORST, SPREAD = 8, {"rule": 8, "full": 32}
 MOST_OUTPUTS = 8  # that are checked one by one
-# A rule may compute in float32 throughout: then its error in float64 is some dozens of roundings of float32.
-FLOAT32_ROUNDING = 64 * 2.0**-23
 UNSETTLED = 0.05  # relative error above which a numeric derivative decides nothing
 
 
@@ -184,10 +182,11 @@ def _explain(t: Trial, leaf: int, custom: Any, wrong: Any) -> Row:
             at_kinks = True
             continue
         like_custom, like_automatic = (_is_close(v, numeric, allowed[i]) for v in (custom[i], truth[i]))
-        trusted = np.isnan(truth[i]) or not t.stops_gradients  # to a numeric derivative stop_gradient means nothing
+        trusted = np.isnan(truth[i]) or not t.stops_gradients  # a numeric derivative ignores stop_gradient
         if like_custom and not like_automatic and not numeric.kinked and trusted:
             continue
-        return _failure(t, leaf, wrong, _evidence(t, leaf, i, custom[i], numeric, like_automatic))
+        agree = "automatic" if like_automatic else "custom" if like_custom else ""
+        return _failure(t, leaf, wrong, _evidence(t, leaf, i, custom[i], numeric, agree))
     t.accepted[leaf] = wrong
     if at_kinks:
         message = "custom and automatic follow different conventions at a kink, both between the one-sided derivatives"
@@ -211,7 +210,7 @@ def _is_close(derivative: Any, numeric: NumericElement, allowed: float) -> bool:
     return bool(derivative == numeric.value or abs(derivative - numeric.value) <= margin)
 
 
-def _evidence(t: Trial, leaf: int, i: Any, custom: Any, numeric: NumericElement, like_automatic: bool) -> Evidence:
+def _evidence(t: Trial, leaf: int, i: Any, custom: Any, numeric: NumericElement, like_numeric: str) -> Evidence:
     truth = t.truth.gradients[leaf][i]
     absolute = float(abs(custom - truth)) if np.isfinite(truth) else math.inf
     unit = unit_in_last_place(float(abs(truth)), t.subject.points[leaf].dtype)
@@ -224,7 +223,7 @@ def _evidence(t: Trial, leaf: int, i: Any, custom: Any, numeric: NumericElement,
         relative=absolute / float(abs(truth)) if truth else math.inf,
         ulp=absolute / unit if unit else math.nan,
         tolerance=float(t.allowed(leaf)[i]),
-        agree="automatic and numeric agree" if like_automatic else "no two agree",
+        agree=f"{like_numeric} and numeric agree" if like_numeric else "no two agree",
     )
 
 
@@ -255,9 +254,9 @@ def _each_cotangent_alone(t: Trial) -> Findings:
             wrong = differs(custom[leaf], truth.gradients[leaf], allowed) & np.isfinite(truth.gradients[leaf])
             bad += [name] if wrong.any() else []
         if bad:
-            yield Row("gradient", path, FAIL, f"with this output's cotangent alone, wrong for {', '.join(bad)}")
+            yield Row("gradient", path, FAIL, f"wrong for {', '.join(bad)} when all other outputs' cotangents are 0")
         else:
-            yield Row("gradient", path, PASS, "right with this output's cotangent alone")
+            yield Row("gradient", path, PASS, "right when all other outputs' cotangents are 0")
 
 
 def _only(dy: Arrays, k: int) -> Arrays:
@@ -275,12 +274,17 @@ def _each_argument_differentiated_alone(t: Trial) -> Findings:
         try:
             found = as64(jax.jit(lambda x, dy: jax.vjp(of_one, x)[1](dy)[0])(s.points[leaf], t.dy))
         except Exception as error:
-            yield Row("gradient", path, FAIL, f"differentiated alone, it raises {first_line(error)}")
+            yield Row(
+                "gradient",
+                path,
+                FAIL,
+                f"the rule raises when only this argument is differentiated: {first_line(error)}",
+            )
             continue
         if differs(found, t.custom[leaf], 2 * t.allowed(leaf)).any():
-            yield Row("gradient", path, FAIL, "differentiated alone, it gets another gradient")
+            yield Row("gradient", path, FAIL, "the gradient changes when only this argument is differentiated")
         else:
-            yield Row("gradient", path, PASS, "the same when differentiated alone")
+            yield Row("gradient", path, PASS, "the same gradient when only this argument is differentiated")
 
 
 def _each_output_differentiated_alone(t: Trial) -> Findings:
@@ -295,10 +299,12 @@ def _each_output_differentiated_alone(t: Trial) -> Findings:
         try:
             found = jax.jit(lambda dy, *points: jax.vjp(one, *points)[1](dy))(t.dy[k], *s.points)
         except Exception as error:
-            yield Row("gradient", path, FAIL, f"with this output alone differentiated, it raises {first_line(error)}")
+            yield Row(
+                "gradient", path, FAIL, f"the rule raises when only this output is differentiated: {first_line(error)}"
+            )
             continue
         pairs = enumerate(zip(found, expected, strict=True))
         if any(differs(as64(f), e, 2 * t.allowed(leaf)).any() for leaf, (f, e) in pairs):
-            yield Row("gradient", path, FAIL, "with this output alone differentiated, it is another gradient")
+            yield Row("gradient", path, FAIL, "the gradient changes when only this output is differentiated")
         else:
-            yield Row("gradient", path, PASS, "the same with this output alone differentiated")
+            yield Row("gradient", path, PASS, "the same gradient when only this output is differentiated")

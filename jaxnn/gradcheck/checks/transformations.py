@@ -20,10 +20,9 @@ from jaxnn.tracing import jaxprs, rewriting
 from jaxnn.tracing.contexts import float64_mode
 from jaxnn.tracing.errors import TRACING_ERRORS, first_line, is_missing_in_jax
 
-# The gradient without the transformation is compared with the one under it, so both errors count, times what sums add.
-# Chosen so that every right rule of the zoo passes.
-BOTH = 2.0
-BATCHED = 4.0  # two examples, each with both errors
+# Tolerances, as multiples of the error allowed for one gradient. Chosen so that every right rule of the zoo passes.
+TWO_GRADIENTS = 2.0  # the gradients with and without the transformation are compared, and each has an error
+TWO_EXAMPLES = 4.0  # a sum over two examples, for each of which two gradients are compared
 MOST_SUBSETS_OF = 3  # arguments of which every subset is batched: 7 programs; of more, all together and each alone
 NEARBY = 1 + 2.0**-6  # an example that differs a little: in all dtypes another number, and a point of the same kind
 
@@ -42,7 +41,7 @@ def _compare(t: Trial, check: str, name: str, found: Arrays, expected: Arrays, f
 
 
 def _attempt(
-    t: Trial, check: str, name: str, run: Callable[[str], Arrays], expected: Arrays, factor: float = BOTH
+    t: Trial, check: str, name: str, run: Callable[[str], Arrays], expected: Arrays, factor: float = TWO_GRADIENTS
 ) -> Row:
     """Run a transformation of the rule. If it raises, try the definition, to see whether the rule is the cause."""
     try:
@@ -53,10 +52,9 @@ def _attempt(
         except Exception:
             return Row(check, name, UNSUPPORTED, f"neither the rule nor its definition runs: {first_line(error)}")
         if _is_vma_error(error):
-            cure = "in bwd, psum it over jax.typeof(ct).manual_axis_type.varying less the primal's"
-            return Row(
-                check, name, UNSUPPORTED, f"an argument that is equal on all devices needs such a cotangent: {cure}"
-            )
+            message = "the cotangent of an argument that is equal on all devices must be summed over the devices"
+            cure = "in bwd, psum over the axes that the cotangent varies over and the primal does not"
+            return Row(check, name, UNSUPPORTED, f"{message}: {cure} (jax.typeof(x).manual_axis_type.varying)")
         if is_missing_in_jax(error):
             return Row(check, name, UNSUPPORTED, f"the rule does not run, its definition does: {first_line(error)}")
         return Row(check, name, FAIL, f"the rule raises, its definition does not: {first_line(error)}")
@@ -163,10 +161,10 @@ def vmap(t: Trial) -> Findings:
 
     for mask in _subsets(len(s.points)):
         expected = _one_by_one(t, mask, examples, dys)
-        yield _attempt(t, "vmap", _label(t, mask), functools.partial(batched, mask), expected, BATCHED)
+        yield _attempt(t, "vmap", _label(t, mask), functools.partial(batched, mask), expected, TWO_EXAMPLES)
     each = [t.gradients("custom", s.points, dy) for dy in dys]
     expected = [np.stack(pair) for pair in zip(*each, strict=True)]
-    yield _attempt(t, "vmap", "cotangents (jacrev)", cotangents_alone, expected, BATCHED)
+    yield _attempt(t, "vmap", "cotangents (jacrev)", cotangents_alone, expected, TWO_EXAMPLES)
 
 
 def shard_map(t: Trial) -> Findings:
@@ -197,7 +195,9 @@ def shard_map(t: Trial) -> Findings:
         for mask in _all_and_each(len(s.points)):
             name = f"{_label(t, mask)} (check_vma={check_vma})"
             expected = _one_by_one(t, mask, examples, dys)
-            row = _attempt(t, "shard_map", name, functools.partial(sharded, mask, check_vma), expected, BOTH * count)
+            row = _attempt(
+                t, "shard_map", name, functools.partial(sharded, mask, check_vma), expected, TWO_GRADIENTS * count
+            )
             if row.status == FAIL and check_vma and has_callback:
                 # JAX does not mark a callback's results as varying over the mesh, and sums their cotangents.
                 message = f"JAX forgets the mesh axis at a callback: {row.message}; use check_vma=False"
@@ -285,10 +285,14 @@ def _second_order_numerically(
     scale = max(abs(slope.value), 1e-6 * math.sqrt(_numeric.dot(u, u) * _numeric.dot(direction, direction)))
     row = functools.partial(Row, "second_order", path)
     if abs(found - slope.value) <= 10 * slope.error + 1e-4 * scale:
-        elsewhere = " (automatic's differs: away from this point the rule is not f's gradient)" if automatic else ""
+        elsewhere = (
+            " (JAX's second derivative differs: the rule equals f's gradient here, but not nearby)" if automatic else ""
+        )
         return row(PASS, f"custom is the derivative of what the rule computes{elsewhere}")
     if not math.isfinite(slope.value) or slope.error > 0.01 * scale or slope.kinked:
-        return row(INCONCLUSIVE, "the rule's derivative is not automatic's, and the numeric one does not converge")
+        return row(
+            INCONCLUSIVE, "the rule's derivative differs from automatic's, and the numeric one does not converge"
+        )
     return row(
         FAIL, f"differentiating the rule gives {found:.6g} along a direction, numerically it is {slope.value:.6g}",
         "a stop_gradient or a constant in fwd or bwd" if abs(found) < 1e-3 * abs(slope.value) else "",
