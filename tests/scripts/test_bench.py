@@ -129,7 +129,7 @@ def test_a_sample_is_the_time_of_one_step(monkeypatch):
     assert v.sample() == pytest.approx(0.001) and calls == [1, 2, 2]  # calibration, untimed, timed
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.more
 @pytest.mark.parametrize("group", bench.GROUPS)
 def test_groups(group, tmp_path, capsys):
     file, picture = tmp_path / "speed.json", tmp_path / "speed.png"
