@@ -21,7 +21,7 @@ HEAD = [
     "residuals, jaxnn / JAX", "compile time, jaxnn / JAX", "rate, of the ceiling", "target",
 ]  # fmt: skip
 SWITCH_HEAD = ["optimisation", "run time, on", "run time, off", "on / off", "temporary memory, on / off"]
-SUMMARY_HEAD = ["work", "measured", "jaxnn", "fastest JAX", "PyTorch", "jaxnn / JAX"]
+SUMMARY_HEAD = ["work", "measured", "jaxnn", "fastest JAX", "PyTorch", "jaxnn / JAX"]  # and one for each other version
 # In the summary a line stands for its neighbours, whose rules do nearly the same.
 LIKE_OTHERS = ("conv2d NCHW", "max_pool2d NCHW", "max_pool2d_with_indices", "nll", "l2_penalty")
 RATES = {"bytes_per_second": ("copy", "GB/s"), "flop_per_second": ("matrix product", "Gflop/s")}
@@ -256,10 +256,14 @@ def section() -> str:
 
 
 def summary() -> str:
-    """Return the root README's table of at most 20 rows: the training step, its memory and compile time, components."""
+    """Return the root README's table of at most 20 rows: the training step, its memory and compile time, components.
+
+    The figures are those measured beside PyTorch; of other versions of JAX the table has the ratio to JAX.
+    """
     committed = committed_results()
     with_torch = [results for results in committed if "torch" in results["machine"]["versions"]]
     results = (with_torch or committed)[0]
+    others = [other for other in committed if other is not results]
     rows = [
         r for r in results["rows"]
         if r["group"] != "optimisations" and r["name"] not in LIKE_OTHERS
@@ -267,10 +271,21 @@ def summary() -> str:
     ]  # fmt: skip
     lines = [
         [name_of(r), MEASURED.get(r["group"], "run time"), *(amount(r, side, named=False) for side in SIDES),
-         ratio(r, "of JAX", spread=False)]
+         ratio(r, "of JAX", spread=False), *(same_ratio(r, other) for other in others),
+         ratio(r, "of PyTorch", spread=False)]
         for r in rows
     ]  # fmt: skip
-    return "\n".join([*table(SUMMARY_HEAD, lines), "", *textwrap.wrap(machine(results), 120, break_on_hyphens=False)])
+    versions = [".".join(other["machine"]["versions"]["jax"].split(".")[:2]) for other in others]
+    head = [*SUMMARY_HEAD, *(f"jaxnn / JAX on jax {version}" for version in versions), "jaxnn / PyTorch"]
+    written = [machine(results), *(f"On jax {v}: {machine(other)}" for v, other in zip(versions, others, strict=True))]
+    texts = [line for text in written for line in ("", *textwrap.wrap(text, 120, break_on_hyphens=False))]
+    return "\n".join([*table(head, lines), *texts])
+
+
+def same_ratio(r: Row, other: Results) -> str:
+    """Return the ratio to JAX that other results have for the same work; "" if they do not have it."""
+    found = [o for o in other["rows"] if all(o[key] == r[key] for key in ("group", "name", "mode"))]
+    return ratio(found[0], "of JAX", spread=False) if found else ""
 
 
 def write() -> None:

@@ -59,23 +59,24 @@ def imports(path, source=None):
 
 
 def forbidden(path, source=None):
-    """The imports of a file of the package that its room may not make."""
+    """What is wrong with the imports of a file of the package, a line each."""
     room, own = room_of(path), path.stem
     for name in imports(path, source):
-        top, target, *rest = [*name.split("."), ""]
+        top, target, *rest = [*name.split("."), "", ""]
         if top != "jaxnn":
             if room not in OUTSIDE.get(top, ()) and top not in sys.stdlib_module_names:
-                yield name
+                yield f"{room} may not import {name}; who may is in OUTSIDE"
+        elif target not in FLOOR:
+            yield f"{room} may not import {name}: only the folders and files of FLOORS"
         elif target == room:
             # A component imports no other one: only what its room shares, and private files named after itself.
-            if (
-                room in ("layers", "losses")
-                and own != "__init__"
-                and component_of(rest[0]) not in (None, component_of(own))
-            ):
-                yield name
-        elif FLOOR[target] >= FLOOR[room] or (room in GENERIC and target in ("layers", "losses")):
-            yield name
+            within = room not in ("layers", "losses") or own == "__init__"
+            if not within and component_of(rest[0]) not in (None, component_of(own)):
+                yield f"{own} may not import {name}: components never import each other"
+        elif FLOOR[target] >= FLOOR[room]:
+            yield f"{room} may not import {name}: {target} is not on a lower floor"
+        elif room in GENERIC and target in ("layers", "losses"):
+            yield f"{room} may not import {name}: it takes functions, and knows no component"
 
 
 COMPONENTS = sorted({p.stem for d in ("layers", "losses") for p in (ROOT / d).glob("[!_]*.py")}, key=len, reverse=True)
@@ -119,6 +120,8 @@ def test_every_room_is_on_one_of_five_floors():
         ("cli/train.py", "import experiments.digit_cnn"),
         ("rules/blocks.py", "import optax"),
         ("layers/relu.py", "def f():\n    import sklearn"),
+        ("layers/relu.py", "import jaxnn"),
+        ("layers/relu.py", "from jaxnn import tanh"),
     ],
 )
 def test_an_import_that_points_up_or_sideways_is_seen(file, source):

@@ -89,11 +89,12 @@ def is_near(a, b):
         for block in BLOCKS
     ],
 )
-def test_a_block_runs_and_prints_its_transcript(block, tmp_path, monkeypatch):
+def test_a_block_runs_and_prints_its_transcript(block, tmp_path, monkeypatch, unchecked_annotations):
     for library in ("flax", "equinox", "sklearn", "matplotlib"):
         if re.search(rf"\bimport {library}|digits", block.code):
             pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # what a block sets ends with it
     printed = run(block)
     assert not block.transcript or is_shown(block.transcript, printed), f"it prints\n{printed}"
 
@@ -125,7 +126,13 @@ READERS_TESTS = [block.code for block in BLOCKS if block.code.startswith("# test
 def run_in_pytest(folder, **variables):
     """Run the tests in a folder as its owner would, and return the last line of what pytest prints."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", folder, folder]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2", **variables}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    environment.pop("JAX_NUM_CPU_DEVICES", None)  # the reader's conftest.py sets it
+    (conftest,) = (block.code for block in BLOCKS if block.code.startswith("# conftest.py"))
+    (folder / "conftest.py").write_text(conftest)
+    (folder / "test_devices.py").write_text(
+        "import jax\n\ndef test_there_are_two():\n    assert jax.device_count() == 2\n"
+    )
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment).stdout.splitlines()[-1]
 
 
@@ -134,14 +141,14 @@ def test_the_tests_for_a_readers_suite_pass_and_fail_where_the_rule_is_wrong(tmp
     wrong = code.replace("jax.nn.sigmoid(x)", "jax.nn.sigmoid(-x)")
     (tmp_path / "test_right.py").write_text(code)
     (tmp_path / "test_wrong.py").write_text(wrong)
-    assert wrong != code and run_in_pytest(tmp_path).startswith("2 failed, 2 passed")
+    assert wrong != code and run_in_pytest(tmp_path).startswith("2 failed, 3 passed")
 
 
 @pytest.mark.more
 def test_the_tests_for_a_readers_suite_pass_at_night(tmp_path):
     (code,) = READERS_TESTS
     (tmp_path / "test_right.py").write_text(code)
-    assert run_in_pytest(tmp_path, NIGHTLY="1").startswith("2 passed")
+    assert run_in_pytest(tmp_path, NIGHTLY="1").startswith("3 passed")
 
 
 def test_the_quick_start_is_two_commands_of_one_line():
@@ -204,7 +211,8 @@ def test_every_purpose_of_the_front_page_has_its_place():
     rows = [line for line in table.splitlines() if line.startswith("|")][2:]
     targets = [re.findall(r"\]\(([^)]+)\)", row.split("|")[2]) for row in rows]
     assert all(targets)
-    assert {README.parent / target for row in targets for target in row} == {folder / "README.md" for folder in FOLDERS}
+    pages = {README.parent / target.partition("#")[0] for row in targets for target in row}
+    assert pages == {folder / "README.md" for folder in FOLDERS}
 
 
 def files_named(page):
@@ -215,23 +223,28 @@ def files_named(page):
 
 @by_page
 def test_every_file_that_a_readme_names_exists(page):
-    places = (page.parent, ROOT, ROOT / "jaxnn" / "layers")  # the last for `__init__.py`, which every room has
+    places = (page.parent, ROOT, ROOT / "jaxnn" / "layers")  # the last for `__init__.py`, which every folder has
     assert not [n for n in files_named(page) if "NAME" not in n and not any((at / n).exists() for at in places)]
 
 
 def test_the_table_of_layers_has_every_component_and_options_that_exist():
     table = text_of(README).split("## The layers")[1].split("\n## ")[0]
-    first = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    first = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| [`"))
     assert set(re.findall(r"`(\w+)", first)) == {component.f.__name__ for component in components.COMPONENTS}
     for name, arguments in re.findall(r"(\w+)\(([^)]*)\)", first):
         options = set(re.findall(r"\w+", arguments.partition("*,")[2]))
         assert options <= set(inspect.signature(getattr(jaxnn, name)).parameters)
+    links = re.findall(r"\[`(\w+)[^`]*`\]\(([^)]+)\)", first)
+    assert {name: Path(inspect.getsourcefile(inspect.unwrap(getattr(jaxnn, name)))) for name, _ in links} == {
+        name: ROOT / file for name, file in links
+    }
+    assert len(links) == first.count("`") // 2
 
 
-def test_the_layout_has_the_floors_of_the_house():
+def test_the_layout_lists_the_folders_in_the_order_of_their_imports():
     layout = text_of(README).split("## Layout")[1].split("```")[1]
     lines = [re.findall(r"(\w+)(?:/|\.py)", re.split(r"\s{3,}", line.strip())[0]) for line in layout.splitlines()]
-    assert [set(rooms) for rooms in lines if rooms and rooms not in (["jaxnn"], ["tests"])] == FLOORS
+    assert [set(folders) for folders in lines if folders and folders not in (["jaxnn"], ["tests"])] == FLOORS
 
 
 def test_the_zoo_is_as_large_as_the_readmes_say():

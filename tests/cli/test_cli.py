@@ -80,6 +80,7 @@ def test_the_default_run_learns_to_read(tmp_path, capsys):
     assert last["test_accuracy"] > 0.97
 
 
+@pytest.mark.more
 def test_the_same_seed_gives_the_same_parameters(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         assert train("--epochs", 1, "--seed", seed, "--output", tmp_path / name, "--quiet") == 0
@@ -132,6 +133,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -184,6 +186,7 @@ def small_mnist(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.more
 def test_idx_folders_are_trained_on(small_mnist, tmp_path, capsys):
     options = ("--data-dir", small_mnist, "--epochs", 1, "--batch-size", 32, "--output", tmp_path / "o")
     assert train("--dataset", "mnist", "--model", "softmax", *options) == 0
@@ -263,6 +266,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 """
 
 
+@pytest.mark.more
 def test_the_parameters_are_kept_when_the_terminal_closes(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", TERMINAL_CLOSES, str(tmp_path), *command("--epochs", 100000, "--model", "softmax", "--output", tmp_path)[1:]],

@@ -123,6 +123,7 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.more
 def test_the_page(capsys, rules, tmp_path):
     path = tmp_path / "page.html"
     code, *_ = run(capsys, f"{rules(6)}:case", "tanh", "--html", str(path))

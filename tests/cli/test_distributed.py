@@ -157,7 +157,7 @@ def test_the_checkpoint_folder_must_be_shared(tmp_path):
         assert code == 1 and words in error and "--checkpoint-dir, which all must share" in error
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.more
 @pytest.mark.parametrize("number, name, expected", [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
 def test_a_signal_to_one_process_ends_all(number, name, expected, tmp_path):
     run = Run(tmp_path, 2, "--model", "softmax", "--epochs", "100000", "--checkpoint-dir", str(tmp_path / "steps"))

@@ -165,7 +165,7 @@ def has_infinities(case):
     return any(is_float(a) and not np.all(np.isfinite(a)) for a in case.make(rng))
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @by_id("case", list(filter(has_infinities, HASHABLE)))
 def test_rule_against_loops_without_jit(case):
     """XLA makes 0 · ∞ into 0 where it sees that the 0 was a bool: operation by operation it is NaN."""
@@ -177,6 +177,7 @@ def test_rule_against_loops_without_jit(case):
         assert_close(f"cotangent of argument {i}", ct, truths[1 + i], limits[1 + i], "float32")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("f", [jaxnn.cross_entropy, jaxnn.nll_loss, jaxnn.nll], ids=lambda f: f.__name__)
 def test_class_weights_of_another_dtype(f):
     x, labels = jnp.array([[0.25, 0.75, 0.5], [0.5, 0.125, 0.375]]), jnp.array([0, 2])
@@ -210,6 +211,7 @@ def test_a_row_that_is_left_out_has_no_second_derivative_of_nll():
     np.testing.assert_allclose(second, expected, rtol=1e-6)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("f", [jaxnn.cross_entropy, jaxnn.nll_loss, jaxnn.nll], ids=lambda f: f.__name__)
 def test_class_weights_of_a_single_row(f):
     x, weight = jnp.array([0.25, 0.5, 0.25]), jnp.array([1.0, 2.0, 0.5])
@@ -218,6 +220,7 @@ def test_class_weights_of_a_single_row(f):
     assert float(f(x, 1, weight=weight)) == pytest.approx(float(plain))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("f", [jaxnn.cross_entropy, jaxnn.nll_loss, jaxnn.nll], ids=lambda f: f.__name__)
 def test_class_weights_narrower_than_the_logits(f):
     with jax.enable_x64(True):
@@ -226,6 +229,7 @@ def test_class_weights_narrower_than_the_logits(f):
         assert jax.grad(lambda w: f(x, jnp.array([1]), weight=w, reduction="sum"))(weight).dtype == jnp.float32
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("bad", [-1, 3, 100])
 @pytest.mark.parametrize("f", [jaxnn.cross_entropy, jaxnn.nll_loss, jaxnn.nll], ids=lambda f: f.__name__)
 def test_a_bad_label_leaves_the_weighted_gradient_of_other_rows_alone(f, bad):
@@ -247,12 +251,13 @@ def checked(case, level):
 FINITE = [case for case in CASES if not case.nan]  # the others follow conventions that autodiff does not
 
 
+@pytest.mark.one_in(2)
 @by_id("case", [pytest.param(case, marks=() if case.id in TABLE else pytest.mark.more) for case in FINITE])
 def test_rule_by_the_quick_check(case):
     assert (report := checked(case, "rule")).ok, report
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(18)
 @by_id("case", list({case.f.__name__: case for case in reversed(FINITE)}.values()))
 def test_rule_by_the_full_check(case):
     report = checked(case, "full")

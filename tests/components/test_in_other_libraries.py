@@ -173,7 +173,7 @@ def assert_close(got, expected, sizes=None, ulps=16):
         assert (abs(g - e) <= ulps * np.finfo(np.float32).eps * size).all(), abs(g - e) / size
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.more
 @both_libraries
 def test_loss_and_gradients_are_those_of_the_librarys_layers(library):
     x, labels = batch(library)
@@ -193,6 +193,7 @@ def test_training_ends_with_the_same_parameters_as_with_the_librarys_layers(libr
     assert_close(library.pure(ours)[0], library.pure(theirs)[0])
 
 
+@pytest.mark.one_in(2)
 @both_libraries
 def test_a_model_with_dropout_trains(library):
     x, labels = batch(library)
@@ -219,7 +220,7 @@ def test_dropout_draws_a_mask_for_each_sample_and_none_in_evaluation(library):
     assert (abs(logits.mean(0) - expected) < 5 * deviation / np.sqrt(len(x))).all()
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.more
 @both_libraries
 def test_the_gradient_uses_the_same_dropout_masks_as_the_loss(library):
     params, loss = library.pure(nets(library)[1])
@@ -247,7 +248,7 @@ def test_training_steps_under_scan(library):
     assert_close(got, library.pure(trained)[0])
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.more
 @both_libraries
 def test_an_ensemble_of_models_under_vmap(library):
     x, labels = batch(library)

@@ -16,8 +16,8 @@ BY_ID = {case.id: case for case in CASES}
 
 
 def chosen(test):
-    """One or two cases of each component; one in six by default."""
-    return pytest.mark.one_in(6)(pytest.mark.parametrize("id", sorted(CHOSEN))(test))
+    """One or two cases of each component; one in ten by default."""
+    return pytest.mark.one_in(10)(pytest.mark.parametrize("id", sorted(CHOSEN))(test))
 
 
 class Plain:

@@ -72,6 +72,7 @@ def test_a_copy_is_the_published_data_in_the_published_order(copies, monkeypatch
     prepared.prepare("mnist", copies)  # there is nothing to do
 
 
+@pytest.mark.more
 @needs_mnist
 @pytest.mark.parametrize(
     "harm", ["flipped", *(pytest.param(h, marks=pytest.mark.more) for h in ("truncated", "no records", "no text"))]

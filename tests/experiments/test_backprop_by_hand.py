@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from trials import failing
 
+pytestmark = pytest.mark.more  # a training, or a page, of some seconds: polynomial regression stands for them
+
 SUMS = ["digit network: ∂ℓ/∂h by the notes' sums", "residual network: ∂ℓ/∂h by the notes' sums"]
 ROWS = ["digit network: ∂ℓ/∂h by rows", "residual network: ∂ℓ/∂h by rows"]
 JACREV, EITHER_END, ARRIVES = "every Jacobian is jax.jacrev's", "the Jacobians' product", "nudge: what arrives"
@@ -22,7 +24,6 @@ def results():
     return json.loads(json.dumps(subject.measure(options), allow_nan=False))
 
 
-@pytest.mark.more
 def test_every_claim_holds(results):
     assert [claim["claim"] for claim in results["claims"] if not claim["holds"]] == []
 

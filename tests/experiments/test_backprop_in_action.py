@@ -10,6 +10,8 @@ from trials import failing
 
 import jaxnn
 
+pytestmark = pytest.mark.more  # a training, or a page, of some seconds: polynomial regression stands for them
+
 
 def output(tmp_path, *options):
     return ("--output", str(tmp_path), *options)
@@ -20,7 +22,6 @@ def briefly(monkeypatch):
     monkeypatch.setattr(subject, "STEPS", 20)
 
 
-@pytest.mark.more
 def test_every_claim_holds(tmp_path):
     assert failing(subject, *output(tmp_path)) == []
     page = (tmp_path / subject.PAGE).read_text()

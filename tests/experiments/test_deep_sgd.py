@@ -11,6 +11,8 @@ from trials import failing
 import jaxnn
 from jaxnn.data import load
 
+pytestmark = pytest.mark.more  # a training, or a page, of some seconds: polynomial regression stands for them
+
 FEW = ("--epochs", "3")
 OMEGAS, EPOCH, DELTA, INITIALISE = dict(subject.OMEGAS), subject.epoch, subject.delta, subject.initialise
 NLL, CROSS_ENTROPY = jaxnn.nll, jaxnn.cross_entropy
@@ -50,7 +52,6 @@ def failed_of(claims):
     return [claim["claim"] for claim in claims if not claim["holds"]]
 
 
-@pytest.mark.more
 def test_every_claim_holds(tmp_path):
     argv = [*FEW, "--output", str(tmp_path)]
     code = _experiment.main(subject.__doc__, subject.add_options, subject.measure, subject.draw, argv)

@@ -16,6 +16,8 @@ from jaxnn import models
 from jaxnn.data import Dataset, Split, load
 from jaxnn.models import Classifier, Model
 
+pytestmark = pytest.mark.more  # a training, or a page, of some seconds: polynomial regression stands for them
+
 DIGITS = load("digits")
 CNN = Classifier(models.cnn, float(DIGITS.train.images.mean()), float(DIGITS.train.images.std()))
 
@@ -34,7 +36,6 @@ def failing(claims):
     return [claim["claim"] for claim in claims if not claim["holds"]]
 
 
-@pytest.mark.more
 def test_every_claim_holds(results):
     assert len(results["claims"]) == 9
     assert failing(results["claims"]) == []

@@ -9,6 +9,8 @@ from trials import failing
 
 import jaxnn
 
+pytestmark = pytest.mark.more  # a training, or a page, of some seconds: polynomial regression stands for them
+
 PASSES = 40
 
 
@@ -17,7 +19,6 @@ def few_step_sizes(monkeypatch):
     monkeypatch.setattr(subject, "RATES", (0.01, 0.1, 0.3))
 
 
-@pytest.mark.more
 def test_every_claim_holds():
     assert failing(subject, "--repeats", "1", "--passes", str(PASSES)) == []
 

@@ -5,6 +5,8 @@ import output_layer_at_scale as subject
 import pytest
 from trials import failing
 
+pytestmark = pytest.mark.more  # a training, or a page, of some seconds: polynomial regression stands for them
+
 ONE_WAY = [subject.FAST, pytest.param(subject.LEAN, marks=pytest.mark.more)]
 
 SMALL = ("--rows", "512", "--features", "16", "--largest", "65536", "--rounds", "1")
@@ -25,7 +27,6 @@ def losses(monkeypatch):
     return changed
 
 
-@pytest.mark.more
 def test_every_claim_holds():
     assert failing(subject, *SMALL) == []
 

@@ -11,6 +11,8 @@ from trials import failing
 import jaxnn
 from jaxnn.data import Split, load
 
+pytestmark = pytest.mark.more  # a training, or a page, of some seconds: polynomial regression stands for them
+
 REAL_MNIST = Path(__file__).parents[3] / "shared/data/mnist"
 RIGHT = {name: getattr(jaxnn, name) for name in ("softmax", "nll", "cross_entropy", "l2_penalty")}
 MINIMUM = ["descent arrives", "… ‖W − W*‖", "… largest difference"]

@@ -10,6 +10,8 @@ from trials import failing
 import jaxnn
 from jaxnn.data import load
 
+pytestmark = pytest.mark.more  # a training, or a page, of some seconds: polynomial regression stands for them
+
 SHORT = ("--seeds", "1", "--rounds", "1")
 DIGITS = load("digits")
 RECIPE = subject.RECIPES["digits"]
@@ -20,7 +22,6 @@ def without_torch(monkeypatch):
     monkeypatch.setattr(subject, "torch_forms", list)
 
 
-@pytest.mark.more
 def test_every_claim_holds():
     assert failing(subject, *SHORT) == []
 

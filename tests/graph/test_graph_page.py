@@ -15,6 +15,7 @@ from jaxnn.graph._page import page
 pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
 
 
+@pytest.mark.one_in(4)
 # ------------------------------------------------------------------------------------------ what a reader can do
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_node_and_every_step_at_phone_width(browse, name):
@@ -106,6 +107,7 @@ def test_columns_of_jacobians_too_large_to_store(browse):
     assert found.count("stored") < len(found) / 4
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("case", ZEROS)
 def test_the_zero_is_explained_by_the_node_that_made_it(browse, case):
     make, element, culprit, words = ZEROS[case]
@@ -256,6 +258,7 @@ def test_the_page_needs_nothing_from_elsewhere():
     assert "{{graph}}" not in text and text.count("</script>") == 2
 
 
+@pytest.mark.more
 def test_the_traced_network_of_the_notes(browse):
     from jaxnn import conv2d, linear, max_pool2d, nll, relu, softmax
     from jaxnn.graph import trace

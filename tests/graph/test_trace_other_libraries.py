@@ -19,6 +19,7 @@ class Dense(flax.linen.Module):
         return flax.linen.Dense(2)(flax.linen.relu(flax.linen.Dense(4)(x)))
 
 
+@pytest.mark.more
 def test_a_flax_model():
     model = Dense()
     variables = model.init(jax.random.key(0), X)

@@ -30,7 +30,7 @@ def assert_rule(case):
             np.testing.assert_allclose(ours, auto, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("id", [id for id in CONV if "NHWC" in id or id in ("conv2d-NCHW-stride", "conv2d-NCHW-all")])
 def test_the_weight_gradient_elsewhere_than_on_a_cpu(id, monkeypatch):
     """The form for GPU and TPU, run here."""
@@ -82,7 +82,7 @@ def test_the_largest_divisor(number, limit, expected):
     assert module._largest_divisor(number, limit) == expected
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("samples, block", [(6, 1), (6, 6), (0, 1)])
 @pytest.mark.parametrize("options", [
     {},
@@ -154,7 +154,7 @@ def more_rows(request, monkeypatch):
     monkeypatch.setattr(module, "rows_more", lambda *_: request.param)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("id", [id for id in CONV if id.endswith(("padding", "asymmetric", "batch-0"))])
 def test_the_convolution_with_more_rows(id, more_rows):
     case = CONV[id]

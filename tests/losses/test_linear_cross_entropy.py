@@ -255,7 +255,7 @@ def test_float16_does_not_lose_a_mean_over_many_rows():
 # At the edges.
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(12)
 @memories
 @pytest.mark.parametrize("n, v, d", [(0, 4, 3), (2, 0, 3), (0, 0, 3), (1, 1, 1), (2, 3, 0), (1, 5, 2)])
 def test_sizes_of_0_and_1(n, v, d, memory):
@@ -287,6 +287,7 @@ def test_arguments_of_two_dtypes_are_promoted():
     assert (l.dtype, dx.dtype, dw.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
 
 
+@pytest.mark.one_in(3)
 def test_class_weights_narrower_than_the_logits():
     with jax.enable_x64(True):
         (x, w, _, weight), t = arrays()
@@ -323,7 +324,7 @@ def sharded(f, devices, rows, check_vma, **options):
 check_vma = pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @check_vma
 @memories
 @reductions
@@ -336,7 +337,7 @@ def test_a_vocabulary_over_four_devices(reduction, memory, check_vma):
         assert_same(derivatives(scalar(f, labels), primals), truth)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @check_vma
 @memories
 @pytest.mark.parametrize("reduction", ["sum", "none"])

@@ -69,7 +69,7 @@ EXTREMES: dict[str, Draw] = {
 }
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("name", DRAW | EXTREMES)
 def test_every_picture_is_a_png_alone_in_its_folder(name: str, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"

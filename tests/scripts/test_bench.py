@@ -129,7 +129,7 @@ def test_a_sample_is_the_time_of_one_step(monkeypatch):
     assert v.sample() == pytest.approx(0.001) and calls == [1, 2, 2]  # calibration, untimed, timed
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.more
 @pytest.mark.parametrize("group", bench.GROUPS)
 def test_groups(group, tmp_path, capsys):
     file, picture = tmp_path / "speed.json", tmp_path / "speed.png"
@@ -257,11 +257,26 @@ def test_the_readmes_say_what_was_measured(path, name):
 
 def test_the_summary_has_at_most_twenty_rows_and_says_which_is_a_compile_time():
     head, rule, *rows = (line for line in speed_tables.summary().splitlines() if line.startswith("|"))
-    assert 0 < len(rows) <= 20 and {line.count("|") for line in (head, rule, *rows)} == {7}
+    assert 0 < len(rows) <= 20 and {line.count("|") for line in (head, rule, *rows)} == {9}
     for row in rows:
         measured = row.split("|")[2].strip()
         assert measured == ("compile time" if "step," in row and "training" not in row else
                             "peak memory" if "gradient" in row else "run time")  # fmt: skip
+
+
+def test_the_summary_has_the_ratios_of_each_version_and_to_pytorch():
+    head, _, *rows = (line.split("|")[1:-1] for line in speed_tables.summary().splitlines() if line.startswith("|"))
+    at = {name.strip(): column for column, name in enumerate(head)}
+    shown = {row[0].strip(): {name: row[column].strip() for name, column in at.items()} for row in rows}
+    for file, column, figure in [
+        ("cpu-jax-0.10.json", "jaxnn / JAX", "of JAX"),
+        ("cpu-jax-0.12.json", "jaxnn / JAX on jax 0.12", "of JAX"),
+        ("cpu-jax-0.10.json", "jaxnn / PyTorch", "of PyTorch"),
+    ]:
+        measured = {r["name"]: r for r in json.loads((speed_tables.SPEED / file).read_text())["rows"]}
+        for name, texts in shown.items():
+            (value,) = [f["value"] for f in measured[name]["figures"] if f["figure"] == figure] or [None]
+            assert texts[column] == ("" if value is None else f"{value:.3g}"), (name, column)
 
 
 def test_each_kind_of_work_has_one_picture_drawn_from_the_committed_results():

@@ -29,7 +29,7 @@ def like_others(name):
     )  # fmt: skip
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.more if like_others(n) else ()) for n in WORKS])
 def test_the_gradient_is_that_of_one_device(name):

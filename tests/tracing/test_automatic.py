@@ -40,7 +40,7 @@ def asked(f, x, forward):
     }  # fmt: skip
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("id", PLACEMENTS)
 def test_a_rule_is_replaced_wherever_it_stands(id):
     build, c, p = PLACEMENTS[id]
@@ -58,6 +58,7 @@ def test_a_rule_is_replaced_wherever_it_stands(id):
         np.testing.assert_allclose(answer, expected[name], rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("id", [id for id in PLACEMENTS if id not in FORWARD | {"custom_gradient"}])
 def test_automatic_of_each_rule_by_itself(id):
     """Of each rule by itself, under what encloses it; then of the whole once more."""

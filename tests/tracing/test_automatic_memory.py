@@ -60,6 +60,7 @@ def test_a_jitted_function_is_traced_once():
     assert len(traces) == 1
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("id", ["plain", "nested-three-deep", "jit-in-definition", "argument", "branch"])
 def test_repeated_calls_keep_nothing_alive(id):
     def same(x):

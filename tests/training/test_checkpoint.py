@@ -209,6 +209,7 @@ def test_a_step_is_not_a_folder_of_steps(steps, capsys):
     assert "step-0000000005' is a step: give the folder that contains it" in capsys.readouterr().err
 
 
+@pytest.mark.more
 def test_steps_and_results_in_one_folder(tmp_path):
     train(tmp_path, name="out")
     assert (tmp_path / "out" / "params.npz").exists() and training.newest_step(tmp_path / "out")[0].step == 123
@@ -270,6 +271,7 @@ def test_an_error_in_the_writing_thread_is_raised(tmp_path, monkeypatch):
         steps.wait()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("call, number", [("fsync", errno.ENOSPC), ("rename", errno.EACCES), ("fsync", errno.EROFS)])
 def test_a_disk_error_ends_the_run_and_keeps_the_earlier_step(call, number, tmp_path, monkeypatch, capsys):
     calls, real = itertools.count(), getattr(os, call)
@@ -411,12 +413,10 @@ def test_a_second_signal_ends_at_once(tmp_path):
                                 "--output", str(tmp_path)], stdout=subprocess.PIPE)  # fmt: skip
     with process:
         process.stdout.readline()
-        time.sleep(0.5)  # it is compiling, which cannot be interrupted
-        start = time.monotonic()
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) in (130, 143) and time.monotonic() - start < 5
+        assert process.wait(30) in (130, 143)  # of 1000 epochs, which take minutes
 
 
 def test_a_folder_without_a_name_is_refused(capsys):

@@ -78,7 +78,7 @@ def test_devices_exchange_only_one_sum_per_step():
     assert sum(sizes) == sum(p.size for p in jax.tree.leaves(state.params)) + 5  # loss, rows, and three metrics
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("model", ["convnet", "mlp"])
 @pytest.mark.parametrize("how", ["shard_map", "unchecked", "pmap", "Auto", "Explicit"])
 def test_the_step_is_the_same_under_every_transformation(how, model):
@@ -127,6 +127,7 @@ def test_devices_and_micro_batches_have_different_keys():
     assert len(set(draws(None, 3))) == 3
 
 
+@pytest.mark.more
 def test_bfloat16_computes_and_float32_is_stored():
     _, step, state = start(None, dtype="bfloat16")
     jaxpr = jax.make_jaxpr(step)(state, (jnp.asarray(IMAGES[:4]), jnp.asarray(LABELS[:4])))
@@ -152,7 +153,7 @@ def test_labels_of_any_integer_dtype(devices, dtype):
     assert (last.metrics["count"], int(sums["count"])) == (50, 50)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.more
 @pytest.mark.parametrize("devices, accumulate", [(4, 1), (None, 4)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_loss_of_low_precision_has_an_exact_count_of_rows(dtype, devices, accumulate):

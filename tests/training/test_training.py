@@ -27,7 +27,7 @@ def start(model="softmax", optimizer=None, seed=0, rate=0.1):
     return classifier, optimizer, training.init_state(params, optimizer, jax.random.key(seed + 1))
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "shape", [(12, 9, 3), *(pytest.param(s, marks=pytest.mark.more) for s in ((8, 8, 1), (28, 28, 1)))]
 )
@@ -245,7 +245,7 @@ def parallel(step, how):
     return jax.jit(jax.shard_map(step, mesh=mesh, check_vma=how == "check_vma", **specs))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("how", ["check_vma", "no check_vma", "pmap"])
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_the_step_on_four_devices_is_the_step_on_one(how, name):
