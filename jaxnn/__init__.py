@@ -3,7 +3,7 @@
 Layers: linear, conv2d, relu, sigmoid, tanh, max_pool2d, max_pool2d_with_indices, dropout, softmax, log_softmax.
 Losses: nll, nll_loss, cross_entropy, linear_cross_entropy, binary_cross_entropy, squared_error, l1_penalty, l2_penalty.
 Each is a pure function with a `jax.custom_vjp` rule, and carries its plain definition as `.definition`.
-`automatic(f)` has JAX's own derivatives in the place of the rules inside f; `gradcheck.check(f, *args)` compares them.
+`automatic(f)` replaces the rules inside f by JAX's own derivatives; `gradcheck.check(f, *args)` compares the two.
 `graph.trace(f, *args)` shows where the gradient of f comes from.
 `jaxnn.models` and `jaxnn.training` hold the notes' networks and the SGD step.
 """

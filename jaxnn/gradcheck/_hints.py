@@ -42,7 +42,7 @@ def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any,
     if _match(c, -t):
         return MINUS
     if np.iscomplexobj(t) and (_match(c, np.conj(t)) or _match(c, np.real(t))):
-        return "the complex conjugate of the derivative" if c.imag.any() else "the derivative's real part alone"
+        return "the complex conjugate of the derivative" if c.imag.any() else "only the real part of the derivative"
     # A factor must explain nine tenths of the error, so that no small error passes for a factor near 1.
     factor = np.vdot(t, c) / np.vdot(t, t) if t.any() else 0.0
     if factor and _match(c, factor * t) and np.abs(c - factor * t).max() <= 0.1 * np.abs(c - t).max():

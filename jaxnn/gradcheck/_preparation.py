@@ -30,7 +30,7 @@ def prepare(trial: Trial) -> list[Row]:
     try:
         _find_outputs(s)
     except _NoSignature as error:
-        return [Row("signature", s.name, FAIL, str(error), "a custom_vjp function has positional parameters alone")]
+        return [Row("signature", s.name, FAIL, str(error), "a custom_vjp function has only positional parameters")]
     if not s.outputs:
         raise TypeError(f"`f` ({s.name}) must return a floating-point array; it returns {s.structure}")
     trial.dy = s.cotangents(trial.seed)

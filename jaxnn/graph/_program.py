@@ -111,7 +111,7 @@ def compute(program: list[Instruction], order: list[int], inputs: Sequence[Any])
 
 
 class _Flattening:
-    """A program in the course of being written from jaxprs."""
+    """A program while it is written from jaxprs."""
 
     def __init__(self) -> None:
         self.program: list[Instruction] = []

@@ -32,7 +32,7 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
 
     Inputs have f's own names, and `jax.ad_checkpoint.checkpoint_name(value, "h")` in f names a computed value. Other
     values are x1, x2, … in order; a reshaped x3 is x3', the loss is ℓ, and the prediction that goes into it is y.
-    Labels, indices and keys have no gradient, and a value that is computed from one of them alone is no node.
+    Labels, indices and keys have no gradient, and a value that is computed only from one of them is no node.
 
     Inputs have their gradient three times: by the rules, by JAX from the rules' definitions, and by numeric differences
     (of at most 2,000 elements of each input). `f` must depend on nothing but its arguments.

@@ -4,7 +4,7 @@ Definition (m: the mask, 1 with probability 1 − P, else 0):
     y_i = m_i x_i / (1 − P)
 
 Derivation (derived here: the notes define dropout and no derivative; dy stands for ∂L/∂y):
-    Given the mask, x_i affects y_i alone, with ∂y_i/∂x_i = m_i / (1 − P):
+    Given the mask, x_i affects only y_i, with ∂y_i/∂x_i = m_i / (1 − P):
         dx_i = dy_i m_i / (1 − P)
     which is dropout of dy with the same mask.
 

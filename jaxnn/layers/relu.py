@@ -4,7 +4,7 @@ Definition:
     y_i = relu(x_i) = x_i where x_i > 0, else 0
 
 Derivation (the chain rule over every y that the variable affects; dy stands for ∂L/∂y):
-    x_j affects y_j alone, with ∂y_j/∂x_j = 1 where x_j > 0, else 0:
+    x_j affects only y_j, with ∂y_j/∂x_j = 1 where x_j > 0, else 0:
         dx_j = dy_j where x_j > 0, else 0
 
 Residuals:

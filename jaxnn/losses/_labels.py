@@ -14,7 +14,7 @@ from jaxnn.rules.cotangents import accumulation_dtype
 class Rows(NamedTuple):
     """The arguments of a loss over classes, checked, with the class axis last.
 
-    The targets have one of two forms: class ids, one for each row; or, in `cross_entropy` alone, probabilities of x's
+    The targets have one of two forms: class ids, one for each row; or, only in `cross_entropy`, probabilities of x's
     shape.
     """
 

@@ -12,7 +12,7 @@ Derivation (the notes', of the layers in turn; dl stands for the upstream gradie
         da_c = dz_c (1 − tanh²(a_c / κ))
     and on through Linear, with n for the rows:
         dx_nj = Σ_c da_nc W_cj;   dW_cj = Σ_n da_nc x_nj;   db_c = Σ_n da_nc
-    The target affects l alone:
+    The target affects only l:
         dα_n = dl_n (Z_n − z_nt);   dβ_c = Σ_n dl_n (Z_n − z_nc)
     Rows do not affect each other, so the da of a block of rows needs only their Z. And Z needs only m = max z and
     Σ exp(z − m) of the classes so far, which each further block of classes updates (derived here).

@@ -4,7 +4,7 @@ Definition (w runs over every element of every parameter):
     l1_penalty: Ω = Σ |w|          l2_penalty: Ω = Σ w²     (without a half)
 
 Derivation (derived here: the notes ask for ∇Ω and leave it open; dΩ stands for the upstream gradient):
-    each w affects its own term alone:
+    each w affects only its own term:
         l1_penalty: dw = dΩ sign(w)        l2_penalty: dw = 2 w dΩ
 
 Residuals:

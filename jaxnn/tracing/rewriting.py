@@ -47,7 +47,7 @@ def without_rules(closed: Any, also_replace: EquationFilter | None = None, defin
 
 
 class _Rewriting:
-    """One jaxpr in the course of being rewritten: the equations so far, and what stands for replaced variables."""
+    """A jaxpr while it is rewritten: the equations so far, and what stands for replaced variables."""
 
     def __init__(self, closed: Any, also_replace: EquationFilter | None, definition_of: str | None) -> None:
         self.closed, self.also_replace, self.definition_of = closed, also_replace, definition_of

@@ -331,7 +331,7 @@ _UNFINISHED = ".step-"  # prefix of the folders of steps that are being written 
 
 
 def _manifest_bytes(manifest: Any) -> bytes:
-    """Return the text of a manifest: JSON, and the SHA-256 of that."""
+    """Return the text of a manifest: JSON, and below it the SHA-256 of this JSON."""
     text = json.dumps({"format": FORMAT, **manifest}, sort_keys=True, indent=1).encode()
     return text + b"\n" + hashlib.sha256(text).hexdigest().encode()
 

@@ -104,7 +104,10 @@ def test_the_hint_for_a_missing_sum_over_a_broadcast_axis():
 def test_a_complex_gradient_and_its_hint():
     """Evidence, hints and JSON of complex numbers; a conjugate is one mistake, the real part another."""
     z = jnp.array([1 + 2j, -3 + 1j], jnp.complex64)
-    for wrong, hint in ((jnp.conj, "the complex conjugate of"), (lambda z: z.real.astype(z.dtype), "real part alone")):
+    for wrong, hint in (
+        (jnp.conj, "the complex conjugate of"),
+        (lambda z: z.real.astype(z.dtype), "only the real part"),
+    ):
         f = jax.custom_vjp(lambda z: z * z)
         f.defvjp(lambda z: (z * z, z), lambda z, g, wrong=wrong: (wrong(2 * z * g),))
         (row,) = [row for row in gradcheck.check(f, z, level="rule").failures if row.check == "gradient"]

@@ -239,7 +239,7 @@ def _failure(t: Trial, leaf: int, wrong: Any, evidence: Evidence) -> Row:
     )  # fmt: skip
 
 
-# --- outputs and arguments alone ---
+# --- one output or one argument at a time ---
 
 
 def _each_cotangent_alone(t: Trial) -> Findings:

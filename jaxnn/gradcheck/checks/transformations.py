@@ -23,7 +23,9 @@ from jaxnn.tracing.errors import TRACING_ERRORS, first_line, is_missing_in_jax
 # Tolerances, as multiples of the error allowed for one gradient. Chosen so that every right rule of the zoo passes.
 TWO_GRADIENTS = 2.0  # the gradients with and without the transformation are compared, and each has an error
 TWO_EXAMPLES = 4.0  # a sum over two examples, for each of which two gradients are compared
-MOST_SUBSETS_OF = 3  # arguments of which every subset is batched: 7 programs; of more, all together and each alone
+MOST_SUBSETS_OF = (
+    3  # up to so many arguments every subset is batched, in 7 programs; of more, all together and each alone
+)
 NEARBY = 1 + 2.0**-6  # an example that differs a little: in all dtypes another number, and a point of the same kind
 
 
@@ -245,7 +247,7 @@ def second_order(t: Trial) -> Findings:
         return
     try:
         automatic: Arrays | None = None if t.no_automatic else twice("automatic")
-    except Exception:  # a while_loop, say; then the numeric derivative of the rule decides alone
+    except Exception:  # a while_loop, say; then only the numeric derivative of the rule decides
         automatic = None
     paths = [*s.paths, *(f"cotangent of {p}" for p in s.output_paths)]
     for k, path in enumerate(paths):

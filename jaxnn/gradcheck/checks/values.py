@@ -113,7 +113,7 @@ def linearity(t: Trial) -> Findings:
 
 
 class Combination(NamedTuple):
-    """A combination of cotangents, and the one of the rule's results that it must give."""
+    """A combination of cotangents, and the same combination of the rule's results, which it must give."""
 
     name: str
     dy: Arrays
