@@ -131,7 +131,7 @@ def test_a_process_that_dies_or_stops_ends_the_others(how, who, tmp_path):
     assert not run.output.exists() or (how == "kill" and who == 0)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.more
 @pytest.mark.parametrize("given, name, values", [
     ("--seed 1|--seed 2", "--seed", "12"),
     ("--model softmax|--model mlp", "--model", ("softmax", "mlp")),
@@ -170,7 +170,7 @@ def test_a_signal_to_one_process_ends_all(number, name, expected, tmp_path):
     assert newest_step(tmp_path / "steps")[0].about["machine"]["processes"] == 2
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.more
 @pytest.mark.parametrize("number, name, expected", [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
 @pytest.mark.parametrize("seconds", [pytest.param(0.7, marks=pytest.mark.more), 4.0])
 def test_a_signal_before_the_processes_have_connected(number, name, expected, seconds):
@@ -268,7 +268,7 @@ def test_a_signal_that_comes_twice(apart, ends, monkeypatch):
     assert (ended == [143]) == ends and stop()
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.more
 @pytest.mark.parametrize(
     "words, how, why, seconds",
     [

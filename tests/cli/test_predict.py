@@ -63,7 +63,7 @@ def write(path, pixels, kind):
 KINDS = ["png", "jpeg", "rgb", "palette", "large", "16 bits", "alpha", "npy", "npy-float32-rgb", "npy-uint8"]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_of_any_kind_is_read_like_the_training_images(trained, kind, tmp_path, capsys):
     network = predict.read_trained(str(trained / "params.npz"))

@@ -184,6 +184,7 @@ def test_loss_and_gradients_are_those_of_the_librarys_layers(library):
     assert_close(got, expected, sizes=jax.tree.map(lambda g: abs(g).mean(0), of_sample(x, labels)))
 
 
+@pytest.mark.one_in(2)
 @both_libraries
 def test_training_ends_with_the_same_parameters_as_with_the_librarys_layers(library):
     x, labels = batch(library)
@@ -205,6 +206,7 @@ def test_a_model_with_dropout_trains(library):
     assert abs(trained - without) > 1e-4  # dropout took part
 
 
+@pytest.mark.more
 @both_libraries
 def test_dropout_draws_a_mask_for_each_sample_and_none_in_evaluation(library):
     one, _ = batch(library, 1)
@@ -232,6 +234,7 @@ def test_the_gradient_uses_the_same_dropout_masks_as_the_loss(library):
     assert float(loss(up, *args) - loss(down, *args)) == pytest.approx(6e-4 * slope, rel=0.01)
 
 
+@pytest.mark.more
 @both_libraries
 def test_training_steps_under_scan(library):
     x, labels = batch(library)

@@ -291,6 +291,7 @@ def test_gradients_of_filters_in_low_precision_are_summed_in_float32(id, dtype):
         assert jnp.float32 in (eqn.params.get("preferred_element_type"), eqn.invars[0].aval.dtype), eqn
 
 
+@pytest.mark.more
 def test_under_shard_map_a_replicated_weight_gets_the_sum_over_devices():
     from jax.sharding import AxisType
     from jax.sharding import PartitionSpec as P
@@ -338,6 +339,7 @@ def test_under_shard_map_a_bias_of_low_precision_is_summed_in_float32(id):
     assert [v.aval.dtype for eqn in psums for v in eqn.invars if v.aval.shape == b.shape] == [jnp.float32]
 
 
+@pytest.mark.more
 def test_under_shard_map_an_argument_that_varies_alone_leaves_the_gradient_its_type():
     from jax.sharding import AxisType
     from jax.sharding import PartitionSpec as P

@@ -38,6 +38,7 @@ def test_a_broken_loss_is_noticed(name, monkeypatch):
         assert any(claim in each for each in failed), (claim, failed)
 
 
+@pytest.mark.more
 def test_steps_that_do_not_shrink_never_arrive(monkeypatch):
     monkeypatch.setattr(subject, "SLOWER", 10**9)
     jax.clear_caches()

@@ -50,6 +50,7 @@ def test_the_evidence_says_which_two_derivatives_agree():
     assert agree(held, lambda x: 3 * x) == "no two agree"
 
 
+@pytest.mark.more
 def test_a_kernel_that_refuses_dtypes_is_checked_in_the_dtypes_it_takes():
     def sin(x):
         if x.dtype not in (jnp.float32, jnp.bfloat16):
@@ -66,6 +67,7 @@ def test_a_kernel_that_refuses_dtypes_is_checked_in_the_dtypes_it_takes():
     assert not checked(jnp.sin).ok
 
 
+@pytest.mark.more
 def test_integer_outputs_are_compared_with_those_of_the_reference():
     def largest(flipped):
         def f(x):
@@ -89,6 +91,7 @@ def test_integer_outputs_are_compared_with_those_of_the_reference():
     ]
 
 
+@pytest.mark.more
 def test_a_second_derivative_that_is_nan_at_zero():
     f = with_rule(
         lambda x: x * x, lambda x: (x * x, x), lambda x, dy: (2 * dy * jnp.where(x == 0, x, x * x / x),)
@@ -165,6 +168,7 @@ print([row.message for row in report.rows if (row.check, row.status) == ("shard_
     assert "JAX_NUM_CPU_DEVICES=2" in out and "True" in out
 
 
+@pytest.mark.more
 def test_the_mesh_may_be_given():
     mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     report = gradcheck.check(jaxnn.linear, X, W, mesh=mesh)

@@ -85,6 +85,7 @@ HINTS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", HINTS)
 def test_hints(name):
     bwd, hint = HINTS[name]
@@ -129,6 +130,7 @@ def test_a_small_error_is_not_called_a_constant_factor():
     assert "factor" not in row.hint
 
 
+@pytest.mark.more
 def test_a_derivative_that_is_wrong_in_every_precision_gets_no_hint_on_sums():
     cube = jax.custom_vjp(lambda x: x**3)
     cube.defvjp(lambda x: (x**3, x), lambda x, g: (2.91 * g * x**2,))

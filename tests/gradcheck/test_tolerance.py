@@ -11,6 +11,7 @@ from jaxnn import gradcheck
 from jaxnn.gradcheck import _numeric
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("size", [1, 10, 1000, 1_000_000])
 def test_a_wrong_factor_fails_at_every_size(size):
     x = jnp.asarray(np.random.default_rng(0).standard_normal(size), jnp.float32)
@@ -41,12 +42,14 @@ def test_the_numeric_derivative_chooses_its_step_and_knows_its_error():
     assert kink.kinked and kink.interval[0] <= -1 <= 1 <= kink.interval[1]
 
 
+@pytest.mark.more
 def test_arguments_that_are_not_finite():
     report = gradcheck.check(jaxnn.sigmoid, jnp.array([1.0, jnp.nan, -2.0, jnp.inf]))
     assert report.ok and "INCONCLUSIVE" not in {row.status for row in report.rows if row.check == "gradient"}, report
     assert not gradcheck.check(scaled(2.0), jnp.array([1.0, jnp.nan, -2.0]), level="rule").ok
 
 
+@pytest.mark.more
 def test_rounding_is_allowed_for_without_an_automatic_derivative():
     """x² − 2 where it is nearly 0: compiled or not, its rounding is large beside it."""
 
@@ -61,6 +64,7 @@ def test_rounding_is_allowed_for_without_an_automatic_derivative():
     assert not gradcheck.check(wrong, x).ok
 
 
+@pytest.mark.more
 def test_a_kernel_for_float32_only_may_round_what_it_saves():
     def attention(q, k, v):
         return jax.nn.softmax(q @ k.T) @ v

@@ -41,6 +41,7 @@ def typed(x):
     )
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("f", "args", "dtype", "reason", "rtol"),
     [
@@ -66,6 +67,7 @@ def test_a_function_of_lower_precision_is_differentiated_with_a_larger_step(f, a
     )
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "f, x", [(jnp.square, 0.0), (lambda x: x**4, 0.0), (lambda x: (x - 1) ** 2, 1.0), (lambda x: 3 * x**2 + x**3, 0.0)]
 )

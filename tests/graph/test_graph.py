@@ -41,6 +41,7 @@ def test_nan_and_infinities_become_strings():
     assert "nan" in str(graph)
 
 
+@pytest.mark.more
 def test_to_dict_holds_what_the_graph_does(notes):
     graph = notes
     data = json.loads(json.dumps(graph.to_dict(), allow_nan=False))

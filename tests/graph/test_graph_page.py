@@ -15,7 +15,7 @@ from jaxnn.graph._page import page
 pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.more
 # ------------------------------------------------------------------------------------------ what a reader can do
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_node_and_every_step_at_phone_width(browse, name):

@@ -17,6 +17,7 @@ import jaxnn
 from jaxnn.graph import trace
 
 
+@pytest.mark.more
 def test_the_notes_network_has_the_notes_names():
     graph = check(notes_network, FILTERS, ROWS, IMAGE, LABEL)
     assert operations(graph) == [
@@ -48,6 +49,7 @@ def test_local_derivatives_are_jacobians_rows_outputs(notes):
     assert set(graph["x3"].inputs[0].local.flat) == {0, 1}
 
 
+@pytest.mark.more
 def test_the_logits_of_a_fused_loss_are_not_called_y():
     def loss(params, x, t):
         return jaxnn.cross_entropy(jaxnn.linear(x, params["w"], params["b"]), t, weight=jnp.array([1.0, 3.0]))
@@ -280,6 +282,7 @@ def test_a_function_that_ignores_its_input():
     np.testing.assert_array_equal(graph["x"].upstream, np.zeros(3))
 
 
+@pytest.mark.more
 def test_labels_and_keys_are_read_by_what_uses_them():
     def f(x, key, t):
         h = jaxnn.dropout(x, 0.5, jax.random.fold_in(key, 1))

@@ -30,6 +30,7 @@ def test_a_flax_model():
     assert "relu" in [n.operation for n in graph.nodes]
 
 
+@pytest.mark.more
 def test_an_nnx_model_under_its_own_jit():
     model = flax.nnx.Linear(3, 2, rngs=flax.nnx.Rngs(0))
 
@@ -43,6 +44,7 @@ def test_an_nnx_model_under_its_own_jit():
     assert [n.operation for n in graph.nodes if n.inputs] == ["dot_general", "add", "cross_entropy", "mean"]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("wrap", [lambda f: f, equinox.filter_jit], ids=["plain", "filter_jit"])
 def test_an_equinox_model(wrap):
     model = equinox.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))

@@ -38,6 +38,7 @@ def test_the_weight_gradient_elsewhere_than_on_a_cpu(id, monkeypatch):
     assert_rule(CONV[id])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("id", ["conv2d-NCHW-stride", "conv2d-NHWC-all", "conv2d-NHWC-batch-0"])
 def test_the_weight_gradient_in_blocks_of_one_sample(id, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK_BYTES", 1)
@@ -163,6 +164,7 @@ def test_the_convolution_with_more_rows(id, more_rows):
     np.testing.assert_allclose(case.call(case.f, *args), case.call(case.f.definition, *args), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("height", [5, 6])
 def test_the_convolution_with_more_rows_by_strides(height, more_rows):
     x, w = jax.random.normal(jax.random.key(0), (2, height, 7)), jnp.ones((3, 2, 2, 2))
@@ -170,6 +172,7 @@ def test_the_convolution_with_more_rows_by_strides(height, more_rows):
     np.testing.assert_allclose(y, jaxnn.conv2d.definition(x, w, stride=(1, 2)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.more
 def test_the_convolution_with_more_rows_for_each_of_several_filters(more_rows):
     x, w = jax.random.normal(jax.random.key(0), (3, 4, 2, 5, 5)), jax.random.normal(jax.random.key(1), (3, 3, 2, 2, 2))
     np.testing.assert_allclose(

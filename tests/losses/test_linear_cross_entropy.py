@@ -105,7 +105,7 @@ def test_many_blocks_against_numpy(memory, reduction, dtype):
         assert_close(name, a, t, np.maximum(r, np.median(r)), dtype)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.more
 @memories
 def test_every_size_of_block_is_the_same(memory):
     with jax.enable_x64(True):
@@ -126,7 +126,7 @@ def test_blocks_of_even_length(size, block, length):
     assert -(-size // length) == -(-size // block)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.more
 @pytest.mark.parametrize("summed", [3, 5, 100])
 def test_blocks_of_the_sum_for_w_are_the_same(monkeypatch, summed):
     """In the fast form the vocabulary is blocked too, where it is large: here by force."""
@@ -155,7 +155,7 @@ def test_it_is_the_cross_entropy_of_linear(reduction, memory):
             assert bool(jnp.isnan(ours[0])) == (bad != 0)
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.more
 @every_option
 @memories
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -212,6 +212,7 @@ def temporaries(f, *args):
     return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("memory, share", [("fast", 0.12), ("lean", 0.05)])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 1e-4, "logit_softcap": 30.0}], ids=str)
 def test_a_part_of_the_memory(memory, share, options):
@@ -359,6 +360,7 @@ def test_the_definition_takes_several_devices_too(memory):
         assert_same(derivatives(scalar(f, labels), primals), truth)
 
 
+@pytest.mark.one_in(4)
 @check_vma
 @memories
 def test_bad_labels_over_several_devices(memory, check_vma):
@@ -378,7 +380,7 @@ def test_bad_labels_over_several_devices(memory, check_vma):
         assert jnp.isnan(dw).all() and jnp.isnan(db).all()
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.more
 @check_vma
 @memories
 def test_second_derivatives_over_several_devices(memory, check_vma):
@@ -398,6 +400,7 @@ def test_second_derivatives_over_several_devices(memory, check_vma):
         assert_same(second(f), truth)
 
 
+@pytest.mark.more
 @memories
 def test_a_gradient_taken_inside_of_shard_map(memory):
     """With `check_vma` JAX knows that x is the same on all devices: its gradient is the sum over them."""

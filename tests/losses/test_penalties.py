@@ -62,6 +62,7 @@ def test_against_torch(f, oracle, oracle_vjp):
     np.testing.assert_allclose(jax.grad(f)({"w": jnp.asarray(w)})["w"], t.grad.numpy(), rtol=1e-6)
 
 
+@pytest.mark.more
 @both
 def test_transformations(f, oracle, oracle_vjp):
     with jax.enable_x64(True):

@@ -160,7 +160,7 @@ def test_groups(group, tmp_path, capsys):
     assert group in capsys.readouterr().out
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.more
 @pytest.mark.parametrize("net, dtype", [(1, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16")])
 def test_every_network_is_the_convnet(monkeypatch, net, dtype):
     monkeypatch.undo()
@@ -172,6 +172,7 @@ def test_every_network_is_the_convnet(monkeypatch, net, dtype):
     bench_convnet.check_net(found[net], dtype, params, x, y, bench_convnet.truth_of_net(params, x, y))
 
 
+@pytest.mark.more
 def test_every_optimisation_can_be_switched_off(monkeypatch):
     """The program is another one then, at the size that is measured."""
     monkeypatch.undo()
@@ -221,6 +222,7 @@ def test_wrong_dropout_is_noticed_whatever_the_mask(wrong):
         bench_timing.agree("dropout", "bfloat16", found, truth)
 
 
+@pytest.mark.more
 def test_without_torch_and_optax(monkeypatch, capsys):
     for name in ("torch", "optax", "linen"):
         monkeypatch.setattr(libraries, name, None)

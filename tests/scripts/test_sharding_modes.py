@@ -29,7 +29,7 @@ def like_others(name):
     )  # fmt: skip
 
 
-@pytest.mark.one_in(16)
+@pytest.mark.one_in(24)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.more if like_others(n) else ()) for n in WORKS])
 def test_the_gradient_is_that_of_one_device(name):
@@ -94,7 +94,7 @@ SAME_CLASSES = {  # of each device: the loss, of an argument that has classes an
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("axis_name", ["model", ("model",)], ids=["name", "tuple"])
 @pytest.mark.parametrize("f", SAME_CLASSES.values(), ids=SAME_CLASSES)
 def test_classes_that_are_the_same_on_every_device(f, axis_name):

@@ -127,6 +127,7 @@ def test_custom_jvp_rules_stay():
     assert [float(jax.hessian(rectified)(x)) for x in (0.0, 2.0, 3.0)] == [0, 0, 2]
 
 
+@pytest.mark.more
 def test_components_get_forward_mode_and_hessians():
     x = jnp.array([-1.0, 0.5, 2.0])
     relu = jaxnn.automatic(jaxnn.relu)
@@ -157,6 +158,7 @@ def test_a_rule_that_a_gradient_inside_has_used_stays():
     assert jax.grad(jaxnn.automatic(f))(3.0) == jaxnn.automatic(jax.grad(jaxnn.automatic(f)))(jnp.float32(3.0)) == 6
 
 
+@pytest.mark.more
 def test_a_flax_model_has_the_gradients_of_plain_functions():
     nnx = pytest.importorskip("flax.nnx")
 
@@ -180,6 +182,7 @@ def test_a_flax_model_has_the_gradients_of_plain_functions():
     assert jaxnn.automatic(nnx.merge(*ours))(x) == nnx.merge(*ours)(x)
 
 
+@pytest.mark.more
 def test_an_equinox_model_has_the_gradients_of_plain_functions():
     eqx = pytest.importorskip("equinox")
     f = wrong(square)

@@ -65,6 +65,7 @@ def test_python_scalars():
     assert jaxnn.automatic(lambda x, n: x if n > 2 else -x)(jnp.float32(1.0), 3) == 1
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64", "weak", "int32"])
 def test_values_and_gradients_keep_their_dtypes(dtype):
     f = wrong(lambda x: x * x + 1)

@@ -117,6 +117,7 @@ AROUND = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize(("definition", "primitive"), CALLS)
 def test_a_definition_without_a_derivative_is_named(definition, primitive, around):

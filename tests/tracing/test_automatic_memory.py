@@ -26,6 +26,7 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "id", ["jit", "nested-three-deep", "jit-in-definition", "scan-cond-in-jit", "custom_jvp", "remat", "optimize_remat"]
 )

@@ -271,7 +271,7 @@ def test_an_error_in_the_writing_thread_is_raised(tmp_path, monkeypatch):
         steps.wait()
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.more
 @pytest.mark.parametrize("call, number", [("fsync", errno.ENOSPC), ("rename", errno.EACCES), ("fsync", errno.EROFS)])
 def test_a_disk_error_ends_the_run_and_keeps_the_earlier_step(call, number, tmp_path, monkeypatch, capsys):
     calls, real = itertools.count(), getattr(os, call)
@@ -312,6 +312,7 @@ def test_a_stopped_training_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
         assert row == pytest.approx(expected, rel=41 * 2**-24)
 
 
+@pytest.mark.more
 def test_a_finished_training_is_resumed_at_its_end(whole, tmp_path):
     shutil.copytree(whole[1], tmp_path / "steps")
     train(tmp_path, "--resume")
@@ -408,6 +409,7 @@ def test_not_finite_names_what_is_not():
         next(training.fit(step, start, *data, epochs=1, batch_size=2))
 
 
+@pytest.mark.more
 def test_a_second_signal_ends_at_once(tmp_path):
     process = subprocess.Popen([*COMMAND[:-1], "--model", "convnet", "--epochs", "1000", "--batch-size", "1294",
                                 "--output", str(tmp_path)], stdout=subprocess.PIPE)  # fmt: skip

@@ -48,7 +48,7 @@ def alone():
     return train(None)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.more
 @pytest.mark.parametrize("devices, accumulate", [(1, 1), (2, 1), (4, 1), (None, 4), (3, 2)])
 def test_any_number_of_devices_and_micro_batches_trains_the_same(devices, accumulate):
     """The second batch has 2 rows, so most parts of it have none. The bound is relative to what the steps change."""
@@ -122,6 +122,7 @@ def draws(devices, accumulate):
     return np.asarray(step(state, rows)[1]["draws"])[: len(rows)]
 
 
+@pytest.mark.more
 def test_devices_and_micro_batches_have_different_keys():
     assert len(set(draws(4, 3))) == 12
     assert len(set(draws(None, 3))) == 3

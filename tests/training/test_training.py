@@ -77,6 +77,7 @@ def test_one_step_of_softmax_regression_is_the_update_of_the_notes():
     assert float(metrics["loss"]) == pytest.approx(-np.log(p[np.arange(50), LABELS]).mean(), rel=1e-5)
 
 
+@pytest.mark.more
 def test_the_penalty_is_on_weights_alone():
     classifier, _, state = start("mlp")
     params = jax.tree.map(lambda p: p + 0.01, state.params)
@@ -278,6 +279,7 @@ def test_devices_have_different_keys():
     assert float(metrics["bits"]) != float(single["bits"]), "the mean over four different draws"
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("model", models.MODELS)
 def test_the_step_lowers_for_cpu_cuda_and_tpu(model):
     classifier, optimizer, state = start(model, optax.adam(0.01))
