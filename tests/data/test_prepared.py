@@ -96,7 +96,7 @@ def test_a_damaged_copy_is_refused_in_one_line(copies, harm, tmp_path):
     assert str(tmp_path / "c" / "mnist") in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.more
 @needs_mnist
 @pytest.mark.parametrize("lie", ["count", "pipe", "unfinished"])
 def test_a_copy_that_would_take_memory_or_time_is_refused(lie, copies, tmp_path):
