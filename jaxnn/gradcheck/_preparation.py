@@ -163,7 +163,7 @@ def _call_untraced(trial: Trial, error: Exception) -> Row | None:
 
 def _signature_failure(trial: Trial, error: Exception) -> Row:
     s = trial.subject
-    if not any(kinds.is_custom_vjp(e) or kinds.is_custom_jvp(e) for e in jaxprs.equations(trial.jaxpr)):
+    if not any(kinds.rule_call(e) for e in jaxprs.equations(trial.jaxpr)):
         raise TypeError(f"`f` ({s.name}) must be differentiable, but jax.vjp raises {first_line(error)}") from error
     message = " ".join(str(error).split())
     return Row(

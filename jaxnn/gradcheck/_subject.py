@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.tracing import jaxprs, kinds
-from jaxnn.tracing.automatic import without_hand_written_rules
+from jaxnn.tracing.automatic import automatic, without_hand_written_rules
 from jaxnn.tracing.functions import function_name, is_array, is_inexact
 
 Arrays = list[Any]
@@ -134,17 +134,15 @@ class Subject:
     def find_automatic(self) -> None:
         """Provide the functions of the kinds "definition" and "automatic".
 
-        The definition also loses the custom_jvp rules that are not JAX's own, and JAX's own where `f` itself is one.
+        The definition also loses JAX's own custom_jvp rule where `f` itself is one.
         """
         own = None
         if isinstance(self.f, jax.custom_jvp):
-            top = next((e for e in jaxprs.equations(self.trace()) if kinds.is_custom_jvp(e)), None)
-            own = None if top is None else kinds.rule_name(top)
-
-        def also_replace(eqn: Any) -> bool:
-            return not kinds.is_jaxs_own(eqn) or (own is not None and kinds.rule_name(eqn) == own)
-
-        self.functions["definition"] = without_hand_written_rules(self.f, also_replace)
+            calls = map(kinds.rule_call, jaxprs.equations(self.trace()))
+            own = next((call.name for call in calls if call is not None and call.kind == "custom_jvp"), None)
+        self.functions["definition"] = (
+            automatic(self.f) if own is None else without_hand_written_rules(self.f, lambda call: call.name == own)
+        )
         self.functions["automatic"] = self.reference or self.functions["definition"]
 
     def perturbed_vjp(self, kind: str, points: Arrays, rest: Arrays, dy: Arrays, delta: Any, phase: Any) -> Arrays:

@@ -15,6 +15,7 @@ from jaxnn.gradcheck._subject import Arrays, Subject, as64
 from jaxnn.gradcheck._tolerance import EPS_PER_RESPONSE, Truth, finfo
 from jaxnn.gradcheck.report import Row
 from jaxnn.tracing import jaxprs, kinds
+from jaxnn.tracing.backward import BackwardRule, backward_rules
 from jaxnn.tracing.contexts import float64_mode
 
 Findings = Iterator[Row]  # what a check yields
@@ -71,11 +72,11 @@ class Trial:
 
     @functools.cached_property
     def has_symbolic_zeros(self) -> bool:
-        return any(e.params.get("symbolic_zeros") for e in jaxprs.equations(self.jaxpr))
+        return any(kinds.sees_zeros(e) for e in jaxprs.equations(self.jaxpr))
 
     @functools.cached_property
-    def backward_rules(self) -> list[kinds.BackwardRule]:
-        return list(kinds.backward_rules(self.jaxpr))
+    def backward_rules(self) -> list[BackwardRule]:
+        return list(backward_rules(self.jaxpr))
 
     # --- derivatives at any point ---
 

@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 PASS, FAIL, UNSUPPORTED, INCONCLUSIVE, NOTE = "PASS", "FAIL", "UNSUPPORTED", "INCONCLUSIVE", "NOTE"
+RIGHT, WRONG, UNPROVEN = "right", "wrong", "unproven"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Row:
     message: str = ""
     hint: str = ""
     evidence: Evidence | None = None
+    decides: bool = False  # whether the verdict is "unproven" where this row is INCONCLUSIVE
 
     def lines(self, width: int) -> list[str]:
         """Return the row as lines of text; a long message is continued under the path."""
@@ -89,9 +91,21 @@ class Report:
     errors: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
+    def verdict(self) -> str:
+        """ "wrong" if a row fails, else "unproven" if a derivative could not be decided, else "right"."""
+        if self.failures:
+            return WRONG
+        return UNPROVEN if self.undecided else RIGHT
+
+    @property
     def ok(self) -> bool:
-        """Whether no row fails."""
-        return not self.failures
+        """Whether the verdict is "right"."""
+        return self.verdict == RIGHT
+
+    @property
+    def undecided(self) -> tuple[Row, ...]:
+        """The rows that leave the verdict open: derivatives for which no truth was to be had; checks that crashed."""
+        return tuple(row for row in self.rows if row.status == INCONCLUSIVE and row.decides)
 
     @property
     def failures(self) -> tuple[Row, ...]:
@@ -100,7 +114,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as data that JSON can hold; complex and non-finite numbers become strings."""
-        return _jsonable({"ok": self.ok, **dataclasses.asdict(self)})  # type: ignore[no-any-return]
+        return _jsonable({"ok": self.ok, "verdict": self.verdict, **dataclasses.asdict(self)})  # type: ignore[no-any-return]
 
     def __str__(self) -> str:
         width = max(60, min(120, shutil.get_terminal_size().columns))

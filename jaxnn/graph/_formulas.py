@@ -291,7 +291,7 @@ def _of_operation(eqn: Any) -> tuple[Formulas, list[str], str]:
     names = [name for name in formulas.gradients if name != "*"]
     if not names and eqn.primitive.name == "jit":
         names = list(open_jaxpr(eqn.params["jaxpr"]).debug_info.arg_names or ())
-    elif not names and kinds.is_custom_jvp(eqn):
+    elif not names and kinds.rule_call(eqn) is not None:
         names = _source.arguments_of(eqn, None)
     if not names or len(names) > count:
         names = _source.numbered_arguments(count)

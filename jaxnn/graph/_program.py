@@ -233,8 +233,8 @@ def _is_bookkeeping(eqn: Any) -> bool:
 
 def operation_of(eqn: Any) -> str:
     """Return the common name of what an equation does."""
-    if kinds.is_custom_vjp(eqn) or kinds.is_custom_jvp(eqn):
-        return kinds.rule_name(eqn).strip("_<>")
+    if (call := kinds.rule_call(eqn)) is not None:
+        return call.name.strip("_<>")
     if eqn.primitive.name == "jit":
         return str(eqn.params["name"]).strip("_<>")
     primitive = str(eqn.primitive.name)
@@ -248,6 +248,6 @@ def _is_user_code(jaxpr: Any) -> bool:
 
 def kind_of(eqn: Any) -> str:
     """Return "rule" for what has a hand-written derivative, else "operation"."""
-    if kinds.is_custom_vjp(eqn) or (kinds.is_custom_jvp(eqn) and not kinds.is_jaxs_own(eqn)):
-        return "rule"
-    return "operation"
+    call = kinds.rule_call(eqn)
+    own = call is None or (call.is_jaxs_own and call.kind != "custom_vjp")
+    return "operation" if own else "rule"

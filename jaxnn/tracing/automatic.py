@@ -15,11 +15,13 @@ R = TypeVar("R")
 
 
 def automatic(f: Callable[P, R]) -> Callable[P, R]:
-    """Return `f` with every `custom_vjp` rule inside it replaced by JAX's derivative of its definition.
+    """Return `f` with every hand-written rule inside it replaced by JAX's derivative of its definition.
 
-    The definition is the body of the `custom_vjp` function. Rules are replaced at any depth: under jit, scan,
-    while_loop, cond, switch, vmap, remat, shard_map and pmap, in the definitions of other rules, and in `custom_jvp`
-    functions. `custom_jvp` rules stay: they hold conventions such as relu'(0) = 0, and have a forward mode.
+    The definition is the body of a `custom_vjp`, `custom_gradient` or `custom_jvp` function, the method `expand` of a
+    `HiPrim` (`VJPHiPrimitive` before jax 0.12), the linear function of a `linear_call`, and the solver of
+    `jax.lax.custom_root` or `custom_linear_solve`. Rules are replaced at any depth: under jit, scan, while_loop, cond,
+    switch, vmap, remat, shard_map and pmap, and in the definitions of other rules. The rules of JAX's own functions
+    stay, except its `custom_vjp` rules: they hold conventions such as relu'(0) = 0, and have a forward mode.
 
     The result takes the same arguments, returns the same values, and works under every transformation. Unlike a
     `custom_vjp` function it also works under `jax.jvp`, `jax.jacfwd` and `jax.hessian`. Arrays are traced; leaves of
@@ -34,9 +36,9 @@ def automatic(f: Callable[P, R]) -> Callable[P, R]:
 
     Raises:
       TypeError: if `f` is no function. Also when the result is called, if Python code in `f` branches on an array's
-        value, or if `f` calls a function with a rule inside `jax.lax.custom_root`, which differentiates it by that
-        rule. Also when the result is differentiated, if a definition calls an operation without a derivative (a
-        callback, a kernel); the message names it.
+        value, or if `f` calls a rule whose definition JAX does not know: a primitive with rules of its own, or a
+        `HiPrim` without `expand`. Also when the result is differentiated, if a definition calls an operation without a
+        derivative (a callback, a kernel); the message names it.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnn
@@ -56,10 +58,8 @@ def automatic(f: Callable[P, R]) -> Callable[P, R]:
     return without_hand_written_rules(f)
 
 
-def without_hand_written_rules(
-    f: Callable[P, R], also_replace: rewriting.EquationFilter | None = None
-) -> Callable[P, R]:
-    """Like `automatic(f)`, and also replaces the custom_jvp rules that `also_replace` selects."""
+def without_hand_written_rules(f: Callable[P, R], also_replace: rewriting.CallFilter | None = None) -> Callable[P, R]:
+    """Like `automatic(f)`, and also replaces the rules of JAX's own that `also_replace` selects."""
     if not callable(f):
         raise TypeError(f"`f` ({type(f).__name__} {f!r}) must be a function of arrays".replace("\n", " "))
 
@@ -76,7 +76,7 @@ def without_hand_written_rules(
 
 
 def _call(
-    f: Callable[..., R], tree: Any, leaves: list[Any], traced: list[bool], also_replace: rewriting.EquationFilter | None
+    f: Callable[..., R], tree: Any, leaves: list[Any], traced: list[bool], also_replace: rewriting.CallFilter | None
 ) -> R:
     """Trace f, take the rules out of the trace, and run it."""
     arrays = [leaf for leaf, is_traced in zip(leaves, traced, strict=True) if is_traced]

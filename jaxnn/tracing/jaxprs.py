@@ -32,6 +32,8 @@ def map_jaxprs(f: Callable[[Any], Any], value: Any) -> Any:
         return f(value)
     if isinstance(value, tuple) and any(map(is_jaxpr, value)):
         members = [map_jaxprs(f, member) for member in value]
+        if all(a is b for a, b in zip(members, value, strict=True)):
+            return value
         return type(value)(*members) if hasattr(value, "_fields") else tuple(members)
     return value
 

@@ -1,114 +1,169 @@
-"""The kinds of hand-written rules that JAX has: how each looks in a jaxpr, and what its backward half is.
+"""The kinds of hand-written rules that JAX has: how the call of each looks in a jaxpr, and what its definition is.
 
-A call of a `custom_vjp` function is the one equation `custom_vjp_call`, which carries the trace of the definition
-(`call_jaxpr`) beside the two halves of the rule. A `custom_jvp` function has its own, `custom_jvp_call`.
+| written with | in the jaxpr | its definition |
+|---|---|---|
+| `custom_vjp`, `custom_gradient` | `custom_vjp_call` | the decorated function |
+| `custom_jvp` | `custom_jvp_call` | the decorated function |
+| `HiPrim` (`VJPHiPrimitive` before jax 0.12) | `call_hi_primitive` | its method `expand` |
+| `custom_vjp` with `generic_batching`, or under `jax_custom_vjp3` | `call_hi_primitive` | the decorated function |
+| `custom_jvp` under `jax_custom_jvp3` | `call_hi_primitive` | the decorated function |
+| `jax.custom_derivatives.linear_call` | `linear_call` | the linear function |
+| `jax.lax.custom_linear_solve` | `custom_linear_solve` | the solver |
+| `jax.lax.custom_root` | `custom_jvp_call`, or `call_hi_primitive` | the solver |
+
+JAX differentiates the last two implicitly: the derivative comes from the equation that is solved, not from the solver.
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
+from jax.interpreters import ad
 
-from jaxnn.tracing.functions import is_inexact
-from jaxnn.tracing.jaxprs import equations, open_jaxpr, shape_and_dtype
+from jaxnn.tracing import jaxprs
 
-
-def is_custom_vjp(eqn: Any) -> bool:
-    """Whether the equation calls a `custom_vjp` function."""
-    return eqn.primitive is custom_vjp_call_p
+IMPLICIT = ("custom_root", "custom_linear_solve")
+HIPRIM = "HiPrim"
 
 
-def is_custom_jvp(eqn: Any) -> bool:
-    """Whether the equation calls a `custom_jvp` function."""
-    return eqn.primitive is custom_jvp_call_p
+@dataclasses.dataclass(frozen=True)
+class RuleCall:
+    """The call of a function with a hand-written rule.
+
+    Attributes:
+      kind: what it is written with: "custom_vjp", "custom_jvp", "HiPrim", "linear_call", "custom_linear_solve",
+        "custom_root", or "primitive" for a primitive that is registered with JAX by hand.
+      name: the function's name.
+      is_jaxs_own: whether the rule belongs to JAX itself.
+      definition: returns the trace of the definition, which takes the call's operands; None for a primitive.
+    """
+
+    kind: str
+    name: str
+    is_jaxs_own: bool
+    definition: Callable[[], Any] | None
+
+    @property
+    def is_implicit(self) -> bool:
+        """Whether the derivative comes from an equation that the definition solves."""
+        return self.kind in IMPLICIT
+
+
+def rule_call(eqn: Any) -> RuleCall | None:
+    """Return what hand-written rule the equation calls, if it calls one."""
+    name = eqn.primitive.name
+    if eqn.primitive is custom_vjp_call_p:
+        return _traced_call("custom_vjp", eqn.params["call_jaxpr"])
+    if eqn.primitive is custom_jvp_call_p:
+        call = _traced_call("custom_jvp", eqn.params["call_jaxpr"])
+        if call.name != "_custom_root":
+            return call
+        return dataclasses.replace(call, kind="custom_root", name="custom_root", is_jaxs_own=False)
+    if name == "call_hi_primitive":
+        return _primitive_call(eqn)
+    if name == "linear_call":
+        return _traced_call("linear_call", eqn.params["callee"])
+    if name == "custom_linear_solve":
+        return _linear_solve_call(eqn)
+    return _registered_call(eqn)
+
+
+def _traced_call(kind: str, jaxpr: Any) -> RuleCall:
+    return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), lambda: jaxpr)
+
+
+def _function_name(jaxpr: Any) -> str:
+    return str(jaxprs.open_jaxpr(jaxpr).debug_info.func_src_info).split(" at ")[0]
+
+
+def _is_in_jax(jaxpr: Any) -> bool:
+    source = str(jaxprs.open_jaxpr(jaxpr).debug_info.func_src_info)
+    return re.search(r"[/\\]jax[/\\]_src[/\\]", source) is not None
+
+
+def hi_primitive(eqn: Any) -> Any:
+    """Return the object whose methods are the rules, of a `call_hi_primitive` equation."""
+    return eqn.params["_prim"]
+
+
+def _primitive_call(eqn: Any) -> RuleCall:
+    primitive = hi_primitive(eqn)
+    definition = functools.partial(_expanded, eqn)
+    if type(primitive).__name__ in ("CustomVJPTraced", "CustomJVPTraced"):
+        kind = "custom_vjp" if type(primitive).__name__ == "CustomVJPTraced" else "custom_jvp"
+        jaxpr = primitive.traced.jaxpr
+        return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), definition)
+    if type(primitive).__name__ == "CustomRoot":
+        return RuleCall("custom_root", "custom_root", False, definition)
+    return RuleCall(HIPRIM, type(primitive).__name__, type(primitive).__module__.startswith("jax."), definition)
+
+
+def _expanded(eqn: Any) -> Any:
+    primitive = hi_primitive(eqn)
+
+    def expand(*operands: Any) -> Any:
+        return jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, operands)))
+
+    return jax.make_jaxpr(expand)(*(v.aval for v in eqn.invars))
+
+
+def _linear_solve_call(eqn: Any) -> RuleCall:
+    solve, lengths = eqn.params["jaxprs"].solve, eqn.params["const_lengths"]
+    before = lengths.matvec + lengths.vecmat
+    after = before + lengths.solve
+
+    def solution(*operands: Any) -> Any:
+        b = operands[after + lengths.transpose_solve :]
+        return jaxprs.run(solve, *operands[before:after], *b)
+
+    def definition() -> Any:
+        return jax.make_jaxpr(solution)(*(jaxprs.shape_and_dtype(v.aval) for v in eqn.invars))
+
+    return RuleCall("custom_linear_solve", _function_name(solve), _is_in_jax(solve), definition)
+
+
+def _registered_call(eqn: Any) -> RuleCall | None:
+    """Return the call of a primitive that somebody else than JAX has registered with JAX: it has no definition."""
+    primitive = eqn.primitive
+    rules = [table.get(primitive) for table in (ad.primitive_jvps, ad.primitive_transposes)]
+    if not any(rules) or all(_is_of_jax(f) for f in (*rules, primitive.impl, primitive.abstract_eval)):
+        return None
+    return RuleCall("primitive", primitive.name, False, None)
+
+
+def _is_of_jax(f: Any) -> bool:
+    """Whether a function is JAX's, and so are those that it wraps."""
+    if isinstance(f, functools.partial):
+        return all(map(_is_of_jax, (f.func, *f.args, *f.keywords.values())))
+    if isinstance(f, tuple | list):
+        return all(map(_is_of_jax, f))
+    if not callable(f) or not hasattr(f, "__module__"):
+        return True
+    wrapped = [cell.cell_contents for cell in getattr(f, "__closure__", None) or () if callable(cell.cell_contents)]
+    module = str(f.__module__)
+    return module.split(".")[0] in ("jax", "jaxlib", "numpy", "functools", "builtins") and all(map(_is_of_jax, wrapped))
+
+
+def rule_calls(closed: Any) -> Iterator[RuleCall]:
+    """Yield the calls of rules that are not JAX's own, in inner functions too, but not in a HiPrim's definition."""
+    for eqn in jaxprs.equations(closed):
+        call = rule_call(eqn)
+        if call is not None and not call.is_jaxs_own:
+            yield call
 
 
 def is_backward_only(eqn: Any) -> bool:
     """Whether the equation stands for a backward rule: it can be transposed, not run forwards."""
-    return bool(eqn.primitive.name == "custom_lin")
+    return eqn.primitive.name in ("custom_lin", "call_hi_primitive_linearized")
 
 
-def rule_name(eqn: Any) -> str:
-    """Return the name of the function whose rule the equation calls."""
-    return str(open_jaxpr(eqn.params["call_jaxpr"]).debug_info.func_src_info).split(" at ")[0]
-
-
-def is_jaxs_own(eqn: Any) -> bool:
-    """Whether the rule belongs to JAX itself."""
-    source = str(open_jaxpr(eqn.params["call_jaxpr"]).debug_info.func_src_info)
-    return re.search(r"[/\\]jax[/\\]_src[/\\]", source) is not None
-
-
-@dataclasses.dataclass(frozen=True)
-class BackwardRule:
-    """The backward half of a custom_vjp function as its author wrote it, with the types it is given and must return."""
-
-    name: str
-    residuals: list[Any]  # the types of the residuals' leaves, in order
-    primals: list[Any]  # the types of the arguments' leaves
-    paths: list[str]  # where those leaves are among the arguments, as JAX writes it: "[0]", "[1]['w']"
-    outputs: list[Any]  # the types of the outputs' leaves
-    jaxpr: Any  # residuals, output cotangents -> the cotangents that are arrays, float0 and None left out
-    positions: list[int]  # to which of the primals each of those cotangents belongs
-
-
-def backward_rules(closed: Any) -> Iterator[BackwardRule]:
-    """Yield each custom_vjp rule's backward half, but for batched rules and for kinds that are not known here."""
-    for eqn in equations(closed):
-        if is_custom_vjp(eqn) and not eqn.params["symbolic_zeros"]:
-            try:
-                rule = _backward_rule(eqn)
-            except Exception:  # its error belongs to the checks that call the rule
-                continue
-            if rule is not None:
-                yield rule
-
-
-def _backward_rule(eqn: Any) -> BackwardRule | None:
-    flat = eqn.params["bwd"]
-    flatten = flat.transforms[0][0] if flat.transforms else None
-    if getattr(flatten, "__name__", "") != "_flatten_bwd":
-        return None
-    bwd, in_tree, avals, out_trees = flat.f_transformed.args[:4]
-    forward, _ = eqn.params["fwd_jaxpr_thunk"].call_wrapped(*[True] * len(avals))
-    out_tree, res_tree, forwarded = out_trees()  # forwarded: which argument a residual is, None if it is computed
-    types = [v.aval for v in forward.outvars]
-    outputs = types[len(types) - out_tree.num_leaves :]
-    computed = iter(types)
-    residuals = [next(computed) if i is None else avals[i] for i in forwarded]
-    positions: list[int] = []
-
-    def cotangents(res: list[Any], dy: list[Any]) -> list[Any]:
-        returned = bwd(jax.tree.unflatten(res_tree, res), jax.tree.unflatten(out_tree, dy))
-        leaves = _leaves_by_primal(returned, in_tree)
-        positions[:] = [i for i, ct in enumerate(leaves) if _is_array_cotangent(ct)]
-        return [leaves[i] for i in positions]
-
-    jaxpr = jax.make_jaxpr(cotangents)([shape_and_dtype(a) for a in residuals], [_cotangent_type(a) for a in outputs])
-    numbered = jax.tree.unflatten(in_tree, list(range(in_tree.num_leaves)))
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(numbered)[0]]
-    return BackwardRule(rule_name(eqn), residuals, list(avals), paths, outputs, jaxpr, positions)
-
-
-def _leaves_by_primal(returned: Any, in_tree: Any) -> list[Any]:
-    """Flatten what a backward rule returns: one leaf for each leaf of the arguments, None where there is none."""
-    leaves: list[Any] = []
-    for ct, subtree in zip(returned, in_tree.children(), strict=True):
-        values = jax.tree.leaves(ct, is_leaf=lambda x: x is None)
-        matches = len(values) == subtree.num_leaves and ct is not None
-        leaves += values if matches else [None] * subtree.num_leaves
-    return leaves
-
-
-def _is_array_cotangent(ct: Any) -> bool:
-    return hasattr(ct, "dtype") and ct.dtype != jax.dtypes.float0
-
-
-def _cotangent_type(aval: Any) -> Any:
-    """Return the type of the cotangent of an output: float0 for integers, booleans and keys."""
-    if is_inexact(aval):
-        return shape_and_dtype(aval)
-    return jax.ShapeDtypeStruct(aval.shape, jax.dtypes.float0)  # type: ignore[no-untyped-call]
+def sees_zeros(eqn: Any) -> bool:
+    """Whether the rule that the equation calls is told which arguments and outputs are not differentiated."""
+    if eqn.primitive.name == "call_hi_primitive":
+        call = _primitive_call(eqn)
+        return not call.is_jaxs_own and bool(getattr(hi_primitive(eqn), "symbolic_zeros", call.kind == HIPRIM))
+    return bool(eqn.params.get("symbolic_zeros"))

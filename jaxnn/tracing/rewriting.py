@@ -1,4 +1,4 @@
-"""Taking rules out of a traced function: each call of a `custom_vjp` function becomes its definition.
+"""Taking rules out of a traced function: each call of a function with a hand-written rule becomes its definition.
 
 The equation that calls the function is replaced by the equations of its definition. That rewrites data, so it works at
 any depth (under jit, scan, cond, shard_map, ...) without any knowledge of what the enclosing equation means.
@@ -13,26 +13,28 @@ import jax
 import jax.extend.core as jex
 from jax.interpreters import ad
 
+from jaxnn.tracing.errors import first_line
 from jaxnn.tracing.functions import is_inexact
-from jaxnn.tracing.jaxprs import equations, is_jaxpr, map_jaxprs, open_jaxpr, run, shape_and_dtype
-from jaxnn.tracing.kinds import is_custom_jvp, is_custom_vjp, rule_name
+from jaxnn.tracing.jaxprs import map_jaxprs, open_jaxpr, run, shape_and_dtype
+from jaxnn.tracing.kinds import HIPRIM, RuleCall, rule_call
 
-EquationFilter = Callable[[Any], bool]  # whether a custom_jvp_call equation is replaced by its definition, too
+CallFilter = Callable[[RuleCall], bool]  # whether a call of a rule of JAX's own is replaced by its definition, too
 
+REFERENCE = "give the checker `reference=`, a function that has it"
 OPAQUE_CALLS = ("pure_callback", "io_callback", "ffi_call", "pallas_call")  # JAX cannot look into these
 
 _rewritten: weakref.WeakKeyDictionary[Any, dict[str | None, Any]] = weakref.WeakKeyDictionary()
 
 
-def without_rules(closed: Any, also_replace: EquationFilter | None = None, definition_of: str | None = None) -> Any:
-    """Return the jaxpr with every custom_vjp call replaced by its definition.
+def without_rules(closed: Any, also_replace: CallFilter | None = None, definition_of: str | None = None) -> Any:
+    """Return the jaxpr with every call of a hand-written rule replaced by its definition.
 
-    Without `also_replace` the result is cached, so that jit finds what it has compiled for an inner function. A jaxpr
+    Rules of JAX's own stay, but for its custom_vjp rules: they hold conventions such as relu'(0) = 0. Without `also_replace` the result is cached, so that jit finds what it has compiled for an inner function. A jaxpr
     without rules is not cached: its cache entry would refer to itself and never be freed.
 
     Args:
       closed: a jaxpr, open or closed.
-      also_replace: selects the custom_jvp calls that are replaced, too; none by default.
+      also_replace: selects the calls of JAX's own rules that are replaced, too; none by default.
       definition_of: the name of the rule whose definition this is.
     """
     if also_replace is not None:
@@ -49,7 +51,7 @@ def without_rules(closed: Any, also_replace: EquationFilter | None = None, defin
 class _Rewriting:
     """A jaxpr while it is rewritten: the equations so far, and what stands for replaced variables."""
 
-    def __init__(self, closed: Any, also_replace: EquationFilter | None, definition_of: str | None) -> None:
+    def __init__(self, closed: Any, also_replace: CallFilter | None, definition_of: str | None) -> None:
         self.closed, self.also_replace, self.definition_of = closed, also_replace, definition_of
         self.equations: list[Any] = []
         self.substitutes: dict[Any, Any] = {}
@@ -57,15 +59,30 @@ class _Rewriting:
     def result(self) -> Any:
         jaxpr = open_jaxpr(self.closed)
         for eqn in jaxpr.eqns:
-            if is_custom_vjp(eqn) or (self.also_replace is not None and is_custom_jvp(eqn) and self.also_replace(eqn)):
-                inner = without_rules(eqn.params["call_jaxpr"], self.also_replace, rule_name(eqn))
-                self.write_out(open_jaxpr(inner), self.current(eqn.invars), eqn.outvars)
-            else:
+            inner = self.definition(eqn)
+            if inner is None:
                 self.keep(eqn)
+            else:
+                self.write_out(inner, self.current(eqn.invars), eqn.outvars)
         if all(a is b for a, b in zip(self.equations, jaxpr.eqns, strict=False)) and not self.substitutes:
             return self.closed
         rewritten = jaxpr.replace(eqns=self.equations, outvars=self.current(jaxpr.outvars))
         return rewritten if self.closed is jaxpr else self.closed.replace(jaxpr=rewritten)
+
+    def definition(self, eqn: Any) -> Any:
+        """Return the definition, without rules, of the rule that the equation calls; None if the equation stays."""
+        call = rule_call(eqn)
+        if call is None or call.definition is None:
+            return None
+        replaced = call.kind == "custom_vjp" or not call.is_jaxs_own
+        if replaced or (self.also_replace is not None and self.also_replace(call)):
+            return without_rules(_traced_definition(call), self.also_replace, call.name)
+        if eqn.primitive.name != "call_hi_primitive":
+            return None
+        # One of JAX's own primitives, such as its remat, may hold calls of the user's rules.
+        held = _traced_definition(call)
+        inner = without_rules(held, self.also_replace, self.definition_of)
+        return None if inner is held else inner
 
     def current(self, atoms: Sequence[Any]) -> list[Any]:
         """Return what now stands for each variable or literal."""
@@ -73,29 +90,42 @@ class _Rewriting:
 
     def keep(self, eqn: Any) -> None:
         """Keep an equation, without the rules in its inner functions."""
-        _refuse_opaque(eqn)
-        if self.definition_of is not None and _has_no_derivative(eqn):
-            self.guard(eqn)
+        call = rule_call(eqn)
+        if call is not None and call.definition is None:
+            self.guard(
+                eqn,
+                f"the primitive `{call.name}` must have a derivative that JAX knows, not a rule of its own; {REFERENCE}",
+            )
+        elif self.definition_of is not None and _has_no_derivative(eqn):
+            self.guard(
+                eqn,
+                f"the definition of `{self.definition_of}` (which calls `{eqn.primitive.name}`) must have a derivative "
+                f"that JAX knows; {REFERENCE}",
+            )
         params = dict(eqn.params)
         if eqn.primitive.name != "pallas_call":
             rewrite = functools.partial(without_rules, also_replace=self.also_replace, definition_of=self.definition_of)
             params = {name: map_jaxprs(rewrite, value) for name, value in params.items()}
         if eqn.primitive.name == "custom_vmap_call":
             params["rule"] = functools.partial(_batched_without_rules, params["rule"], self.also_replace)
-        if is_custom_jvp(eqn):
-            params["jvp_jaxpr_fun"] = _JvpWithoutRules(eqn.params["jvp_jaxpr_fun"], self.also_replace)
-        self.equations.append(eqn.replace(invars=self.current(eqn.invars), params=params))
+        operands = self.current(eqn.invars)
+        same = all(
+            a is b for a, b in zip([*operands, *params.values()], [*eqn.invars, *eqn.params.values()], strict=True)
+        )
+        self.equations.append(eqn if same else eqn.replace(invars=operands, params=params))
 
-    def guard(self, eqn: Any) -> None:
-        """Put an identity before each operand that raises, and names the definition, when it is differentiated."""
-        identity = _not_differentiable(self.definition_of or "", eqn.primitive.name)
+    def guard(self, eqn: Any, message: str) -> None:
+        """Put an identity before each operand that raises this message when it is differentiated."""
+        identity = _not_differentiable(message)
         for variable in {v for v in eqn.invars if not isinstance(v, jex.Literal) and is_inexact(v.aval)}:
             traced = jax.make_jaxpr(identity)(shape_and_dtype(variable.aval))
-            self.write_out(open_jaxpr(traced), self.current([variable]), [variable])
+            self.write_out(traced, self.current([variable]), [variable])
 
-    def write_out(self, inner: Any, operands: Sequence[Any], results: Sequence[Any]) -> None:
-        """Append the equations of `inner` with fresh variables; its outputs stand for the variables `results`."""
+    def write_out(self, closed: Any, operands: Sequence[Any], results: Sequence[Any]) -> None:
+        """Append the equations of a jaxpr with fresh variables; its outputs stand for the variables `results`."""
+        inner = open_jaxpr(closed)
         own = dict(zip(inner.invars, operands, strict=True))
+        own |= {v: jex.Literal(c, v.aval) for v, c in zip(inner.constvars, getattr(closed, "consts", ()), strict=True)}
 
         def renamed(atoms: Sequence[Any]) -> list[Any]:
             return [a if isinstance(a, jex.Literal) else own[a] for a in atoms]
@@ -107,29 +137,24 @@ class _Rewriting:
         self.substitutes.update(zip(results, renamed(inner.outvars), strict=True))
 
 
-_CUSTOM_ROOT = "jax.lax.custom_root, whose own rule differentiates it"
+def _traced_definition(call: RuleCall) -> Any:
+    """Trace a definition.
 
-
-def _refuse_opaque(eqn: Any) -> None:
-    """Refuse a function with a rule inside jax.lax.custom_root, or any equation whose jaxprs cannot be rewritten."""
-    if is_custom_jvp(eqn) and rule_name(eqn) == "_custom_root":
-        where, held = _CUSTOM_ROOT, [eqn.params["call_jaxpr"]]
-    elif eqn.primitive.name == "call_hi_primitive":  # since jax 0.11
-        primitives = [value for value in eqn.params.values() if hasattr(value, "__dict__")]
-        name = ", ".join(type(value).__name__ for value in primitives)
-        where = _CUSTOM_ROOT if name == "CustomRoot" else f"the primitive {name}, whose jaxprs cannot be rewritten"
-        held = [value for each in primitives for value in vars(each).values() if is_jaxpr(value)]
-    else:
-        return
-    for inner in (e for jaxpr in held for e in equations(jaxpr) if is_custom_vjp(e)):
+    Raises:
+      TypeError: if it cannot be traced.
+    """
+    try:
+        return call.definition()
+    except Exception as error:
+        reason = first_line(error)
+        method = "method `expand`" if call.kind == HIPRIM else "definition"
         raise TypeError(
-            f"`f` must not call `{rule_name(inner)}`, which has a custom_vjp rule, inside {where}; "
-            f"call automatic({rule_name(inner)}) there"
-        )
+            f"`f` must not call `{call.name}` ({call.kind}), whose {method} cannot be traced: {reason}"
+        ) from error
 
 
-def _batched_without_rules(rule: Any, also_replace: EquationFilter | None, size: int, batched: Any, *args: Any) -> Any:
-    """Call a custom_vmap rule with the custom_vjp rules inside it replaced."""
+def _batched_without_rules(rule: Any, also_replace: CallFilter | None, size: int, batched: Any, *args: Any) -> Any:
+    """Call a custom_vmap rule with the rules inside it replaced."""
     leaves, tree = jax.tree.flatten(args)
     returned: list[Any] = []
 
@@ -143,24 +168,13 @@ def _batched_without_rules(rule: Any, also_replace: EquationFilter | None, size:
     return jax.tree.unflatten(returned[0], flat), returned[1]
 
 
-class _JvpWithoutRules:
-    """A custom_jvp rule that stays, with the custom_vjp rules inside it replaced. JAX asks it for its jaxpr."""
-
-    def __init__(self, thunk: Any, also_replace: EquationFilter | None) -> None:
-        self.thunk, self.also_replace, self.debug_info = thunk, also_replace, thunk.debug_info
-
-    def call_wrapped(self, *zeros: bool) -> tuple[Any, ...]:
-        jaxpr, *rest = self.thunk.call_wrapped(*zeros)
-        return without_rules(jaxpr, self.also_replace), *rest
-
-
 def _has_no_derivative(eqn: Any) -> bool:
     """Whether JAX cannot differentiate an equation with floating-point operands and results."""
     if not any(is_inexact(v.aval) for v in eqn.invars) or not any(is_inexact(v.aval) for v in eqn.outvars):
         return False
     if eqn.primitive.name not in OPAQUE_CALLS and eqn.primitive in ad.primitive_jvps:
         return False
-    if is_custom_jvp(eqn) or is_custom_vjp(eqn):
+    if eqn.primitive.name == "custom_jvp_call":
         return False
 
     def gradient(*operands: Any) -> Any:
@@ -184,8 +198,8 @@ def _has_no_derivative(eqn: Any) -> bool:
     return False
 
 
-def _not_differentiable(name: str, primitive: str) -> Callable[[Any], Any]:
-    """Return an identity that raises when it is differentiated, and says which definition has no derivative."""
+def _not_differentiable(message: str) -> Callable[[Any], Any]:
+    """Return an identity that raises this message when it is differentiated."""
 
     @jax.custom_jvp
     def identity(x: Any) -> Any:
@@ -193,9 +207,6 @@ def _not_differentiable(name: str, primitive: str) -> Callable[[Any], Any]:
 
     @identity.defjvp
     def _(primals: Any, tangents: Any) -> Any:
-        raise TypeError(
-            f"the definition of `{name}` (which calls `{primitive}`) must have a derivative that JAX knows; "
-            f"give the checker `reference=`, a function that has it"
-        )
+        raise TypeError(message)
 
     return identity

@@ -11,7 +11,8 @@ from jaxnn.gradcheck._subject import Arrays, as64
 from jaxnn.gradcheck._tolerance import differs, finfo, index_text, largest_finite, underflow_limit, worst_index
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, NOTE, PASS, Row
-from jaxnn.tracing import jaxprs, kinds
+from jaxnn.tracing import jaxprs
+from jaxnn.tracing.backward import BackwardRule
 
 REFERENCE_ROUNDING = 16  # times the allowed error: a reference may add up in another order, or by another algorithm
 LINEAR_ROUNDING = 64  # times the allowed error, relative to each element: for a reference no response is computed
@@ -168,7 +169,7 @@ def integers(t: Trial) -> Findings:
                 )
 
 
-def _is_nonzero(rule: kinds.BackwardRule, position: int) -> bool:
+def _is_nonzero(rule: BackwardRule, position: int) -> bool:
     """Whether a cotangent of the rule is not 0, at random residuals and output cotangents."""
     rng = np.random.default_rng(0)
 
