@@ -108,7 +108,8 @@ def _expanded(eqn: Any) -> Any:
     def expand(*operands: Any) -> Any:
         return jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, operands)))
 
-    return jax.make_jaxpr(expand)(*(v.aval for v in eqn.invars))
+    with eqn.ctx.manager:  # the mesh of a shard_map around it
+        return jax.make_jaxpr(expand)(*(v.aval for v in eqn.invars))
 
 
 def _linear_solve_call(eqn: Any) -> RuleCall:
