@@ -174,11 +174,14 @@ def _signature_failure(trial: Trial, error: Exception) -> Row:
 def _find_truths(trial: Trial) -> None:
     """Find out whether there is an automatic derivative, and whether it runs in float64."""
     s = trial.subject
+    if s.reference is None and (implicit := [call.kind for call in trial.rules if call.is_implicit]):
+        named = f"{implicit[0]} solves for its result and takes the derivative from {kinds.HANDED_OVER[implicit[0]]}"
+        trial.no_automatic = trial.no_definition = f"{named}; judged by the numeric derivative"
     for kind, why in (("definition", "no_definition"), ("automatic", "no_automatic")):
         try:
             jax.eval_shape(lambda *operands, kind=kind: s.vjp(kind, *operands), s.points, s.rest, trial.dy)
         except Exception as error:
-            setattr(trial, why, first_line(error).split(": ", 1)[-1])
+            setattr(trial, why, getattr(trial, why) or first_line(error).split(": ", 1)[-1])
     try:
         with float64_mode():
             points, dy = s.in_float64(s.points), s.in_float64(trial.dy)

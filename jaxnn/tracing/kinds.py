@@ -26,9 +26,17 @@ from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 from jax.interpreters import ad
 
 from jaxnn.tracing import jaxprs
+from jaxnn.tracing.functions import is_inexact
 
 IMPLICIT = ("custom_root", "custom_linear_solve")
 HIPRIM = "HiPrim"
+_IN_JAX = re.compile(r"[/\\]jax[/\\](_src|experimental)[/\\]")
+# What the user hands to JAX as the rule.
+HANDED_OVER = {
+    "custom_root": "tangent_solve",
+    "custom_linear_solve": "transpose_solve",
+    "linear_call": "transpose",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +91,7 @@ def _function_name(jaxpr: Any) -> str:
 
 def _is_in_jax(jaxpr: Any) -> bool:
     source = str(jaxprs.open_jaxpr(jaxpr).debug_info.func_src_info)
-    return re.search(r"[/\\]jax[/\\]_src[/\\]", source) is not None
+    return _IN_JAX.search(source) is not None
 
 
 def hi_primitive(eqn: Any) -> Any:
@@ -177,6 +185,26 @@ def rule_calls(closed: Any) -> Iterator[RuleCall]:
 def is_backward_only(eqn: Any) -> bool:
     """Whether the equation stands for a backward rule: it can be transposed, not run forwards."""
     return eqn.primitive.name in ("custom_lin", "call_hi_primitive_linearized")
+
+
+def is_users_stop_gradient(eqn: Any) -> bool:
+    """Whether the equation is a stop_gradient that is not written in JAX itself."""
+    if eqn.primitive.name != "stop_gradient":
+        return False
+    frames = iter(eqn.source_info.traceback.frames if eqn.source_info.traceback else ())
+    for frame in frames:  # innermost first
+        if frame.function_name == "stop_gradient":
+            caller = next(frames, None)
+            return caller is None or _IN_JAX.search(caller.file_name) is None
+    return True
+
+
+def iterates_until(eqn: Any) -> bool:
+    """Whether the equation is a loop whose condition looks at floating-point numbers."""
+    if eqn.primitive.name != "while":
+        return False
+    condition = jaxprs.equations(eqn.params["cond_jaxpr"])
+    return any(is_inexact(v.aval) for e in condition for v in e.invars)
 
 
 def sees_zeros(eqn: Any) -> bool:
