@@ -57,10 +57,9 @@ def dot(a: Vector, b: Vector) -> float:
         return float(np.real(sum(np.sum(p) for p in products)))
 
 
-def slope(
-    f: Callable[[Vector], Vector], x: Vector, dy: Vector, direction: Vector, steps: list[float], eps: float
-) -> Slope:
+def slope(f: Callable[[Vector], Vector], x: Vector, dy: Vector, direction: Vector, eps: float) -> Slope:
     """Differentiate φ = Σ dy f along `direction`; `eps` is the relative rounding error of f."""
+    steps = STEPS_FLOAT64 if eps <= EPS_FLOAT64 else STEPS_FLOAT32
 
     def at(h: float) -> Vector:
         return f([a + h * v for a, v in zip(x, direction, strict=True)])

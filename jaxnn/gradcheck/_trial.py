@@ -326,9 +326,8 @@ class Trial:
 
     def slope(self, points: Arrays, dy: Arrays, direction: Arrays) -> _numeric.Slope:
         """Differentiate numerically, in float64 if the function runs there."""
-        eps = self.rounding
-        steps = _numeric.STEPS_FLOAT64 if eps == _numeric.EPS_FLOAT64 else _numeric.STEPS_FLOAT32
-        return _numeric.slope(self.value64, [as64(x) for x in points], [as64(d) for d in dy], direction, steps, eps)
+        x, d = [as64(p) for p in points], [as64(v) for v in dy]
+        return _numeric.slope(self.value64, x, d, direction, self.rounding)
 
     @functools.cached_property
     def value_responses(self) -> Arrays:

@@ -291,10 +291,12 @@ def _second_order_numerically(
     missed = np.flatnonzero(np.isnan(custom) & (direction[k] == 0))  # a NaN at an argument of 0
     if missed.size:
         direction = _numeric.element_direction(at, k, int(missed[0]))
-    slope = _numeric.slope(
-        lambda v: t.gradients64("custom", v[:points], v[points:]), at, u, direction,
-        _numeric.STEPS_FLOAT64, _numeric.EPS_FLOAT64,
-    )  # fmt: skip
+
+    def by_rule(v: Arrays) -> Arrays:
+        return t.gradients64("custom", v[:points], v[points:])
+
+    # The rule may lose digits that f keeps.
+    slope = _numeric.slope(by_rule, at, u, direction, _numeric.rounding_of(by_rule, at, direction))
     found = _numeric.dot([custom], [direction[k]])
     # The sum over a direction may cancel: then a millionth of its typical size is the scale.
     scale = max(abs(slope.value), 1e-6 * math.sqrt(_numeric.dot(u, u) * _numeric.dot(direction, direction)))
