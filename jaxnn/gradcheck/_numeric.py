@@ -81,6 +81,7 @@ def slope(f: Callable[[Vector], Vector], x: Vector, dy: Vector, direction: Vecto
             for k in range(len(steps) - 1)
         ]  # fmt: skip
         k = int(np.argmin(errors))
+        errors[k] = max(errors[k], _conflict(central, k))
         gap, next_gap = abs(right[k] - left[k]), abs(right[k + 1] - left[k + 1])
         noise = 20 * rounding[k + 1] + 1e-6 * abs(central[k + 1])  # a gap must stand out from rounding
         kinked = next_gap > GAP_OF_A_KINK * gap and next_gap > noise
@@ -89,6 +90,17 @@ def slope(f: Callable[[Vector], Vector], x: Vector, dy: Vector, direction: Vecto
         tuple(zip(steps, central, strict=True)), max(abs(right[k + 1] - right[k]), abs(left[k + 1] - left[k])),
         max(1e-9, 64 * eps) * scale,
     )  # fmt: skip
+
+
+def _conflict(central: list[float], k: int) -> float:
+    """Return how far another two neighbouring steps that agree well are from the chosen ones, if they are far off.
+
+    Where a formula cancels, its value is a constant error for the smallest steps, and has a slope of its own.
+    """
+    pairs = zip(central[:k], central[1 : k + 1], strict=True)
+    plateaus = (b for a, b in pairs if abs(a - b) <= 0.01 * abs(b))
+    distances = (abs(b - central[k + 1]) for b in plateaus if abs(b - central[k + 1]) > 0.5 * abs(b))
+    return max(distances, default=0.0)
 
 
 def rounding_of(f: Callable[[Vector], Vector], x: Vector, direction: Vector) -> float:

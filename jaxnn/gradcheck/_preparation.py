@@ -177,8 +177,10 @@ def _signature_failure(trial: Trial, error: Exception) -> Row:
         raise TypeError(f"`f` ({s.name}) must be differentiable, but jax.vjp raises {first_line(error)}") from error
     message = " ".join(str(error).split())
     said = f": {message[:400]}" if message else ""
+    places = [f" (the rule of {call.name}, {call.place})" for call in trial.rules if call.place]
+    place = place_of(error) or (places[0] if places else "")
     return Row(
-        "signature", s.name, FAIL, f"the rule raises {type(error).__name__}{said}{place_of(error)}",
+        "signature", s.name, FAIL, f"the rule raises {type(error).__name__}{said}{place}",
         shape_hint(message) or _tangent_hint(trial, error),
     )  # fmt: skip
 

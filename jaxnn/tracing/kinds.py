@@ -48,6 +48,7 @@ class RuleCall:
         "custom_root", or "primitive" for a primitive that is registered with JAX by hand.
       name: the function's name.
       is_jaxs_own: whether the rule belongs to JAX itself.
+      place: the file and line where the definition begins, "student.py:14"; "" if unknown.
       definition: returns the trace of the definition, which takes the call's operands; None for a primitive.
     """
 
@@ -55,6 +56,7 @@ class RuleCall:
     name: str
     is_jaxs_own: bool
     definition: Callable[[], Any] | None
+    place: str = ""
 
     @property
     def is_implicit(self) -> bool:
@@ -82,11 +84,16 @@ def rule_call(eqn: Any) -> RuleCall | None:
 
 
 def _traced_call(kind: str, jaxpr: Any) -> RuleCall:
-    return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), lambda: jaxpr)
+    return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), lambda: jaxpr, _place(jaxpr))
 
 
 def _function_name(jaxpr: Any) -> str:
     return str(jaxprs.open_jaxpr(jaxpr).debug_info.func_src_info).split(" at ")[0]
+
+
+def _place(jaxpr: Any) -> str:
+    _, _, place = str(jaxprs.open_jaxpr(jaxpr).debug_info.func_src_info).partition(" at ")
+    return re.split(r"[/\\]", place)[-1]
 
 
 def _is_in_jax(jaxpr: Any) -> bool:
@@ -105,7 +112,7 @@ def _primitive_call(eqn: Any) -> RuleCall:
     if type(primitive).__name__ in ("CustomVJPTraced", "CustomJVPTraced"):
         kind = "custom_vjp" if type(primitive).__name__ == "CustomVJPTraced" else "custom_jvp"
         jaxpr = primitive.traced.jaxpr
-        return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), definition)
+        return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), definition, _place(jaxpr))
     if type(primitive).__name__ == "CustomRoot":
         return RuleCall("custom_root", "custom_root", False, definition)
     return RuleCall(HIPRIM, type(primitive).__name__, type(primitive).__module__.startswith("jax."), definition)
