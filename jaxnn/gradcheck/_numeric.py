@@ -6,6 +6,7 @@ best, their distance bounds the error of either. At a kink the two one-sided der
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -97,7 +98,7 @@ def _conflict(central: list[float], k: int) -> float:
 
     Where a formula cancels, its value is a constant error for the smallest steps, and has a slope of its own.
     """
-    pairs = zip(central[:k], central[1 : k + 1], strict=True)
+    pairs = itertools.pairwise(central[: k + 1])
     plateaus = (b for a, b in pairs if abs(a - b) <= 0.01 * abs(b))
     distances = (abs(b - central[k + 1]) for b in plateaus if abs(b - central[k + 1]) > 0.5 * abs(b))
     return max(distances, default=0.0)
