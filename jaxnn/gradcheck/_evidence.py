@@ -37,7 +37,7 @@ def numeric_element(t: Trial, leaf: int, flat: int) -> NumericElement:
         along_imaginary = t.slope(t.subject.points, t.dy, _numeric.imaginary(direction))
         value -= 1j * along_imaginary.value / length
         settled &= along_imaginary.is_settled(abs(slope.value))
-    return NumericElement(value, slope.error / length, slope.kinked, settled)
+    return NumericElement(value, slope.error / length, slope.kinked and slope.has_sides, settled)
 
 
 def evidence(t: Trial, leaf: int, i: Any, custom: Any, numeric: NumericElement, like_numeric: str) -> Evidence:

@@ -17,13 +17,16 @@ Vector = Any  # a list of float64 arrays
 # Powers of two around the best step, the cube root of eps: 2**-17 in float64, 2**-7.6 in float32.
 STEPS_FLOAT64 = [2.0 ** (-4 - 3 * k) for k in range(7)]
 STEPS_FLOAT32 = [2.0 ** (-1 - k) for k in range(10)]
-EPS_FLOAT64, EPS_FLOAT32 = 2.0**-52, 2.0**-23
+EPS_FLOAT64, EPS_FLOAT32, EPS_FLOAT16 = 2.0**-52, 2.0**-23, 2.0**-10
 # A smooth function's one-sided differences approach each other as the step shrinks: their gap falls to 1/8 from one
 # step of float64's sweep to the next, to 1/2 in float32's. At a kink it stays.
 GAP_OF_A_KINK = 0.6
 UNSETTLED = 0.05  # relative error above which a numeric derivative decides nothing
+COARSE = 1e-6  # relative rounding from which a derivative that seems to be 0 may be hidden
+UNEVEN = 0.2  # of a smooth function the one-sided differences differ less than this at the best step
+SIDES = 0.1  # at a kink they change by less, beside their distance, from one step to the next
 # Where steps this small change a function by more, or by less, than they should, it rounds coarser than float64.
-PROBE, LONGER_PROBE = 2.0**-30, 2.0**-10
+PROBE, LONGER_PROBE, LONGEST_PROBE = 2.0**-30, 2.0**-10, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,15 @@ class Slope:
     def is_settled(self, size: float) -> bool:
         """Whether the error is small beside a derivative of this size, or so small that the derivative is 0."""
         size = max(abs(self.value), size)
-        return bool(np.isfinite(self.value) and self.error <= max(UNSETTLED * size, self.floor))
+        uneven = 0.0 if self.kinked else UNEVEN * abs(self.right - self.left)
+        return bool(
+            np.isfinite([self.value, size]).all() and max(self.error, uneven) <= max(UNSETTLED * size, self.floor)
+        )
+
+    @property
+    def has_sides(self) -> bool:
+        """Whether the one-sided derivatives have settled, as at a kink; at a jump they grow as the step shrinks."""
+        return self.drift <= SIDES * abs(self.right - self.left)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -89,7 +100,7 @@ def slope(f: Callable[[Vector], Vector], x: Vector, dy: Vector, direction: Vecto
     return Slope(
         central[k + 1], float(errors[k]), left[k + 1], right[k + 1], bool(kinked),
         tuple(zip(steps, central, strict=True)), max(abs(right[k + 1] - right[k]), abs(left[k + 1] - left[k])),
-        max(1e-9, 64 * eps) * scale,
+        max(1e-9, 16 * eps) * scale if eps < COARSE else 0.0,
     )  # fmt: skip
 
 
@@ -119,6 +130,8 @@ def rounding_of(f: Callable[[Vector], Vector], x: Vector, direction: Vector) -> 
     with np.errstate(all="ignore"):
         size = float(np.sqrt(sum(np.nansum(np.square(np.abs(y[np.isfinite(y)]))) for y in base)))
         expected, found = distance(LONGER_PROBE) * PROBE / LONGER_PROBE, distance(PROBE)
+    if not expected and not found and not distance(LONGEST_PROBE):
+        return EPS_FLOAT16  # constant, or rounded so coarsely that nothing is seen of it
     visible = 64 * EPS_FLOAT64 * size
     if not size or (found <= 16 * expected + visible and (found >= expected / 16 or expected <= visible)):
         return EPS_FLOAT64

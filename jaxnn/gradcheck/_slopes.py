@@ -16,6 +16,7 @@ ELEMENTS = {"rule": 6, "full": 32}
 DIRECTIONS, DIRECTIONS_OF_LARGE = 3, 1
 # How accurate a function that iterates until it converges is taken to be, beside its largest gradient.
 ITERATION = 1e-3
+LOOSE = 0.3  # a numeric derivative that may be off by more, beside the terms of the rule's, proves nothing
 
 
 class Along(NamedTuple):
@@ -43,7 +44,7 @@ def along_directions(t: Trial, leaf: int) -> Along:
     in_float64 = t.rule_in_float64 is not None and not t.no_float64
     custom = (t.rule_in_float64 if in_float64 else t.custom)[leaf]  # type: ignore[index]
     # The allowed error of the sum over a direction's elements: independent roundings add up as a root of squares.
-    allowed = np.square(np.nan_to_num(t.allowed(leaf)))
+    allowed = np.square(np.nan_to_num(t.allowed_in_float64(leaf) if in_float64 else t.allowed(leaf)))
     settled = True
     for v in _directions(t, leaf):
         slope = t.slope(t.subject.points, t.dy, v)
@@ -54,9 +55,9 @@ def along_directions(t: Trial, leaf: int) -> Along:
         error = abs(found - slope.value)
         t.note_error("numeric", error / (abs(slope.value) or 1.0))
         terms = math.sqrt(_numeric.dot([np.square(np.abs(custom))], [np.square(np.abs(v[leaf]))]))
-        settled &= slope.is_settled(terms)
         rounding = math.sqrt(_numeric.dot([np.square(np.abs(v[leaf]))], [allowed]))
         limit = 3 * slope.error + 4 * rounding + 1e-6 * abs(slope.value) + 1e-300
+        settled &= slope.is_settled(terms) and limit <= max(LOOSE * terms, 3 * slope.floor)
         if not error <= limit and not (t.iterates and error <= ITERATION * _largest_gradient(t)):
             return Along(found, slope, False, slope.is_settled(terms))
     return Along(found, slope, True, settled)

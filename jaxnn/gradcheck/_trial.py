@@ -285,10 +285,18 @@ class Trial:
 
         The rule may compute in float32 throughout. If it, or f, rounds to a narrower dtype inside, that is allowed too.
         """
+        return differs(exact, self.truth.gradients[leaf], self.allowed_in_float64(leaf))
+
+    def allowed_in_float64(self, leaf: int) -> Any:
+        """Return the error allowed where the rule computes in float64."""
         factor = max(self.rtol or 0.0, FLOAT32_ROUNDING)
         if self.narrowest is not None:
             factor = max(factor, self.factor(self.narrowest))
-        return differs(exact, self.truth.gradients[leaf], self.truth.allowed(leaf, factor, jnp.float32))
+        if not self.no_automatic:
+            return self.truth.allowed(leaf, factor, jnp.float32)
+        if self.rule_tolerance is None:
+            return factor * np.abs(self.custom[leaf])
+        return self.rule_tolerance.allowed(leaf, factor, jnp.float32)
 
     @functools.cached_property
     def narrowest(self) -> Any:

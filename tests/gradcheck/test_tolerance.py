@@ -31,14 +31,12 @@ def test_rtol_replaces_8_eps():
 
 def test_the_numeric_derivative_chooses_its_step_and_knows_its_error():
     for f, truth in ((np.sin, np.cos(1.0)), (np.exp, np.e), (lambda x: x**5, 5.0)):
-        for eps, steps in ((2.0**-52, 2.0 ** -np.arange(4, 26, 3.0)), (2.0**-23, 2.0 ** -np.arange(1, 11.0))):
+        for eps in (2.0**-52, 2.0**-23):
             noisy = lambda x, f=f, eps=eps: [f(x[0]) * (1 + eps * np.sin(1e9 * x[0]))]  # noqa: E731
-            slope = _numeric.slope(noisy, [np.array([1.0])], [np.array([1.0])], [np.array([1.0])], list(steps), eps)
+            slope = _numeric.slope(noisy, [np.array([1.0])], [np.array([1.0])], [np.array([1.0])], eps)
             assert abs(slope.value - truth) <= slope.error < 2e-2 * abs(truth)
             assert not slope.kinked
-    kink = _numeric.slope(
-        lambda x: [np.abs(x[0])], [np.array([0.0])], [np.array([1.0])], [np.array([1.0])], [0.1, 0.01], 2.0**-52
-    )
+    kink = _numeric.slope(lambda x: [np.abs(x[0])], [np.array([0.0])], [np.array([1.0])], [np.array([1.0])], 2.0**-52)
     assert kink.kinked and kink.interval[0] <= -1 <= 1 <= kink.interval[1]
 
 
@@ -97,4 +95,4 @@ def test_arguments_without_a_finite_element_are_inconclusive():
     double = jax.custom_vjp(lambda x: 2 * x)
     double.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
     (row,) = [r for r in gradcheck.check(double, jnp.array([jnp.inf]), level="rule").rows if r.check == "gradient"]
-    assert row.status == "INCONCLUSIVE" and "give finite arguments" in row.message
+    assert row.status == "INCONCLUSIVE" and "give finite arguments" in row.message and row.decides

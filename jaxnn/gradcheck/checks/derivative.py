@@ -100,11 +100,11 @@ def _judge_unknown(t: Trial, leaf: int, unknown: np.ndarray) -> Row | None:
     for flat in evenly_spaced(flats, MOST_UNKNOWN):
         i = np.unravel_index(int(flat), unknown.shape)
         numeric, custom = numeric_element(t, leaf, int(flat)), t.custom[leaf][i]
-        if numeric.is_close(custom, t.allowed(leaf)[i]):
+        if numeric.settled and numeric.is_close(custom, t.allowed(leaf)[i]):
             continue
         if numeric.kinked and within_one_sided_derivatives(t, t.subject.points, leaf, int(flat)):
             continue
-        if not numeric.settled or numeric.kinked:
+        if not numeric.settled:
             undecided.append(i)
             continue
         wrong = np.zeros_like(unknown)
@@ -148,7 +148,7 @@ def _judge_numerically(t: Trial, leaf: int) -> Row:
     if not t.is_finite:
         message = f"f is not finite here, so it has no numeric derivative; {CURE}"
         return row(INCONCLUSIVE, message, decides=True)
-    if along.slope.kinked and along.within_interval:
+    if along.slope.kinked and along.slope.has_sides and along.within_interval:
         return row(PASS, f"{rule} lies between the one-sided numeric derivatives: f has a kink here")
     if not along.settled or along.slope.kinked:
         message = f"the numeric derivative does not converge here (along a direction {rule} is {along.text}); {CURE}"
