@@ -9,15 +9,15 @@ import numpy as np
 from jaxnn.gradcheck._hints import shape_hint
 from jaxnn.gradcheck._subject import Subject, as64
 from jaxnn.gradcheck._trial import Trial
-from jaxnn.gradcheck.report import FAIL, Row
+from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, Row
 from jaxnn.tracing import jaxprs, kinds
 from jaxnn.tracing.contexts import float64_mode
-from jaxnn.tracing.errors import BRANCHING_ERRORS, TRACING_ERRORS, branching_message, first_line
+from jaxnn.tracing.errors import BRANCHING_ERRORS, TRACING_ERRORS, branching_message, first_line, missing_method
 from jaxnn.tracing.functions import function_name, is_array, is_inexact
 
 
 def prepare(trial: Trial) -> list[Row]:
-    """Fill in the trial. The rows returned, if any, are failures that leave nothing else to check.
+    """Fill in the trial. The rows returned, if any, say why nothing else can be checked.
 
     Raises:
       TypeError: if f has no floating-point argument or output, or is not differentiable.
@@ -165,6 +165,8 @@ def _signature_failure(trial: Trial, error: Exception) -> Row:
     s = trial.subject
     if not any(kinds.rule_call(e) for e in jaxprs.equations(trial.jaxpr)):
         raise TypeError(f"`f` ({s.name}) must be differentiable, but jax.vjp raises {first_line(error)}") from error
+    if missing := missing_method(error):
+        return Row("signature", s.name, INCONCLUSIVE, missing, decides=True)
     message = " ".join(str(error).split())
     return Row(
         "signature", s.name, FAIL, f"the rule raises {type(error).__name__}: {message[:400]}", shape_hint(message)

@@ -17,6 +17,7 @@ from jaxnn.gradcheck.report import Row
 from jaxnn.tracing import jaxprs, kinds
 from jaxnn.tracing.backward import BackwardRule, backward_rules
 from jaxnn.tracing.contexts import float64_mode
+from jaxnn.tracing.primitives import PrimitiveCall, primitive_calls
 
 Findings = Iterator[Row]  # what a check yields
 LARGE = 100_000  # elements, above which fewer perturbations, directions and points are tried, to save time
@@ -77,6 +78,16 @@ class Trial:
     @functools.cached_property
     def backward_rules(self) -> list[BackwardRule]:
         return list(backward_rules(self.jaxpr))
+
+    @functools.cached_property
+    def primitive_calls(self) -> list[PrimitiveCall]:
+        """The HiPrims of the user's, with the values that reach them: in float64, where f runs there."""
+        if self.no_float64:
+            return primitive_calls(self.jaxpr, [*self.subject.points, *self.subject.rest])
+        with float64_mode():
+            points = self.subject.in_float64(self.subject.points)
+            traced = jax.make_jaxpr(lambda p, r: self.subject.value("custom", p, r))(points, self.rest64)
+            return primitive_calls(traced, [*points, *self.rest64])
 
     # --- derivatives at any point ---
 

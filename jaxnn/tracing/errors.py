@@ -1,5 +1,7 @@
 """The errors that JAX raises where a function cannot be traced, and how to repeat them in one line."""
 
+import re
+
 import jax
 
 # Python code looked at the value of an array, which a tracer does not have.
@@ -25,6 +27,16 @@ def first_line(error: BaseException) -> str:
     """Return an error's type and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def missing_method(error: BaseException) -> str:
+    """Return which method of a HiPrim JAX misses; nothing for other errors."""
+    words = " ".join(str(error).split())
+    found = re.search(r"(for \w+ support), subclass <class '(?:[^']*\.)?(\w+)'> must implement ((?:`\w+`[ ,andor]*)+)", words)
+    if not isinstance(error, NotImplementedError) or found is None:
+        return ""
+    purpose, name, methods = found.groups()
+    return f"{purpose}, `{name}` must implement {methods.strip(' ,')}"
 
 
 def is_missing_in_jax(error: BaseException) -> bool:

@@ -90,8 +90,15 @@ def hi_primitive(eqn: Any) -> Any:
     return eqn.params["_prim"]
 
 
+def unbatched(primitive: Any) -> Any:
+    """Return the primitive that the user wrote: before jax 0.12 vmap wraps it."""
+    while type(primitive).__name__ == "VmapOf":
+        primitive = primitive.prim
+    return primitive
+
+
 def _primitive_call(eqn: Any) -> RuleCall:
-    primitive = hi_primitive(eqn)
+    primitive = unbatched(hi_primitive(eqn))
     definition = functools.partial(_expanded, eqn)
     if type(primitive).__name__ in ("CustomVJPTraced", "CustomJVPTraced"):
         kind = "custom_vjp" if type(primitive).__name__ == "CustomVJPTraced" else "custom_jvp"

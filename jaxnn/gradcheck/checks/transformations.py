@@ -18,7 +18,7 @@ from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
 from jaxnn.tracing import jaxprs, rewriting
 from jaxnn.tracing.contexts import float64_mode
-from jaxnn.tracing.errors import TRACING_ERRORS, first_line, is_missing_in_jax
+from jaxnn.tracing.errors import TRACING_ERRORS, first_line, is_missing_in_jax, missing_method
 
 # Tolerances, as multiples of the error allowed for one gradient. Chosen so that every right rule of the zoo passes.
 TWO_GRADIENTS = 2.0  # the gradients with and without the transformation are compared, and each has an error
@@ -57,6 +57,8 @@ def _attempt(
             message = "the cotangent of an argument that is equal on all devices must be summed over the devices"
             cure = "in bwd, psum over the axes that the cotangent varies over and the primal does not"
             return Row(check, name, UNSUPPORTED, f"{message}: {cure} (jax.typeof(x).manual_axis_type.varying)")
+        if missing := missing_method(error):
+            return Row(check, name, UNSUPPORTED, missing)
         if is_missing_in_jax(error):
             return Row(check, name, UNSUPPORTED, f"the rule does not run, its definition does: {first_line(error)}")
         return Row(check, name, FAIL, f"the rule raises, its definition does not: {first_line(error)}")
