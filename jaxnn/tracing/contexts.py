@@ -24,8 +24,8 @@ def float64_mode() -> Iterator[None]:
 def new_remat() -> Iterator[None]:
     """Let jax.checkpoint call the rules that primitives have for it, as JAX does with jax_remat3."""
     before = jax.config.jax_remat3  # type: ignore[attr-defined]
-    jax.config.update("jax_remat3", True)
+    jax.config.update("jax_remat3", True)  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        jax.config.update("jax_remat3", before)
+        jax.config.update("jax_remat3", before)  # type: ignore[no-untyped-call]

@@ -32,7 +32,9 @@ def first_line(error: BaseException) -> str:
 def missing_method(error: BaseException) -> str:
     """Return which method of a HiPrim JAX misses; nothing for other errors."""
     words = " ".join(str(error).split())
-    found = re.search(r"(for \w+ support), subclass <class '(?:[^']*\.)?(\w+)'> must implement ((?:`\w+`[ ,andor]*)+)", words)
+    found = re.search(
+        r"(for \w+ support), subclass <class '(?:[^']*\.)?(\w+)'> must implement ((?:`\w+`[ ,andor]*)+)", words
+    )
     if not isinstance(error, NotImplementedError) or found is None:
         return ""
     purpose, name, methods = found.groups()

@@ -99,10 +99,9 @@ def _adjoint(
         return Row(method, path, INCONCLUSIVE, "the derivative is not finite here; give arguments where it is")
     if abs(left - right) <= math.sqrt(eps) * (left_terms + right_terms):
         return Row(method, path, PASS, f"`{method}` and the vjp agree")
-    truth = by_definition()
-    right_one = [name for name, value in ((f"`{method}`", left), ("the vjp", right)) if abs(value - truth) <= 1e-3 * max(
-        abs(left - right), 1e-300)]  # fmt: skip
-    agrees = f"; JAX's derivative of `expand` agrees with {right_one[0]}" if right_one else ""
+    truth, apart = by_definition(), abs(left - right)
+    near = [name for name, value in ((f"`{method}`", left), ("the vjp", right)) if abs(value - truth) < 1e-3 * apart]
+    agrees = f"; JAX's derivative of `expand` agrees with {near[0]}" if near else ""
     message = f"`{method}` and the vjp disagree: ⟨u, J v⟩ is {left:.6g}, ⟨Jᵀ u, v⟩ is {right:.6g}{agrees}"
     return Row(method, path, FAIL, message, DISAGREE if method == "jvp" else "jax.linearize gives another derivative")
 
@@ -126,21 +125,24 @@ def _inner(a: Arrays, b: Arrays) -> tuple[float, float]:
 
 @_each_primitive
 def batch(call: PrimitiveCall) -> Iterator[Row]:
-    """Under vmap the primitive returns what `expand` returns for each example, whichever arguments are batched."""
+    """Under vmap the primitive returns what `expand` returns for each example, whichever arguments are batched.
+
+    JAX also calls `batch` where none is, as in `jax.vmap(lambda s: s * jax.grad(f)(x))(scales)`.
+    """
     near = [(x * NEARBY).astype(x.dtype) if is_inexact(x) else x for x in call.operands]
     every = tuple(range(len(call.operands)))
-    for positions, last in [*((p, False) for p in _subsets(every)), (every, True)]:
+    for positions, last in [*((p, False) for p in _subsets(every)), ((), False), (every, True)]:
         axes = [(call.operands[i].ndim if last else 0) if i in positions else None for i in every]
         stacked = [x if a is None else jnp.stack([x, n], a) for x, n, a in zip(call.operands, near, axes, strict=True)]
 
         def run(stacked: Arrays, axes: Any = axes) -> Any:
-            return jax.vmap(lambda leaves: call.value(*leaves), in_axes=(axes,))(stacked)
+            return jax.vmap(lambda leaves: call.value(*leaves), in_axes=(axes,), axis_size=2)(stacked)
 
         def one_by_one(positions: Positions = positions) -> Arrays:
             others = [n if i in positions else x for i, x, n in zip(every, call.operands, near, strict=True)]
             return [jnp.stack(pair) for pair in zip(*map(_expand(call), (call.operands, others)), strict=True)]
 
-        path = _path(call, positions) + (", last axis" if last else "")
+        path = _path(call, positions) + (", last axis" if last else "" if positions else " (none batched)")
         try:
             found, eps = _run(call, run, stacked)
         except Exception as error:
