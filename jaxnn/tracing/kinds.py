@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 from jax.interpreters import ad
 
@@ -115,8 +116,24 @@ def _expanded(eqn: Any) -> Any:
     def expand(*operands: Any) -> Any:
         return jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, operands)))
 
-    with eqn.ctx.manager:  # the mesh of a shard_map around it
-        return jax.make_jaxpr(expand)(*(v.aval for v in eqn.invars))
+    avals = [v.aval for v in eqn.invars]
+    with eqn.ctx.manager:
+        mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.manual_axes:
+        return jax.make_jaxpr(expand)(*avals)
+    # The call stands in a shard_map: trace inside of another one, where JAX knows the axes.
+    traced = []
+
+    def body(x: Any) -> Any:
+        traced.append(jax.make_jaxpr(expand)(*avals))
+        return x
+
+    whole = mesh.update(axis_types=(jax.sharding.AxisType.Auto,) * len(mesh.axis_names))  # type: ignore[no-untyped-call]
+    spec, axes = jax.P(), set(mesh.manual_axes)  # type: ignore[no-untyped-call]
+    varies = any(a.manual_axis_type.varying for a in avals if hasattr(a, "manual_axis_type"))
+    around = jax.shard_map(body, mesh=whole, in_specs=spec, out_specs=spec, axis_names=axes, check_vma=varies)
+    jax.eval_shape(around, jnp.zeros((), bool))
+    return traced[-1]
 
 
 def _linear_solve_call(eqn: Any) -> RuleCall:

@@ -117,7 +117,7 @@ def test_a_primitive_with_a_rule_of_its_own_is_named():
     jax.interpreters.ad.defjvp(sine, lambda t, x: 3 * t)
     f = jaxnn.automatic(lambda x: sine.bind(x) * 2)
     np.testing.assert_allclose(f(jnp.array(X)), 2 * np.sin(X), rtol=1e-6)
-    with pytest.raises(TypeError, match="the primitive `sine` must have no rule of its own; .*`reference=`"):
+    with pytest.raises(TypeError, match=r"the primitive `sine` must have no rule of its own; .*`reference=`"):
         jax.grad(lambda x: jnp.sum(f(x)))(jnp.array(X))
 
 
