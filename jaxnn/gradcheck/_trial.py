@@ -14,7 +14,7 @@ from jaxnn.gradcheck import _numeric, _tolerance
 from jaxnn.gradcheck._subject import Arrays, Subject, as64
 from jaxnn.gradcheck._tolerance import EPS_PER_RESPONSE, Truth, finfo
 from jaxnn.gradcheck.report import Row
-from jaxnn.tracing import jaxprs, kinds
+from jaxnn.tracing import kinds
 from jaxnn.tracing.backward import BackwardRule, backward_rules
 from jaxnn.tracing.contexts import float64_mode
 from jaxnn.tracing.primitives import PrimitiveCall, primitive_calls
@@ -69,11 +69,11 @@ class Trial:
 
     @functools.cached_property
     def stops_gradients(self) -> bool:
-        return any(e.primitive.name == "stop_gradient" for e in jaxprs.equations(self.jaxpr))
+        return any(e.primitive.name == "stop_gradient" for e in kinds.equations(self.jaxpr))
 
     @functools.cached_property
     def has_symbolic_zeros(self) -> bool:
-        return any(kinds.sees_zeros(e) for e in jaxprs.equations(self.jaxpr))
+        return any(kinds.sees_zeros(e) for e in kinds.equations(self.jaxpr))
 
     @functools.cached_property
     def backward_rules(self) -> list[BackwardRule]:

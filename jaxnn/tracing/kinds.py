@@ -173,9 +173,21 @@ def _is_of_jax(f: Any) -> bool:
     return module.split(".")[0] in ("jax", "jaxlib", "numpy", "functools", "builtins") and all(map(_is_of_jax, wrapped))
 
 
-def rule_calls(closed: Any) -> Iterator[RuleCall]:
-    """Yield the calls of rules that are not JAX's own, in inner functions too, but not in a HiPrim's definition."""
+def equations(closed: Any) -> Iterator[Any]:
+    """Yield all equations, those of inner functions too, and those of the definitions of HiPrims."""
     for eqn in jaxprs.equations(closed):
+        yield eqn
+        if eqn.primitive.name == "call_hi_primitive":
+            try:
+                definition = _expanded(eqn)
+            except Exception:  # its error belongs to whoever calls it
+                continue
+            yield from equations(definition)
+
+
+def rule_calls(closed: Any) -> Iterator[RuleCall]:
+    """Yield the calls of rules that are not JAX's own, in inner functions and in definitions too."""
+    for eqn in equations(closed):
         call = rule_call(eqn)
         if call is not None and not call.is_jaxs_own:
             yield call

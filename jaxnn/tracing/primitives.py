@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.tracing.functions import is_inexact
-from jaxnn.tracing.jaxprs import equations, is_jaxpr, open_jaxpr
-from jaxnn.tracing.kinds import HIPRIM, hi_primitive, rule_call, unbatched
+from jaxnn.tracing.jaxprs import is_jaxpr, open_jaxpr
+from jaxnn.tracing.kinds import HIPRIM, equations, hi_primitive, rule_call, unbatched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +116,8 @@ def _reached(closed: Any, leaves: Sequence[Any]) -> Iterator[tuple[Any, list[Any
 
 
 def _holds_primitives(eqn: Any) -> bool:
+    if eqn.primitive.name == "call_hi_primitive":
+        return True  # its definition may
     return any(_calls_users_primitive(e) for inner in _inner_jaxprs(eqn) for e in equations(inner))
 
 
@@ -154,6 +156,10 @@ def _entered(eqn: Any, operands: list[Any]) -> Iterator[tuple[Any, list[Any]]]:
     elif name == "while":
         conditions = params["cond_nconsts"]
         yield params["body_jaxpr"], operands[conditions:]
+    elif name == "call_hi_primitive":
+        call = rule_call(eqn)
+        assert call is not None and call.definition is not None
+        yield call.definition(), operands
     elif name == "cond":
         index, *others = operands
         yield params["branches"][int(np.clip(index, 0, len(params["branches"]) - 1))], others

@@ -85,7 +85,8 @@ def residuals(t: Trial) -> Findings:
     for rule in t.backward_rules:
         for i in jaxprs.unused_inputs(rule.jaxpr):
             if i < len(rule.residuals) and (size := _bytes(rule.residuals[i])):
-                kept = f"residual {i} ({rule.residuals[i].str_short()}, {size:,} bytes) is kept and never read"
+                kind = f"{rule.residuals[i].dtype}{list(rule.residuals[i].shape)}"
+                kept = f"residual {i} ({kind}, {size:,} bytes) is kept and never read"
                 yield Row("residuals", rule.name, NOTE, kept)
 
 

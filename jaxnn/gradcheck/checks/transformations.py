@@ -16,7 +16,7 @@ from jaxnn.gradcheck._subject import Arrays, as64
 from jaxnn.gradcheck._tolerance import differs, index_text, largest_finite, worst_index
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
-from jaxnn.tracing import jaxprs, rewriting
+from jaxnn.tracing import kinds, rewriting
 from jaxnn.tracing.contexts import float64_mode
 from jaxnn.tracing.errors import TRACING_ERRORS, first_line, is_missing_in_jax, missing_method
 
@@ -194,7 +194,7 @@ def shard_map(t: Trial) -> Findings:
         gradient = jax.jit(lambda p, r, d: jax.vjp(lambda p: value(p, r), p)[1](d)[0])
         return list(gradient(_stacked(t, mask, examples), s.rest, stacked_dy))
 
-    has_callback = any(e.primitive.name in rewriting.OPAQUE_CALLS for e in jaxprs.equations(t.jaxpr))
+    has_callback = any(e.primitive.name in rewriting.OPAQUE_CALLS for e in kinds.equations(t.jaxpr))
     for check_vma in (True, False):
         for mask in _all_and_each(len(s.points)):
             name = f"{_label(t, mask)} (check_vma={check_vma})"
