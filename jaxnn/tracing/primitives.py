@@ -99,8 +99,10 @@ def _key(eqn: Any) -> Any:
 def _calls_users_primitive(eqn: Any) -> bool:
     if eqn.primitive.name != "call_hi_primitive":
         return False
-    call, with_remat = rule_call(eqn), bool(getattr(hi_primitive(eqn), "remat_rules", None))
-    return call is not None and not call.is_jaxs_own and (call.kind == HIPRIM or with_remat)
+    if getattr(hi_primitive(eqn), "remat_rules", None):
+        return True
+    call = rule_call(eqn)
+    return call is not None and call.kind == HIPRIM and not call.is_jaxs_own
 
 
 def _reached(closed: Any, leaves: Sequence[Any]) -> Iterator[tuple[Any, list[Any]]]:
@@ -147,12 +149,15 @@ def _operands(closed: Any, chosen: list[Any], *leaves: Any) -> list[list[Any]]:
 
 
 def _entered(eqn: Any, operands: list[Any]) -> Iterator[tuple[Any, list[Any]]]:
-    """Yield the inner functions that the equation runs, with the values at their first call."""
+    """Yield the inner functions that the equation runs, with the values at their first call.
+
+    A scan's body takes a slice of each operand that has one axis more than what the body takes.
+    """
     name, params = eqn.primitive.name, eqn.params
     if name == "scan":
-        loop = params["num_consts"] + params["num_carry"]
         last = -1 if params["reverse"] else 0
-        yield params["jaxpr"], [*operands[:loop], *(x[last] for x in operands[loop:])]
+        inner = open_jaxpr(params["jaxpr"]).invars
+        yield params["jaxpr"], [x[last] if x.ndim > v.aval.ndim else x for x, v in zip(operands, inner, strict=True)]
     elif name == "while":
         conditions = params["cond_nconsts"]
         yield params["body_jaxpr"], operands[conditions:]
