@@ -82,6 +82,8 @@ class Trial:
     @functools.cached_property
     def primitive_calls(self) -> list[PrimitiveCall]:
         """The HiPrims of the user's, with the values that reach them: in float64, where f runs there."""
+        if not any(e.primitive.name == "call_hi_primitive" for e in kinds.equations(self.jaxpr)):
+            return []
         if self.no_float64:
             return primitive_calls(self.jaxpr, [*self.subject.points, *self.subject.rest])
         with float64_mode():

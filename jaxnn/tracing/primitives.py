@@ -66,7 +66,8 @@ class PrimitiveCall:
 def primitive_calls(closed: Any, leaves: Sequence[Any]) -> list[PrimitiveCall]:
     """Return the calls of the user's HiPrims, one of those that are equal, with the values that reach each.
 
-    Where it is not known which values reach a call, they are random, between 0.5 and 1.5.
+    Only those are returned whose arguments and outputs are arrays, and not of a type of the user's own. Where it is
+    not known which values reach a call, they are random, between 0.5 and 1.5.
 
     Args:
       closed: the jaxpr of the function.
@@ -79,9 +80,8 @@ def primitive_calls(closed: Any, leaves: Sequence[Any]) -> list[PrimitiveCall]:
     except Exception:  # a function that does not run on these values: those of the others are random
         pass
     for eqn in filter(_calls_users_primitive, equations(closed)):
-        avals = hi_primitive(eqn).in_avals_flat
-        if _key(eqn) not in found and all(hasattr(a, "dtype") for a in avals):
-            found[_key(eqn)] = _call(eqn, _random_values(avals))
+        if _key(eqn) not in found:
+            found[_key(eqn)] = _call(eqn, _random_values(hi_primitive(eqn).in_avals_flat))
     return list(found.values())
 
 
@@ -97,12 +97,17 @@ def _key(eqn: Any) -> Any:
 
 
 def _calls_users_primitive(eqn: Any) -> bool:
-    if eqn.primitive.name != "call_hi_primitive":
+    if eqn.primitive.name != "call_hi_primitive" or not all(map(_is_array_type, (*eqn.invars, *eqn.outvars))):
         return False
     if getattr(hi_primitive(eqn), "remat_rules", None):
         return True
     call = rule_call(eqn)
     return call is not None and call.kind == HIPRIM and not call.is_jaxs_own
+
+
+def _is_array_type(variable: Any) -> bool:
+    """Whether the variable is an array, and no mutable one."""
+    return hasattr(variable.aval, "dtype") and not hasattr(variable.aval, "inner_aval")
 
 
 def _reached(closed: Any, leaves: Sequence[Any]) -> Iterator[tuple[Any, list[Any]]]:

@@ -235,11 +235,11 @@ def sine_times_tangent(primals: Any, tangents: Any) -> Any:
 
 
 def cube_root(tangent_solve: Any) -> Any:
-    """Return the cube root by `custom_root`, with 60 steps of Newton's method."""
+    """Return the cube root by `custom_root`, with 20 steps of Newton's method."""
 
     def newton(f: Any, x: Any) -> Any:
         step = lambda x: x - f(x) / jax.jvp(f, (x,), (jnp.ones_like(x),))[1]  # noqa: E731
-        return lax.fori_loop(0, 60, lambda _, x: step(x), x)
+        return lax.fori_loop(0, 20, lambda _, x: step(x), x)
 
     return lambda a: lax.custom_root(lambda x: x**3 - a, jnp.ones_like(a), newton, tangent_solve)
 
