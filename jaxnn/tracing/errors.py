@@ -1,6 +1,8 @@
 """The errors that JAX raises where a function cannot be traced, and how to repeat them in one line."""
 
+import pathlib
 import re
+import traceback
 
 import jax
 
@@ -11,6 +13,7 @@ BRANCHING_ERRORS = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
+_LIBRARY = re.compile(r"[/\\]site-packages[/\\]|[/\\]jaxnn[/\\](gradcheck|tracing|graph)[/\\]|[/\\]lib[/\\]python3")
 TRACING_ERRORS = (*BRANCHING_ERRORS, jax.errors.UnexpectedTracerError)
 
 
@@ -41,9 +44,16 @@ def missing_method(error: BaseException) -> str:
     return f"{purpose}, `{name}` must implement {methods.strip(' ,')}"
 
 
+def place_of(error: BaseException) -> str:
+    """Return the file and line of the user's code that raised an error: " (student.py:14, in bwd)"; "" if none did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not _LIBRARY.search(f.filename) and not f.filename.startswith("<")]
+    return f" ({pathlib.Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name})" if own else ""
+
+
 def is_missing_in_jax(error: BaseException) -> bool:
-    """Whether JAX does not implement an operation for a dtype, or not for this form of rule: no mistake of a rule."""
+    """Whether JAX does not implement an operation for a dtype, or for this form of rule: that is no mistake."""
     words = str(error)
     if isinstance(error, NotImplementedError):
-        return "dtype" in words or "'linear_call' not implemented" in words
+        return any(lack in words for lack in ("dtype", "'linear_call' not implemented", "no to_lojax lowering rule"))
     return words.startswith("UNIMPLEMENTED") or "does not accept dtype" in words

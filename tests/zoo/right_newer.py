@@ -379,7 +379,7 @@ def linear_call_transposed():
 
 
 @right()
-def root_by_newton():
+def cube_root_by_newton():
     return cube_root(lambda g, y: y / g(jnp.ones_like(y))), (uniform(1, 2, 3),)
 
 
