@@ -309,7 +309,7 @@ class Trial:
         with float64_mode():
             operands = self.subject.in_float64(self.subject.points), self.rest64, self.subject.in_float64(self.dy)
             traced = jax.make_jaxpr(functools.partial(self.subject.vjp, "custom"))(*operands)
-        dtypes = {v.aval.dtype for e in kinds.equations(traced) for v in e.outvars if is_inexact(v.aval)}
+            dtypes = {v.aval.dtype for e in kinds.equations(traced) for v in e.outvars if is_inexact(v.aval)}
         return max((d for d in dtypes if d.itemsize < 4), key=lambda d: finfo(d).eps, default=None)
 
     def note_error(self, against: str, relative: float) -> None:
