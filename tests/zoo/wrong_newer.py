@@ -421,6 +421,25 @@ if LOGS:
         f.defvjp(lambda x, w: (x * w, (x, w)), lambda r, g: (scaled(g, r[1]), scaled(g, r[0])), generic_batching=True)
         return f, (normal(3), normal(3, seed=1))
 
+    @wrong("primal", "lucidrains/flash-attention-jax#8")
+    def generic_batching_forward_dtype():
+        """The forward rule returns bfloat16 where the function returns float32, with generic_batching."""
+        f = jax.custom_vjp(lambda x: 2 * x)
+        half = lambda x: ((2 * x).astype(jnp.bfloat16), None)  # noqa: E731
+        f.defvjp(half, lambda _, g: (2 * g.astype(jnp.float32),), generic_batching=True)
+        return f, (normal(4),)
+
+    @wrong("integers", "jax-ml/jax#7651")
+    def generic_batching_integer_gradient():
+        """An integer argument is given a float cotangent, which JAX drops, with generic_batching."""
+        f = jax.custom_vjp(lambda x, n: x * n.astype(x.dtype))
+        f.defvjp(
+            lambda x, n: (x * n.astype(x.dtype), (x, n)),
+            lambda r, g: (g * r[1].astype(g.dtype), g * r[0]),
+            generic_batching=True,
+        )
+        return f, (normal(3), fixed([1, 2, 3], jnp.int32))
+
     @wrong("gradient", "jax-ml/jax#13048")
     def with_logs_sign():
         """A rule that logs has the wrong sign in its second cotangent."""
