@@ -9,15 +9,22 @@ import numpy as np
 from jaxnn.gradcheck._hints import shape_hint
 from jaxnn.gradcheck._subject import Subject, as64
 from jaxnn.gradcheck._trial import Trial
-from jaxnn.gradcheck.report import FAIL, Row
-from jaxnn.tracing import jaxprs, kinds
+from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, Row
+from jaxnn.tracing import kinds
 from jaxnn.tracing.contexts import float64_mode
-from jaxnn.tracing.errors import BRANCHING_ERRORS, TRACING_ERRORS, branching_message, first_line, place_of
+from jaxnn.tracing.errors import (
+    BRANCHING_ERRORS,
+    TRACING_ERRORS,
+    branching_message,
+    first_line,
+    missing_method,
+    place_of,
+)
 from jaxnn.tracing.functions import function_name, is_array, is_inexact
 
 
 def prepare(trial: Trial) -> list[Row]:
-    """Fill in the trial. The rows returned, if any, are failures that leave nothing else to check.
+    """Fill in the trial. The rows returned, if any, say why nothing else can be checked.
 
     Raises:
       TypeError: if f has no floating-point argument or output, or is not differentiable.
@@ -36,7 +43,7 @@ def prepare(trial: Trial) -> list[Row]:
         raise TypeError(f"`f` ({s.name}) must return a floating-point array; it returns {', '.join(s.other_outputs)}")
     trial.dy = s.cotangents(trial.seed)
     trial.jaxpr = s.trace()
-    if any(any(e.params.get("donated_invars", ())) for e in jaxprs.equations(trial.jaxpr)):
+    if any(any(e.params.get("donated_invars", ())) for e in kinds.equations(trial.jaxpr)):
         raise ValueError(
             f"`f` ({s.name}) must not donate its arguments, since it is called often; leave out donate_argnums"
         )
@@ -73,7 +80,7 @@ def _find_outputs(s: Subject) -> None:
     except BRANCHING_ERRORS as error:
         raise TypeError(branching_message(s.name, error)) from None
     except Exception as error:
-        if "could not be resolved to positional-only" in str(error):
+        if re.search("could not be resolved to position(al-only|s)", str(error)):
             raise _NoSignature(" ".join(str(error).split())) from error
         keywords = isinstance(error, TypeError) and "argument" in str(error)
         cure = "; pass keyword arguments as kwargs={...}" if keywords else ""
@@ -116,7 +123,7 @@ def _call_forward_rule(trial: Trial) -> Row | None:
     except TRACING_ERRORS:
         return None  # the backward rule's call decides
     except Exception as error:
-        return None if _is_leak(error) else _signature_failure(trial, error)
+        return None if _is_leak(error) else _other_output(error) or _signature_failure(trial, error)
     if by_rule != structure:
         got, want = f"{types_by_rule} in {by_rule}", f"{types} in {structure}"
     elif types_by_rule != types:
@@ -124,6 +131,20 @@ def _call_forward_rule(trial: Trial) -> Row | None:
     else:
         return None
     return Row("primal", "y", FAIL, f"the forward rule returns {got}, f returns {want}")
+
+
+def _other_output(error: Exception) -> Row | None:
+    """Return a failure if JAX says that the forward rule returns something else than f, in structure or types."""
+    message = " ".join(str(error).split())
+    for pattern in (
+        r"got fwd output type (.+) which doesn't match primal output type (.+)",
+        r"output's first element had .*?structure: (.+) while the custom_\w+-decorated .* structure: (.+?)\.",
+        r"output's first element had .*? of: (.+) while the custom_\w+-decorated .* of: (.+)",
+    ):
+        if found := re.search(pattern, message):
+            got, want = (text.strip() for text in found.groups())
+            return Row("primal", "y", FAIL, f"the forward rule returns {got}, f returns {want}")
+    return None
 
 
 def _call_backward_rule(trial: Trial) -> Row | None:
@@ -173,8 +194,10 @@ def _call_untraced(trial: Trial, error: Exception) -> Row | None:
 
 def _signature_failure(trial: Trial, error: Exception) -> Row:
     s = trial.subject
-    if not any(kinds.rule_call(e) for e in jaxprs.equations(trial.jaxpr)):
+    if not any(kinds.rule_call(e) for e in kinds.equations(trial.jaxpr)):
         raise TypeError(f"`f` ({s.name}) must be differentiable, but jax.vjp raises {first_line(error)}") from error
+    if missing := missing_method(error):
+        return Row("signature", s.name, INCONCLUSIVE, missing, decides=True)
     message = " ".join(str(error).split())
     said = f": {message[:400]}" if message else ""
     places = [f" (the rule of {call.name}, {call.place})" for call in trial.rules if call.place]
@@ -212,7 +235,7 @@ def _find_truths(trial: Trial) -> None:
                 s.run("value", "custom", points, trial.rest64)
             else:
                 s.run("vjp", "automatic", points, trial.rest64, dy)
-        if any(re.search("random|threefry|rng_", e.primitive.name) for e in jaxprs.equations(trial.jaxpr)):
+        if any(re.search("random|threefry|rng_", e.primitive.name) for e in kinds.equations(trial.jaxpr)):
             _compare_random_values(trial)
     except Exception as error:
         trial.no_float64 = first_line(error)

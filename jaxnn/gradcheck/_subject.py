@@ -138,7 +138,7 @@ class Subject:
         """
         own = None
         if isinstance(self.f, jax.custom_jvp):
-            calls = map(kinds.rule_call, jaxprs.equations(self.trace()))
+            calls = map(kinds.rule_call, kinds.equations(self.trace()))
             own = next((call.name for call in calls if call is not None and call.kind == "custom_jvp"), None)
         self.functions["definition"] = (
             automatic(self.f) if own is None else without_hand_written_rules(self.f, lambda call: call.name == own)

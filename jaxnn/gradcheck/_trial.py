@@ -14,10 +14,11 @@ from jaxnn.gradcheck import _numeric, _tolerance
 from jaxnn.gradcheck._subject import Arrays, Subject, as64
 from jaxnn.gradcheck._tolerance import EPS_PER_RESPONSE, FLOAT32_ROUNDING, Truth, differs, finfo, largest_per_response
 from jaxnn.gradcheck.report import Row
-from jaxnn.tracing import jaxprs, kinds
+from jaxnn.tracing import kinds
 from jaxnn.tracing.backward import BackwardRule, backward_rules
 from jaxnn.tracing.contexts import float64_mode
 from jaxnn.tracing.functions import is_inexact
+from jaxnn.tracing.primitives import PrimitiveCall, primitive_calls
 
 Findings = Iterator[Row]  # what a check yields
 LARGE = 100_000  # elements, above which fewer perturbations, directions and points are tried, to save time
@@ -85,20 +86,32 @@ class Trial:
     @functools.cached_property
     def stops_gradients(self) -> bool:
         """Whether f, but no function of JAX's that it calls, stops gradients."""
-        return any(kinds.is_users_stop_gradient(e) for e in jaxprs.equations(self.jaxpr))
+        return any(kinds.is_users_stop_gradient(e) for e in kinds.equations(self.jaxpr))
 
     @functools.cached_property
     def iterates(self) -> bool:
         """Whether f iterates until some number is small enough: then it is no more accurate than that."""
-        return any(kinds.iterates_until(e) for e in jaxprs.equations(self.jaxpr))
+        return any(kinds.iterates_until(e) for e in kinds.equations(self.jaxpr))
 
     @functools.cached_property
     def has_symbolic_zeros(self) -> bool:
-        return any(kinds.sees_zeros(e) for e in jaxprs.equations(self.jaxpr))
+        return any(kinds.sees_zeros(e) for e in kinds.equations(self.jaxpr))
 
     @functools.cached_property
     def backward_rules(self) -> list[BackwardRule]:
         return list(backward_rules(self.jaxpr))
+
+    @functools.cached_property
+    def primitive_calls(self) -> list[PrimitiveCall]:
+        """The HiPrims of the user's, with the values that reach them: in float64, where f runs there."""
+        if not any(e.primitive.name == "call_hi_primitive" for e in kinds.equations(self.jaxpr)):
+            return []
+        if self.no_float64:
+            return primitive_calls(self.jaxpr, [*self.subject.points, *self.subject.rest])
+        with float64_mode():
+            points = self.subject.in_float64(self.subject.points)
+            traced = jax.make_jaxpr(lambda p, r: self.subject.value("custom", p, r))(points, self.rest64)
+            return primitive_calls(traced, [*points, *self.rest64])
 
     @functools.cached_property
     def is_finite(self) -> bool:
@@ -304,7 +317,7 @@ class Trial:
         with float64_mode():
             operands = self.subject.in_float64(self.subject.points), self.rest64, self.subject.in_float64(self.dy)
             traced = jax.make_jaxpr(functools.partial(self.subject.vjp, "custom"))(*operands)
-        dtypes = {v.aval.dtype for e in jaxprs.equations(traced) for v in e.outvars if is_inexact(v.aval)}
+            dtypes = {v.aval.dtype for e in kinds.equations(traced) for v in e.outvars if is_inexact(v.aval)}
         return max((d for d in dtypes if d.itemsize < 4), key=lambda d: finfo(d).eps, default=None)
 
     def note_error(self, against: str, relative: float) -> None:

@@ -40,8 +40,9 @@ def check(
 
     level="rule" checks the signature, the types, the forward rule's value (`primal`), those three numbers (`gradient`)
     and `linearity` in u. level="full" adds `integers`, `kinks`, `extremes`, `precision` in three dtypes, `staging`
-    (jit, scan, cond, remat), `vmap`, `shard_map`, `second_order`, `determinism` and `closure`, and reports
-    `stop_gradient`, `forward_mode`, `residuals` and `cost`. The caller's JAX configuration is left as it was.
+    (jit, scan, cond, remat), `vmap`, `shard_map`, `second_order`, the methods of each `HiPrim` (`jvp`, `lin`, `batch`,
+    `transpose`, `remat`), `determinism` and `closure`, and reports `stop_gradient`, `forward_mode`, `residuals` and
+    `cost`. The caller's JAX configuration is left as it was.
 
     Args:
       f: a function of arrays, with `custom_vjp` or `custom_jvp` rules anywhere inside, or none. It is called often.

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from jaxnn.tracing.functions import is_inexact
-from jaxnn.tracing.jaxprs import equations, shape_and_dtype
-from jaxnn.tracing.kinds import hi_primitive, rule_call
+from jaxnn.tracing.jaxprs import shape_and_dtype
+from jaxnn.tracing.kinds import equations, hi_primitive, rule_call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +80,30 @@ def _of_primitive(eqn: Any, name: str) -> BackwardRule | None:
 
     def backward(res: list[Any], dy: list[Any]) -> tuple[Any, Any]:
         given = jax.tree.unflatten(trees[0], res), jax.tree.unflatten(primitive.out_tree, dy)
-        if hasattr(primitive, "bwd"):  # a custom_vjp function: no cotangents for what it closes over
-            returned, logs = primitive.bwd(*given)
-            return (*(None,) * (len(primitive.in_avals) - len(returned)), *returned), logs
+        if hasattr(primitive, "bwd"):
+            return _returned_by_custom_vjp(primitive, *given)
+        if hasattr(primitive, "vjp_bwd_retval_logs"):  # since jax 0.12, whichever of the methods is written
+            return primitive.vjp_bwd_retval_logs(*given)  # type: ignore[no-any-return]
         return primitive.vjp_bwd_retval(*given), None
 
     return _traced(name, backward, list(residuals), primitive.in_tree, avals, list(primitive.out_avals_flat))
+
+
+def _returned_by_custom_vjp(primitive: Any, residuals: Any, dy: Any) -> tuple[Any, Any]:
+    """Return what the backward rule returns as it is written: JAX's wrapper of it drops gradients of integers."""
+    wrapper, wrapped = primitive.bwd, {}
+    if code := getattr(wrapper, "__code__", None):
+        cells = zip(code.co_freevars, wrapper.__closure__ or (), strict=True)
+        wrapped = {name: cell.cell_contents for name, cell in cells}
+    if "static_args" not in wrapped or "bwd" not in wrapped:
+        returned, logs = wrapper(residuals, dy)
+        # No cotangents for what the function closes over.
+        return (*(None,) * (len(primitive.in_avals) - len(returned)), *returned), logs
+    returned = wrapped["bwd"](*wrapped["static_args"], residuals, dy)
+    returned, logs = returned if wrapped.get("with_logs") else (returned, None)
+    given = iter(returned)
+    arguments = primitive.in_avals[2:]
+    return (None, None, *(None if type(a).__name__ == "Static" else next(given) for a in arguments)), logs
 
 
 def _traced(

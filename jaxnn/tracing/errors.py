@@ -32,6 +32,18 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def missing_method(error: BaseException) -> str:
+    """Return which method of a HiPrim JAX misses; nothing for other errors."""
+    words = " ".join(str(error).split())
+    found = re.search(
+        r"(for \w+ support), subclass <class '(?:[^']*\.)?(\w+)'> must implement ((?:`\w+`[ ,andor]*)+)", words
+    )
+    if not isinstance(error, NotImplementedError) or found is None:
+        return ""
+    purpose, name, methods = found.groups()
+    return f"{purpose}, `{name}` must implement {methods.strip(' ,')}"
+
+
 def place_of(error: BaseException) -> str:
     """Return the file and line of the user's code that raised an error: " (student.py:14, in bwd)"; "" if none did."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -40,8 +52,8 @@ def place_of(error: BaseException) -> str:
 
 
 def is_missing_in_jax(error: BaseException) -> bool:
-    """Whether JAX says that it does not implement an operation for a dtype, which is no mistake of a rule."""
+    """Whether JAX does not implement an operation for a dtype, or for this form of rule: that is no mistake."""
     words = str(error)
     if isinstance(error, NotImplementedError):
-        return "dtype" in words
+        return any(lack in words for lack in ("dtype", "'linear_call' not implemented", "no to_lojax lowering rule"))
     return words.startswith("UNIMPLEMENTED") or "does not accept dtype" in words

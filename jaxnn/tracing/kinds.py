@@ -106,8 +106,15 @@ def hi_primitive(eqn: Any) -> Any:
     return eqn.params["_prim"]
 
 
+def unbatched(primitive: Any) -> Any:
+    """Return the primitive that the user wrote: before jax 0.12 vmap wraps it."""
+    while type(primitive).__name__ == "VmapOf":
+        primitive = primitive.prim
+    return primitive
+
+
 def _primitive_call(eqn: Any) -> RuleCall:
-    primitive = hi_primitive(eqn)
+    primitive = unbatched(hi_primitive(eqn))
     definition = functools.partial(_expanded, eqn)
     if type(primitive).__name__ in ("CustomVJPTraced", "CustomJVPTraced"):
         kind = "custom_vjp" if type(primitive).__name__ == "CustomVJPTraced" else "custom_jvp"
@@ -181,9 +188,21 @@ def _is_of_jax(f: Any) -> bool:
     return module.split(".")[0] in ("jax", "jaxlib", "numpy", "functools", "builtins") and all(map(_is_of_jax, wrapped))
 
 
-def rule_calls(closed: Any) -> Iterator[RuleCall]:
-    """Yield the calls of rules that are not JAX's own, in inner functions too, but not in a HiPrim's definition."""
+def equations(closed: Any) -> Iterator[Any]:
+    """Yield all equations, those of inner functions too, and those of the definitions of HiPrims."""
     for eqn in jaxprs.equations(closed):
+        yield eqn
+        if eqn.primitive.name == "call_hi_primitive":
+            try:
+                definition = _expanded(eqn)
+            except Exception:  # its error belongs to whoever calls it
+                continue
+            yield from equations(definition)
+
+
+def rule_calls(closed: Any) -> Iterator[RuleCall]:
+    """Yield the calls of rules that are not JAX's own, in inner functions and in definitions too."""
+    for eqn in equations(closed):
         call = rule_call(eqn)
         if call is not None and not call.is_jaxs_own:
             yield call

@@ -6,7 +6,9 @@ fail on any of them. A specimen's arrays are made when it is asked for, so that 
 """
 
 from zoo import right as right
+from zoo import right_newer as right_newer
 from zoo import wrong as wrong
+from zoo import wrong_newer as wrong_newer
 from zoo.specimen import RIGHT as RIGHT
 from zoo.specimen import WRONG as WRONG
 from zoo.specimen import Specimen as Specimen

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import hijax
 
 
 class Specimen(NamedTuple):
@@ -155,3 +156,100 @@ def phases(*shape: int, seed: int = 0) -> jax.Array:
 def squared_length(z: Any) -> Any:
     """Return |z|²."""
     return jnp.real(z * jnp.conj(z))
+
+
+HiPrim = getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive  # its name before jax 0.12
+
+
+def batch_elementwise(self: Any, axis_data: Any, args: Any, dims: Any) -> Any:
+    """Batch an elementwise primitive: the batch is one more axis at the front of every argument."""
+    full = [
+        jnp.broadcast_to(x, (axis_data.size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
+        for x, d in zip(args, dims, strict=True)
+    ]
+    return type(self)(*map(jax.typeof, full))(*full), 0
+
+
+def primitive(expand: Any, bwd: Any = None, **methods: Any) -> Any:
+    """Return a function that calls a HiPrim with these methods, written as functions of self.
+
+    Unless `methods` says otherwise, its residuals are its arguments.
+    """
+
+    def init(self: Any, *avals: Any) -> None:
+        self.in_avals, self.params = avals, {}
+        traced, shapes = jax.make_jaxpr(expand, return_shape=True)(*avals)
+        self.out_aval = jax.tree.unflatten(jax.tree.structure(shapes), traced.out_avals)
+        HiPrim.__init__(self)
+
+    written = {"__init__": init, "expand": lambda self, *args: expand(*args)}
+    if bwd is not None:
+        written |= {"vjp_fwd": lambda self, nonzero, *args: (self(*args), args)}
+        written |= {"vjp_bwd_retval": lambda self, residuals, g: bwd(residuals, g)}
+    of_class = type("Primitive", (HiPrim,), written | methods)
+    return lambda *args: of_class(*jax.tree.map(jax.typeof, args))(*args)
+
+
+def dense(tangent: Any) -> Any:
+    """Return a tangent as an array: JAX gives a HiPrim's rule no arrays for the arguments that do not vary."""
+    return jnp.zeros(tangent.aval.shape, tangent.aval.dtype) if isinstance(tangent, hijax.Zero) else tangent
+
+
+HIJAX = "https://docs.jax.dev/en/latest/301/custom-derivatives.html"
+DERIVES_RULES = hasattr(hijax, "vjp_from_jvp")  # since jax 0.12
+LOGS = hasattr(jax.custom_vjp, "defvjp_with_logs")  # since jax 0.12
+
+
+def remat_by(forward: Any, again: Any) -> Any:
+    """Return a method `remat` that calls one function on the way forward, and another to compute it again."""
+
+    def remat(self: Any, trace: Any, *args: Any) -> Any:
+        if not DERIVES_RULES:
+            return forward(*args), again
+        return forward(*args), (), lambda saved, *args: again(*args)
+
+    return remat
+
+
+def sine_of(f: Any, derivative: Any, **methods: Any) -> Any:
+    """Return an elementwise function by a HiPrim with vjp and jvp."""
+    jvp = lambda self, x, dx: (self(*x), derivative(x[0]) * dx[0])  # noqa: E731
+    return primitive(f, lambda r, g: (derivative(r[0]) * g,), jvp=jvp, batch=batch_elementwise, **methods)
+
+
+def sine_times(x: Any, y: Any) -> Any:
+    """Return sin(x) y."""
+    return jnp.sin(x) * y
+
+
+def sine_times_bwd(r: Any, g: Any) -> Any:
+    """Return its cotangents."""
+    x, y = r
+    return jnp.cos(x) * g * y, jnp.sin(x) * g
+
+
+def sine_times_tangent(primals: Any, tangents: Any) -> Any:
+    """Return its tangent."""
+    (x, y), (dx, dy) = primals, map(dense, tangents)
+    return jnp.cos(x) * dx * y + jnp.sin(x) * dy
+
+
+def cube_root(tangent_solve: Any) -> Any:
+    """Return the cube root by `custom_root`, with 20 steps of Newton's method."""
+
+    def newton(f: Any, x: Any) -> Any:
+        step = lambda x: x - f(x) / jax.jvp(f, (x,), (jnp.ones_like(x),))[1]  # noqa: E731
+        return lax.fori_loop(0, 20, lambda _, x: step(x), x)
+
+    return lambda a: lax.custom_root(lambda x: x**3 - a, jnp.ones_like(a), newton, tangent_solve)
+
+
+def solve_by(transpose_solve: Any, symmetric: bool = False) -> Any:
+    """Return the solution of a linear system by `custom_linear_solve`; `transpose_solve` takes the matrix."""
+
+    def solve(matrix: Any, b: Any) -> Any:
+        transposed = None if transpose_solve is None else lambda _, b: transpose_solve(matrix, b)
+        by_lu = lambda _, b: jnp.linalg.solve(matrix, b)  # noqa: E731
+        return lax.custom_linear_solve(lambda x: matrix @ x, b, by_lu, transposed, symmetric=symmetric)
+
+    return solve

@@ -10,8 +10,9 @@ import numpy as np
 from jaxnn.gradcheck._subject import Arrays, as64
 from jaxnn.gradcheck._tolerance import largest_finite
 from jaxnn.gradcheck._trial import Findings, Trial
-from jaxnn.gradcheck.report import FAIL, NOTE, PASS, Row
+from jaxnn.gradcheck.report import FAIL, NOTE, PASS, UNSUPPORTED, Row
 from jaxnn.tracing import jaxprs, kinds
+from jaxnn.tracing.errors import missing_method
 
 
 def determinism(t: Trial) -> Findings:
@@ -44,13 +45,15 @@ def stop_gradient(t: Trial) -> Findings:
 
 def forward_mode(t: Trial) -> Findings:
     """Say whether jax.jvp works."""
-    s = t.subject
+    s, missing = t.subject, ""
     try:
         jaxpr = jax.make_jaxpr(lambda p: jax.jvp(lambda *p: s.value("custom", list(p), s.rest), p, p))(tuple(s.points))
         works = not any(kinds.is_backward_only(e) for e in jaxprs.equations(jaxpr))
-    except Exception:
-        works = False
-    if not works:
+    except Exception as error:
+        works, missing = False, missing_method(error)
+    if missing:
+        yield Row("forward_mode", s.name, UNSUPPORTED, missing)
+    elif not works:
         yield Row("forward_mode", s.name, NOTE, "jax.jvp and jax.hessian raise; jaxnn.automatic(f) has both")
     else:
         yield Row("forward_mode", s.name, NOTE, "jax.jvp works")
@@ -82,7 +85,8 @@ def residuals(t: Trial) -> Findings:
     for rule in t.backward_rules:
         for i in jaxprs.unused_inputs(rule.jaxpr):
             if i < len(rule.residuals) and (size := _bytes(rule.residuals[i])):
-                kept = f"residual {i} ({rule.residuals[i].str_short()}, {size:,} bytes) is kept and never read"
+                kind = f"{rule.residuals[i].dtype}{list(rule.residuals[i].shape)}"
+                kept = f"residual {i} ({kind}, {size:,} bytes) is kept and never read"
                 yield Row("residuals", rule.name, NOTE, kept)
 
 

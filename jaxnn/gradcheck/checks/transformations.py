@@ -16,9 +16,9 @@ from jaxnn.gradcheck._subject import Arrays, as64
 from jaxnn.gradcheck._tolerance import index_text, largest_finite, worst_index
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
-from jaxnn.tracing import jaxprs, rewriting
+from jaxnn.tracing import kinds, rewriting
 from jaxnn.tracing.contexts import float64_mode
-from jaxnn.tracing.errors import TRACING_ERRORS, first_line, is_missing_in_jax
+from jaxnn.tracing.errors import TRACING_ERRORS, first_line, is_missing_in_jax, missing_method
 
 TWO_GRADIENTS = 2.0  # times the error of one: those with and without the transformation are compared
 MOST_SUBSETS_OF = (
@@ -71,6 +71,8 @@ def _attempt(t: Trial, check: str, name: str, run: Callable[[str], Arrays], expe
             message = "the cotangent of an argument that is equal on all devices must be summed over the devices"
             cure = "in bwd, psum over the axes that the cotangent varies over and the primal does not"
             return Row(check, name, UNSUPPORTED, f"{message}: {cure} (jax.typeof(x).manual_axis_type.varying)")
+        if missing := missing_method(error):
+            return Row(check, name, UNSUPPORTED, missing)
         if is_missing_in_jax(error):
             return Row(check, name, UNSUPPORTED, f"the rule does not run, its definition does: {first_line(error)}")
         return Row(check, name, FAIL, f"the rule raises, its definition does not: {first_line(error)}")
@@ -207,7 +209,7 @@ def shard_map(t: Trial) -> Findings:
         gradient = jax.jit(lambda p, r, d: jax.vjp(lambda p: value(p, r), p)[1](d)[0])
         return list(gradient(_stacked(t, mask, examples), s.rest, stacked_dy))
 
-    has_callback = any(e.primitive.name in rewriting.OPAQUE_CALLS for e in jaxprs.equations(t.jaxpr))
+    has_callback = any(e.primitive.name in rewriting.OPAQUE_CALLS for e in kinds.equations(t.jaxpr))
     for check_vma in (True, False):
         for mask in _all_and_each(len(s.points)):
             name = f"{_label(t, mask)} (check_vma={check_vma})"
