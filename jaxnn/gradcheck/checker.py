@@ -16,6 +16,7 @@ from jaxnn.gradcheck.report import INCONCLUSIVE, PASS, Report, Row
 from jaxnn.tracing.contexts import quiet
 from jaxnn.tracing.errors import first_line
 from jaxnn.tracing.functions import function_name
+from jaxnn.tracing.placement import outside_of_meshes
 
 
 def check(
@@ -89,8 +90,9 @@ def check(
     kwargs, seed = kwargs or {}, int(seed)
     if argnums is not None:
         argnums = tuple(int(i) % len(args) for i in ([argnums] if isinstance(argnums, int | np.integer) else argnums))
-    with quiet(), np.errstate(all="ignore"):
-        trial = Trial(Subject(f, args, kwargs, reference, argnums), level, seed, rtol, mesh)
+    with quiet(), np.errstate(all="ignore"), outside_of_meshes(f, args, kwargs) as change:
+        subject = Subject(change(f), args, kwargs, reference and change(reference), argnums)
+        trial = Trial(subject, level, seed, rtol, mesh)
         rows = _run(trial, {name: check for name, check in LEVELS[level].items() if name not in skip})
     options = {"kwargs": kwargs or None, "reference": reference, "argnums": argnums, "mesh": mesh, "rtol": rtol}
     repro = _repro(f, options, level, skip, seed)

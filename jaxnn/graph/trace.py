@@ -17,7 +17,11 @@ from jaxnn.graph.graph import Edge, Graph, Node
 from jaxnn.tracing.automatic import automatic
 from jaxnn.tracing.contexts import quiet
 from jaxnn.tracing.errors import BRANCHING_ERRORS, branching_message, first_line
-from jaxnn.tracing.functions import function_name, is_array, is_inexact
+from jaxnn.tracing.functions import function_name, is_array, is_inexact, is_ref
+from jaxnn.tracing.placement import outside_of_meshes, unplaced
+from jaxnn.tracing.refs import uses_refs
+
+NO_REFS = "must be a pure function, without refs (jax.new_ref); give it the arrays that it reads, and return what it writes"
 
 
 def trace(f: Callable[..., Any], *args: Any) -> Graph:
@@ -70,8 +74,8 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
     """
     if not callable(f):
         raise TypeError(f"`f` ({type(f).__name__} {f!r}) must be a function of arrays".replace("\n", " "))
-    with quiet():
-        return _traced(f, function_name(f), args)
+    with quiet(), outside_of_meshes(f, args, {}) as change:
+        return _traced(change(f), function_name(f), args)
 
 
 def _traced(f: Callable[..., Any], name: str, args: tuple[Any, ...]) -> Graph:
@@ -96,10 +100,12 @@ def _function_of_inputs(
 ) -> tuple[Callable[..., Any], list[Any], list[str]]:
     """Return f as a function of its inputs, the leaves that are arrays or floats; the inputs, and their names."""
     named, tree = jax.tree_util.tree_flatten_with_path(args)
+    if any(is_ref(x) for _, x in named):
+        raise TypeError(f"`f` ({name}) {NO_REFS}")
     leaves = [jnp.asarray(x) if isinstance(x, float) or is_array(x) else x for _, x in named]
     traced = [i for i, x in enumerate(leaves) if is_array(x)]
-    inputs = [leaves[i] for i in traced]
     input_names = _names.input_names(f, [named[i][0] for i in traced])
+    inputs = [unplaced(leaves[i], input_name) for i, input_name in zip(traced, input_names, strict=True)]
     _check_inputs(inputs, input_names, [type(x).__name__ for x in leaves])
 
     def of_inputs(*inputs: Any) -> Any:
@@ -246,6 +252,8 @@ def _program(name: str, f: Callable[..., Any], inputs: list[Any]) -> tuple[list[
         raise TypeError(str(error)) from None
     except Exception as error:
         raise ValueError(f"`f` ({name}) must run on `args`, but raises {first_line(error)}") from error
+    if uses_refs(closed):
+        raise TypeError(f"`f` ({name}) {NO_REFS}")
     if any(isinstance(c, jax.core.Tracer) for c in closed.consts):
         raise TypeError(f"`f` ({name}) must not close over the values of a surrounding jax.jit, jax.grad or jax.vmap")
     try:

@@ -1,5 +1,7 @@
 """The errors that JAX raises where a function cannot be traced, and how to repeat them in one line."""
 
+import re
+
 import jax
 
 # Python code looked at the value of an array, which a tracer does not have.
@@ -28,8 +30,10 @@ def first_line(error: BaseException) -> str:
 
 
 def is_missing_in_jax(error: BaseException) -> bool:
-    """Whether JAX says that it does not implement an operation for a dtype, which is no mistake of a rule."""
+    """Whether JAX says that it does not implement an operation for a dtype, or for refs: no mistake of a rule."""
     words = str(error)
+    if re.search(r"\bRef\b|AbstractRef|array reference|arrays are immutable", words):
+        return True
     if isinstance(error, NotImplementedError):
         return "dtype" in words
     return words.startswith("UNIMPLEMENTED") or "does not accept dtype" in words

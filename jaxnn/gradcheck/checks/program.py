@@ -12,6 +12,7 @@ from jaxnn.gradcheck._tolerance import largest_finite
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, NOTE, PASS, Row
 from jaxnn.tracing import jaxprs, kinds
+from jaxnn.tracing.functions import is_ref
 
 
 def determinism(t: Trial) -> Findings:
@@ -64,7 +65,8 @@ def _residual_bytes(t: Trial, kind: str) -> int:
     s = t.subject
 
     def saved(points: Arrays, rest: Arrays) -> Any:
-        return jax.vjp(lambda *p: s.value(kind, list(p), rest), *points)[1]
+        kept = jax.tree.leaves(jax.vjp(lambda *p: s.value(kind, list(p), rest), *points)[1])
+        return [x for x in kept if not is_ref(x)]
 
     return sum(_bytes(x) for x in jax.tree.leaves(jax.eval_shape(saved, s.points, s.rest)))
 

@@ -75,7 +75,8 @@ def staging(t: Trial) -> Findings:
     s = t.subject
 
     def vjp_of(transform: Callable[[Callable[..., Arrays]], Callable[..., Arrays]], kind: str) -> Arrays:
-        value = transform(lambda points: s.value(kind, points, s.rest))
+        rest = s.with_refs(s.rest)
+        value = transform(lambda points: s.value(kind, points, rest))
         return list(jax.vjp(value, s.points)[1]([d.astype(y.dtype) for d, y in zip(t.dy, s.outputs, strict=True)])[0])
 
     def scanned(f: Callable[..., Arrays]) -> Callable[..., Arrays]:
