@@ -11,7 +11,9 @@ from jaxnn.gradcheck._options import LEVELS, validate
 from jaxnn.gradcheck._preparation import prepare
 from jaxnn.gradcheck._subject import Subject
 from jaxnn.gradcheck._trial import Trial
+from jaxnn.gradcheck._two_devices import two_devices
 from jaxnn.gradcheck.checks import RULE, Check
+from jaxnn.gradcheck.checks.sharding import shard_map
 from jaxnn.gradcheck.report import INCONCLUSIVE, PASS, Report, Row
 from jaxnn.tracing.contexts import quiet
 from jaxnn.tracing.errors import first_line
@@ -90,10 +92,18 @@ def check(
     kwargs, seed = kwargs or {}, int(seed)
     if argnums is not None:
         argnums = tuple(int(i) % len(args) for i in ([argnums] if isinstance(argnums, int | np.integer) else argnums))
-    with quiet(), np.errstate(all="ignore"), outside_of_meshes(f, args, kwargs) as change:
+    checks = {name: check for name, check in LEVELS[level].items() if name not in skip}
+    sharded = mesh is None and shard_map.__name__ in checks
+    sent = f, args, kwargs, {"argnums": argnums, "seed": seed, "rtol": rtol}
+    with (
+        quiet(),
+        np.errstate(all="ignore"),
+        two_devices(sharded, *sent) as child,
+        outside_of_meshes(f, args, kwargs) as change,
+    ):
         subject = Subject(change(f), args, kwargs, reference and change(reference), argnums)
-        trial = Trial(subject, level, seed, rtol, mesh)
-        rows = _run(trial, {name: check for name, check in LEVELS[level].items() if name not in skip})
+        trial = Trial(subject, level, seed, rtol, mesh, child)
+        rows = _run(trial, checks)
     options = {"kwargs": kwargs or None, "reference": reference, "argnums": argnums, "mesh": mesh, "rtol": rtol}
     repro = _repro(f, options, level, skip, seed)
     seconds = time.perf_counter() - started
@@ -141,7 +151,8 @@ def _run(trial: Trial, checks: dict[str, Check]) -> list[Row]:
     progress = _Progress(len(checks))
     arguments, outputs = len(subject.points), len(subject.outputs)
     rows = [Row("signature", subject.name, PASS, f"{arguments} differentiable arguments, {outputs} outputs")]
-    for name, check in checks.items():
+    waits = shard_map.__name__ if trial.two_devices is not None else ""  # for another process, so it comes last
+    for name, check in sorted(checks.items(), key=lambda item: item[0] == waits):
         progress.show(name)
         try:
             rows.extend(check(trial))
@@ -150,7 +161,8 @@ def _run(trial: Trial, checks: dict[str, Check]) -> list[Row]:
                 raise  # `prepare` has run the rule: without this check "ok" would mean nothing
             rows.append(Row(name, subject.name, INCONCLUSIVE, f"the check could not run: {first_line(error)}"))
     progress.clear()
-    return rows
+    order = ["signature", *checks]
+    return sorted(rows, key=lambda row: order.index(row.check) if row.check in order else 0)
 
 
 class _Progress:
