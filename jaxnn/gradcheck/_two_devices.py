@@ -6,6 +6,7 @@ The child returns its rows as JSON, and whatever goes wrong there is the reason 
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import io
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -43,28 +44,14 @@ class CannotSend(Exception):
     """A function, or a part of it, that another process cannot have."""
 
 
+@dataclasses.dataclass(frozen=True)
 class TwoDevices:
     """A child process that checks f on two devices; or the reason why there is none."""
 
-    def __init__(self, f: Callable[..., Any], args: Any, kwargs: Any, options: dict[str, Any]) -> None:
-        self.cause = ""
-        try:
-            sent = packed((f, args, kwargs, options))
-        except Exception as error:  # whatever the pickling of a stranger's object raises
-            self.cause = str(error) if isinstance(error, CannotSend) else f"f cannot be pickled: {first_line(error)}"
-            return
-        self.output, self.complaints = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-        with tempfile.TemporaryFile() as given:
-            given.write(sent)
-            given.seek(0)
-            code = STARTED_WITH.format(path=[os.path.abspath(p) for p in sys.path])
-            try:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-c", code],
-                    stdin=given, stdout=self.output, stderr=self.complaints, env=_environment(),
-                )  # fmt: skip
-            except OSError as error:
-                self.cause = f"Python cannot be started: {first_line(error)}"
+    cause: str = ""
+    process: Any = None
+    output: Any = None  # the file of its rows
+    complaints: Any = None  # the file of its standard error
 
     def rows(self, seconds: float = SECONDS) -> tuple[list[Row], str]:
         """Wait for the child, and return its rows, or the reason why there are none."""
@@ -79,7 +66,7 @@ class TwoDevices:
             found = json.loads(self.output.read())
             if "cause" in found:
                 return [], str(found["cause"])
-            return [Row(CHECK, *map(str, row)) for row in found["rows"]], ""
+            return [Row(CHECK, path, status, message, hint) for path, status, message, hint in found["rows"]], ""
         except (ValueError, TypeError, KeyError):
             return [], f"it ended with exit code {self.process.returncode}{self._last_words()}"
 
@@ -89,27 +76,38 @@ class TwoDevices:
         lines = self.complaints.read().decode(errors="replace").strip().splitlines()
         return f" ({lines[-1][:200]})" if lines else ""
 
-    def stop(self) -> None:
-        """End the child, if it still runs, and forget what it wrote."""
-        if hasattr(self, "process"):
-            self.process.kill()
-            self.process.wait()
-        if hasattr(self, "output"):
-            self.output.close()
-            self.complaints.close()
-
 
 @contextlib.contextmanager
 def two_devices(wanted: bool, *what: Any) -> Iterator[TwoDevices | None]:
-    """Start the child if it is wanted and this process has one device; end it at the end."""
+    """Start the child if it is wanted and this process has one device; end it at the end.
+
+    Args:
+      wanted: whether `shard_map` is checked, on no mesh in particular.
+      *what: f, its arguments, its keyword arguments, and the options of `check` by name.
+    """
     if not wanted or jax.device_count() > 1:
         yield None
         return
-    child = TwoDevices(*what)
     try:
-        yield child
-    finally:
-        child.stop()
+        sent = packed(what)
+    except Exception as error:  # whatever the pickling of a stranger's object raises
+        yield TwoDevices(str(error) if isinstance(error, CannotSend) else f"f cannot be pickled: {first_line(error)}")
+        return
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as complaints:
+        given.write(sent)
+        given.seek(0)
+        code = STARTED_WITH.format(path=[os.path.abspath(p) for p in sys.path])
+        files: dict[str, Any] = {"stdin": given, "stdout": output, "stderr": complaints}
+        try:
+            process = subprocess.Popen([sys.executable, "-c", code], env=_environment(), **files)
+        except OSError as error:
+            yield TwoDevices(f"Python cannot be started: {first_line(error)}")
+            return
+        try:
+            yield TwoDevices("", process, output, complaints)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _environment() -> dict[str, str]:
@@ -153,7 +151,7 @@ class _Sender(pickle.Pickler):
         if (name := _name_of(obj)) is not None:
             by_pickle = isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType)
             return NotImplemented if by_pickle and name == obj.__qualname__ else (_find, (obj.__module__, name))
-        if isinstance(obj, type) or hasattr(obj, "__qualname__") and not hasattr(obj, "__self__"):
+        if isinstance(obj, type) or (hasattr(obj, "__qualname__") and not hasattr(obj, "__self__")):
             raise CannotSend(_why_not(obj))
         return NotImplemented
 
@@ -192,6 +190,7 @@ def main() -> None:
     """Check what standard input holds, and write the rows to standard output."""
     result = os.dup(1)
     os.dup2(2, 1)  # what f prints must not get between
+    found: dict[str, Any]
     try:
         found = {"rows": _checked(sys.stdin.buffer)}
     except BaseException as error:
@@ -204,7 +203,7 @@ def main() -> None:
 
 def _checked(given: Any) -> list[tuple[str, str, str, str]]:
     for name, value in pickle.load(given).items():
-        jax.config.update(name, value)
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]
     f, args, kwargs, options = pickle.load(given)
     from jaxnn.gradcheck.checker import check
     from jaxnn.gradcheck.checks import FULL

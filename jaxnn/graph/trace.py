@@ -21,7 +21,9 @@ from jaxnn.tracing.functions import function_name, is_array, is_inexact, is_ref
 from jaxnn.tracing.placement import outside_of_meshes, unplaced
 from jaxnn.tracing.refs import uses_refs
 
-NO_REFS = "must be a pure function, without refs (jax.new_ref); give it the arrays that it reads, and return what it writes"
+NO_REFS = (
+    "must be a pure function, without refs (jax.new_ref); pass what they hold as arrays, and return what it writes"
+)
 
 
 def trace(f: Callable[..., Any], *args: Any) -> Graph:
@@ -44,7 +46,8 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
     Args:
         f: any function of JAX arrays whose result is one floating-point scalar.
         *args: its arguments: arrays, floats, and pytrees of them, are inputs; other leaves (ints, strings, functions)
-            are constants, and so are arrays that f closes over.
+            are constants, and so are arrays that f closes over. Where they lie, on devices or on a mesh, does not
+            matter, and f runs outside of the mesh in force unless it needs one.
 
     Returns:
         The graph. `print(graph)` prints a table, `graph["x1"]` is a node, and `graph.save("page.html")` writes a page,
@@ -52,8 +55,9 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
 
     Raises:
         TypeError: if `f` is no function, branches in Python on an array's value, has an effect, or does not return a
-            real scalar; or if no argument is a floating-point array.
-        ValueError: if `f` raises, or an operation in it has no derivative.
+            real scalar; or if no argument is a floating-point array; or if it is given, or holds, a `jax.new_ref`.
+        ValueError: if `f` raises, or an operation in it has no derivative; if it needs Explicit axes of a mesh, or an
+            argument lies on devices of several processes.
 
     Example:
         >>> import jaxnn
@@ -75,7 +79,12 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
     if not callable(f):
         raise TypeError(f"`f` ({type(f).__name__} {f!r}) must be a function of arrays".replace("\n", " "))
     with quiet(), outside_of_meshes(f, args, {}) as change:
-        return _traced(change(f), function_name(f), args)
+        if change(f) is not f:
+            raise ValueError(
+                f"`f` ({function_name(f)}) must run without Explicit mesh axes; call trace on a mesh with Auto axes, "
+                "and leave out `out_sharding` and `reshard`"
+            )
+        return _traced(f, function_name(f), args)
 
 
 def _traced(f: Callable[..., Any], name: str, args: tuple[Any, ...]) -> Graph:

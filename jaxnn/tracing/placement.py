@@ -34,7 +34,7 @@ def unplaced(x: Any, name: str) -> Any:
             "gather it first with jax.experimental.multihost_utils.process_allgather"
         )
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(np.asarray(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        return jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(x))), impl=jax.random.key_impl(x))
     host = np.asarray(x)
     if x.weak_type:  # a weak type is that of a Python number
         return jnp.broadcast_to(jnp.asarray(x.dtype.type(0).item()), x.shape).at[...].set(host)
@@ -96,9 +96,10 @@ def _specs(explicit: tuple[str, ...], args: Any, kwargs: Any) -> list[PartitionS
     def of(x: Any) -> PartitionSpec:
         sharding = getattr(x, "sharding", None)
         if not isinstance(sharding, NamedSharding):
-            return PartitionSpec()
+            return PartitionSpec()  # type: ignore[no-untyped-call]
         names = [e if isinstance(e, tuple) else (e,) for e in sharding.spec]
-        return PartitionSpec(*(tuple(n for n in group if n in explicit) or None for group in names))
+        kept = (tuple(n for n in group if n in explicit) or None for group in names)
+        return PartitionSpec(*kept)  # type: ignore[no-untyped-call]
 
     return [of(x) for x in jax.tree.leaves((args, kwargs)) if is_array(x)]
 

@@ -40,7 +40,8 @@ def with_new_refs(f: Function, closed: Any) -> Function:
         arrays = [leaves[i] for i in where]
         trace, outputs = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
         consts = [jax.new_ref(contents[id(c)][1]) if id(c) in contents else c for c in trace.consts]
-        return jax.tree.unflatten(jax.tree.structure(outputs), jaxprs.run(trace.replace(consts=consts), *arrays))
+        renewed = trace.replace(consts=consts)  # type: ignore[no-untyped-call]
+        return jax.tree.unflatten(jax.tree.structure(outputs), jaxprs.run(renewed, *arrays))
 
     return on_new_refs
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
@@ -124,26 +123,23 @@ def _over_an_explicit_axis(t: Trial, mesh: Mesh) -> Findings:
 
 def _with_one_sharded(t: Trial, mesh: Mesh, leaf: int, cut: int) -> Findings:
     """Shard one argument along one of its axes; if f does not run so, also all arrays that have its first axis."""
-    s, name = t.subject, f"{t.subject.paths[leaf]} (Explicit)"
-    errors: dict[str, str] = {}
+    name, errors = f"{t.subject.paths[leaf]} (Explicit)", {}
     for operands in _placements(t, mesh, leaf, cut):
-        try:
-            program = _compiled(t, "custom", operands)
-        except Exception as error:
-            errors.setdefault("custom", first_line(error))
+        programs = {}
+        for kind in ("custom", "definition"):
             try:
-                _compiled(t, "definition", operands)
+                programs[kind] = _compiled(t, kind, operands)
             except Exception as error:
-                errors.setdefault("definition", first_line(error))
-            continue
-        yield _compare(t, "shard_map", name, [as64(g) for g in program(*operands)], t.custom, TWO_GRADIENTS)
-        yield from _more_collectives(t, name, program, operands)
-        return
-    whose = "the definition" if "definition" in errors else "the rule"
-    if whose == "the rule":
-        message = f"the rule does not run on an Explicit mesh, its definition does: {errors['custom']}"
+                errors[kind] = first_line(error)
+        if "custom" in programs:
+            found = [as64(g) for g in programs["custom"](*operands)]
+            yield _compare(t, "shard_map", name, found, t.custom, TWO_GRADIENTS)
+            yield from _more_collectives(name, programs)
+            return
+    if "definition" in errors:
+        message = f"neither f nor its definition runs on an Explicit mesh: {errors['definition']}"
     else:
-        message = f"f does not run on an Explicit mesh, without its rule neither: {errors['definition']}"
+        message = f"the rule does not run on an Explicit mesh, its definition does: {errors['custom']}"
     yield Row("shard_map", name, UNSUPPORTED, message)
 
 
@@ -152,21 +148,18 @@ def _placements(t: Trial, mesh: Mesh, leaf: int, cut: int) -> Iterator[tuple[Arr
     s, axis = t.subject, mesh.axis_names[0]
     length = s.points[leaf].shape[cut]
 
-    def placed(x: Any, sharded: bool, where: int) -> Any:
-        spec = _spec(*(None,) * where, axis) if sharded else _spec()
+    def placed(x: Any, where: int | None) -> Any:
+        spec = _spec() if where is None else _spec(*(None,) * where, axis)
         return jax.device_put(x, NamedSharding(mesh, spec))
 
-    def replicated(arrays: Arrays) -> Arrays:
-        return [placed(x, False, 0) for x in arrays]
+    def with_its_axis(x: Any) -> int | None:
+        return 0 if cut == 0 and x.ndim and x.shape[0] == length else None  # a batch's labels and masks, for example
 
-    alone = [placed(p, i == leaf, cut) for i, p in enumerate(s.points)]
-    yield alone, replicated(s.rest), replicated(t.dy)
-    companion = {
-        id(x): x.ndim > 0 and x.shape[0] == length and cut == 0 for x in (*s.points, *s.rest)
-    }  # a batch's labels and masks, for example
-    if sum(companion.values()) > 1:
-        points, rest = ([placed(x, companion[id(x)], 0) for x in group] for group in (s.points, s.rest))
-        yield points, rest, replicated(t.dy)
+    rest, dy = ([placed(x, None) for x in group] for group in (s.rest, t.dy))
+    yield [placed(p, cut if i == leaf else None) for i, p in enumerate(s.points)], rest, dy
+    points, others = ([with_its_axis(x) for x in group] for group in (s.points, s.rest))
+    if [*points, *others].count(0) > 1:
+        yield list(map(placed, s.points, points)), list(map(placed, s.rest, others)), dy
 
 
 def _compiled(t: Trial, kind: str, operands: tuple[Arrays, Arrays, Arrays]) -> Any:
@@ -175,20 +168,20 @@ def _compiled(t: Trial, kind: str, operands: tuple[Arrays, Arrays, Arrays]) -> A
 
     def gradient(points: Arrays, rest: Arrays, dy: Arrays) -> Arrays:
         y, pull = jax.vjp(lambda p: s.value(kind, p, rest), points)
-        cotangents = [d.astype(o.dtype) for d, o in zip(dy, y, strict=True)]
-        return list(pull([jax.sharding.reshard(d, jax.typeof(o).sharding) for d, o in zip(cotangents, y, strict=True)])[0])
+        return list(pull([_like(d.astype(o.dtype), o) for d, o in zip(dy, y, strict=True)])[0])
 
     return jax.jit(gradient).lower(*operands).compile()
 
 
-def _more_collectives(t: Trial, name: str, program: Any, operands: Any) -> Findings:
-    """Say where the rule communicates more than JAX's derivative of the definition."""
-    if t.no_automatic:
+def _like(d: Any, y: Any) -> Any:
+    return jax.sharding.reshard(d, jax.typeof(y).sharding)  # type: ignore[no-untyped-call]
+
+
+def _more_collectives(name: str, programs: dict[str, Any]) -> Findings:
+    """Say where the rule communicates more than JAX's derivative of the definition, if that runs there."""
+    if "definition" not in programs:
         return
-    try:
-        ours, theirs = (_collectives(p) for p in (program, _compiled(t, "automatic", operands)))
-    except Exception:  # a definition that does not run there leaves nothing to compare with
-        return
+    ours, theirs = (_collectives(programs[kind]) for kind in ("custom", "definition"))
     if ours.total() > theirs.total():
         counts = f"{_listed(ours)}; JAX's derivative of the definition has {_listed(theirs)}"
         yield Row("shard_map", name, NOTE, f"the rule's gradient has {counts}")
