@@ -78,7 +78,7 @@ def _mesh_of(args: Any, kwargs: Any) -> Mesh | None:
 
 def _way_to_run(mesh: Mesh, f: Function, args: Any, kwargs: Any) -> tuple[Mesh | None, Callable[[Function], Function]]:
     """Return the mesh to set, and what to do to f: the first way in which f's gradient compiles, or else its value."""
-    auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    auto = with_axis_type(mesh, AxisType.Auto)
     explicit = tuple(a for a, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Explicit)
     ways: list[tuple[Mesh | None, Callable[[Function], Function]]] = [(None, _as_it_is), (auto, _as_it_is)]
     if explicit:
@@ -88,6 +88,11 @@ def _way_to_run(mesh: Mesh, f: Function, args: Any, kwargs: Any) -> tuple[Mesh |
             if _runs(context, change(f), args, kwargs, gradient):
                 return context, change
     return ways[0]
+
+
+def with_axis_type(mesh: Mesh, axis_type: AxisType) -> Mesh:
+    """Return the mesh with all its axes of one type."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(axis_type,) * len(mesh.axis_names))
 
 
 def _specs(explicit: tuple[str, ...], args: Any, kwargs: Any) -> list[PartitionSpec]:
@@ -139,10 +144,10 @@ def _runs(mesh: Mesh | None, f: Function, args: Any, kwargs: Any, gradient: bool
         return pull([jnp.ones_like(a) for a in y])
 
     with jax.set_mesh(mesh):
-        arrays = {i: unplaced(x, "args") for i, x in enumerate(leaves) if is_array(x)}
-        inexact = {i: x for i, x in arrays.items() if is_inexact(x)}
-        others = {i: x for i, x in arrays.items() if i not in inexact}
         try:
+            arrays = {i: unplaced(x, "args") for i, x in enumerate(leaves) if is_array(x)}
+            inexact = {i: x for i, x in arrays.items() if is_inexact(x)}
+            others = {i: x for i, x in arrays.items() if i not in inexact}
             jax.jit(pulled_back if gradient else of_arrays).lower(inexact, others)
         except Exception:  # whatever f raises: the last way lets the caller see it
             return False

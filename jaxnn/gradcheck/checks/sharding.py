@@ -27,6 +27,7 @@ from jaxnn.gradcheck.checks.transformations import (
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, NOTE, UNSUPPORTED, Row
 from jaxnn.tracing import jaxprs, rewriting
 from jaxnn.tracing.errors import first_line
+from jaxnn.tracing.placement import with_axis_type
 
 COLLECTIVES = re.compile(
     r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(?:-start)?\("
@@ -57,7 +58,7 @@ def shard_map(t: Trial) -> Findings:
 
 def _under_shard_map(t: Trial, mesh: Mesh) -> Findings:
     """Each device has its own example: the gradients are those of the examples, with check_vma on and off."""
-    s = t.subject
+    s, mesh = t.subject, with_axis_type(mesh, AxisType.Auto)
     axis, spec = mesh.axis_names[0], _spec(mesh.axis_names[0])
     count = mesh.shape[axis]
     examples, dys = _examples(t, count)
@@ -107,9 +108,8 @@ def _over_an_explicit_axis(t: Trial, mesh: Mesh) -> Findings:
     if t.subject.eager:
         yield Row("shard_map", "Explicit", UNSUPPORTED, f"the rule cannot be traced: {t.not_traced}")
         return
-    axis, types = mesh.axis_names[0], (AxisType.Explicit,) * len(mesh.axis_names)
-    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=types)
-    count, tried = mesh.shape[axis], 0
+    mesh = with_axis_type(mesh, AxisType.Explicit)
+    count, tried = mesh.shape[mesh.axis_names[0]], 0
     for leaf, point in enumerate(t.subject.points):
         cut = next((k for k, n in enumerate(point.shape) if n and n % count == 0), None)
         if cut is not None and tried < MOST_SUBSETS_OF:
@@ -139,7 +139,8 @@ def _with_one_sharded(t: Trial, mesh: Mesh, leaf: int, cut: int) -> Findings:
     if "definition" in errors:
         message = f"neither f nor its definition runs on an Explicit mesh: {errors['definition']}"
     else:
-        message = f"the rule does not run on an Explicit mesh, its definition does: {errors['custom']}"
+        cure = "in bwd, give products `out_sharding=jax.typeof(x).sharding`, or `jax.sharding.reshard(dx, ...)` to it"
+        message = f"the rule does not run on an Explicit mesh, its definition does: {errors['custom']}; {cure}"
     yield Row("shard_map", name, UNSUPPORTED, message)
 
 
