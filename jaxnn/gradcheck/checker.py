@@ -46,11 +46,16 @@ def check(
     (jit, scan, cond, remat), `vmap`, `shard_map`, `second_order`, `determinism` and `closure`, and reports
     `stop_gradient`, `forward_mode`, `residuals` and `cost`. The caller's JAX configuration is left as it was.
 
+    Where the arguments lie does not matter: they are judged as plain arrays on the default device, outside of the mesh
+    in force. `f` keeps its mesh if it does not run without one. `shard_map` needs two devices: a process that has one
+    starts a child process on two virtual CPU devices for it, which imports the module of `f`.
+
     Args:
       f: a function of arrays, with `custom_vjp` or `custom_jvp` rules anywhere inside, or none. It is called often.
       *args: its arguments, pytrees of arrays; derivatives are checked at these values. Every floating-point array is
         differentiated (a Python float only where there is no array); integers, booleans and keys are passed on, and
-        other leaves are static. `kinks` and `extremes` also round, tie, scale and replace by infinity those arguments
+        other leaves are static. In place of a ref (`jax.new_ref`), given or closed over, `f` gets a new one with its
+        content at each call; what the refs hold afterwards is unspecified. `kinks` and `extremes` also round, tie, scale and replace by infinity those arguments
         that look unconstrained: of both signs, not of unit length, not symmetric.
       kwargs: its keyword arguments; arrays among them are differentiated too.
       reference: a function that JAX differentiates in place of the definition. Give one if the definition has no
@@ -58,7 +63,8 @@ def check(
       argnums: the positional arguments to differentiate; None for all.
       level: "full", or "rule" for the quick core.
       skip: names of checks to leave out.
-      mesh: the mesh for `shard_map`, whose first axis is used; None for two of the devices there are.
+      mesh: the mesh for `shard_map`, whose first axis is used; None for two of the devices there are, or for two of a
+        child process.
       rtol: the error allowed per unit of response; None for 8 eps.
       seed: the seed of the cotangents and directions.
 
@@ -68,7 +74,8 @@ def check(
     Raises:
       TypeError: if `f` is no function, branches in Python on an array's value, or has no floating-point argument or
         output; or if JAX cannot differentiate it and it has no rule.
-      ValueError: if an option is not one of those above, or if `f` raises at `args`.
+      ValueError: if an option is not one of those above, if `f` raises at `args`, or if a part of an argument lies on the
+        devices of another process.
 
     Example:
       >>> import jax, jax.numpy as jnp

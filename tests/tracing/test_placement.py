@@ -55,11 +55,11 @@ def test_trace_of_what_needs_its_mesh():
     with jax.set_mesh(MESHES["Auto-Auto"]):
         graph = jaxnn.graph.trace(lambda x: lax.with_sharding_constraint(x * x, P("i")).sum(), X)
     assert np.allclose(graph["x"].upstream, 2 * X)
-    with jax.set_mesh(MESHES["Explicit-Explicit"]):
-        with pytest.raises(
-            ValueError, match="must run without Explicit mesh axes; call trace on a mesh with Auto axes"
-        ):
-            jaxnn.graph.trace(lambda x: jnp.einsum("ij,kj->ik", x, x, out_sharding=P("i", None)).sum(), X)
+    with (
+        jax.set_mesh(MESHES["Explicit-Explicit"]),
+        pytest.raises(ValueError, match="must run without Explicit mesh axes; call trace on a mesh with Auto axes"),
+    ):
+        jaxnn.graph.trace(lambda x: jnp.einsum("ij,kj->ik", x, x, out_sharding=P("i", None)).sum(), X)
 
 
 @jax.custom_vjp
@@ -96,6 +96,6 @@ def test_trace_names_refs_and_what_to_do():
     cases = (read, (X,)), (lambda x: keep(x, ref).sum(), (X,)), (lambda x, ref: x.sum(), (X, ref)), (local, (X,))
     for f, args in cases:
         with pytest.raises(
-            TypeError, match=r"must be pure, without refs \(jax.new_ref\); pass what they hold as arrays"
+            TypeError, match=r"must be a pure function, without refs \(jax.new_ref\); pass what they hold as arrays"
         ):
             jaxnn.graph.trace(f, *args)
