@@ -55,8 +55,9 @@ def check(
       *args: its arguments, pytrees of arrays; derivatives are checked at these values. Every floating-point array is
         differentiated (a Python float only where there is no array); integers, booleans and keys are passed on, and
         other leaves are static. In place of a ref (`jax.new_ref`), given or closed over, `f` gets a new one with its
-        content at each call; what the refs hold afterwards is unspecified. `kinks` and `extremes` also round, tie, scale and replace by infinity those arguments
-        that look unconstrained: of both signs, not of unit length, not symmetric.
+        content at each call; what the refs hold afterwards is unspecified. `kinks` and `extremes` also round, tie,
+        scale and replace by infinity those arguments that look unconstrained: of both signs, not of unit length, not
+        symmetric.
       kwargs: its keyword arguments; arrays among them are differentiated too.
       reference: a function that JAX differentiates in place of the definition. Give one if the definition has no
         derivative (a kernel, a callback), or if the rule deliberately differs from it (straight-through, clipping).
@@ -74,8 +75,8 @@ def check(
     Raises:
       TypeError: if `f` is no function, branches in Python on an array's value, or has no floating-point argument or
         output; or if JAX cannot differentiate it and it has no rule.
-      ValueError: if an option is not one of those above, if `f` raises at `args`, or if a part of an argument lies on the
-        devices of another process.
+      ValueError: if an option is not one of those above, if `f` raises at `args`, or if a part of an argument lies on
+        the devices of another process.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -114,7 +115,10 @@ def check(
     options = {"kwargs": kwargs or None, "reference": reference, "argnums": argnums, "mesh": mesh, "rtol": rtol}
     repro = _repro(f, options, level, skip, seed)
     seconds = time.perf_counter() - started
-    return Report(function_name(f), tuple(rows), repro, seed, seconds, trial.costs, trial.sweep, trial.errors)
+    has_rule = trial.jaxpr is None or trial.has_rule
+    return Report(
+        function_name(f), tuple(rows), repro, seed, seconds, has_rule, trial.costs, trial.sweep, trial.errors
+    )  # fmt: skip
 
 
 def assert_correct(f: Callable[..., Any], *args: Any, **options: Any) -> None:
@@ -166,7 +170,9 @@ def _run(trial: Trial, checks: dict[str, Check]) -> list[Row]:
         except Exception as error:
             if name in RULE:
                 raise  # `prepare` has run the rule: without this check "ok" would mean nothing
-            rows.append(Row(name, subject.name, INCONCLUSIVE, f"the check could not run: {first_line(error)}"))
+            rows.append(
+                Row(name, subject.name, INCONCLUSIVE, f"the check could not run: {first_line(error)}", decides=True)
+            )
     progress.clear()
     order = ["signature", *checks]
     return sorted(rows, key=lambda row: order.index(row.check) if row.check in order else 0)

@@ -15,7 +15,7 @@ from jaxnn.gradcheck._subject import Arrays, as64
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.checks.transformations import (
     MOST_SUBSETS_OF,
-    TWO_GRADIENTS,
+    Expected,
     _all_and_each,
     _attempt,
     _compare,
@@ -81,7 +81,7 @@ def _under_shard_map(t: Trial, mesh: Mesh) -> Findings:
         for mask in masks:
             name = f"{_label(t, mask)} (check_vma={check_vma})"
             run = functools.partial(sharded, mask, check_vma)
-            row = _attempt(t, "shard_map", name, run, expected[mask], TWO_GRADIENTS * count)
+            row = _attempt(t, "shard_map", name, run, expected[mask])
             if row.status == FAIL and check_vma and has_callback:
                 # JAX does not mark a callback's results as varying over the mesh, and sums their cotangents.
                 message = f"JAX forgets the mesh axis at a callback: {row.message}; use check_vma=False"
@@ -133,7 +133,7 @@ def _with_one_sharded(t: Trial, mesh: Mesh, leaf: int, cut: int) -> Findings:
                 errors[kind] = first_line(error)
         if "custom" in programs:
             found = [as64(g) for g in programs["custom"](*operands)]
-            yield _compare(t, "shard_map", name, found, t.custom, TWO_GRADIENTS)
+            yield _compare(t, "shard_map", name, found, Expected(t.custom))
             yield from _more_collectives(name, programs)
             return
     if "definition" in errors:
