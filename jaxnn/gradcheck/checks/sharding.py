@@ -114,16 +114,35 @@ def _over_an_explicit_axis(t: Trial, mesh: Mesh) -> Findings:
         cut = next((k for k, n in enumerate(point.shape) if n and n % count == 0), None)
         if cut is not None and tried < MOST_SUBSETS_OF:
             tried += 1
-            with jax.set_mesh(mesh):
-                yield from _with_one_sharded(t, mesh, leaf, cut)
+            yield from _with_one_sharded(t, mesh, leaf, cut)
     if not tried:
         message = f"no argument has an axis that {count} devices divide; give one that has"
         yield Row("shard_map", "Explicit", INCONCLUSIVE, message)
 
 
 def _with_one_sharded(t: Trial, mesh: Mesh, leaf: int, cut: int) -> Findings:
-    """Shard one argument along one of its axes; if f does not run so, also all arrays that have its first axis."""
-    name, errors = f"{t.subject.paths[leaf]} (Explicit)", {}
+    """Shard one argument along one of its axes, and compare outside of the mesh."""
+    name = f"{t.subject.paths[leaf]} (Explicit)"
+    with jax.set_mesh(mesh):
+        found, programs, errors = _gradient_there(t, mesh, leaf, cut)
+    if found:
+        yield _compare(t, "shard_map", name, found, Expected(t.custom))
+        yield from _more_collectives(name, programs)
+        return
+    if "definition" in errors:
+        message = f"neither f nor its definition runs on an Explicit mesh: {errors['definition']}"
+    else:
+        cure = "in bwd, give products `out_sharding=jax.typeof(x).sharding`, or `jax.sharding.reshard(dx, ...)` to it"
+        message = f"the rule does not run on an Explicit mesh, its definition does: {errors['custom']}; {cure}"
+    yield Row("shard_map", name, UNSUPPORTED, message)
+
+
+def _gradient_there(t: Trial, mesh: Mesh, leaf: int, cut: int) -> tuple[Arrays, dict[str, Any], dict[str, str]]:
+    """Return the rule's gradient with one argument sharded, the programs by kind, and why a kind does not compile.
+
+    If the rule does not run so, all arrays with the argument's first axis are sharded, too.
+    """
+    errors: dict[str, str] = {}
     for operands in _placements(t, mesh, leaf, cut):
         programs = {}
         for kind in ("custom", "definition"):
@@ -132,16 +151,8 @@ def _with_one_sharded(t: Trial, mesh: Mesh, leaf: int, cut: int) -> Findings:
             except Exception as error:
                 errors[kind] = first_line(error)
         if "custom" in programs:
-            found = [as64(g) for g in programs["custom"](*operands)]
-            yield _compare(t, "shard_map", name, found, Expected(t.custom))
-            yield from _more_collectives(name, programs)
-            return
-    if "definition" in errors:
-        message = f"neither f nor its definition runs on an Explicit mesh: {errors['definition']}"
-    else:
-        cure = "in bwd, give products `out_sharding=jax.typeof(x).sharding`, or `jax.sharding.reshard(dx, ...)` to it"
-        message = f"the rule does not run on an Explicit mesh, its definition does: {errors['custom']}; {cure}"
-    yield Row("shard_map", name, UNSUPPORTED, message)
+            return [as64(g) for g in programs["custom"](*operands)], programs, errors
+    return [], {}, errors
 
 
 def _placements(t: Trial, mesh: Mesh, leaf: int, cut: int) -> Iterator[tuple[Arrays, Arrays, Arrays]]:
