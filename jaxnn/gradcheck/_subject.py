@@ -10,7 +10,9 @@ import numpy as np
 
 from jaxnn.tracing import jaxprs, kinds
 from jaxnn.tracing.automatic import automatic, without_hand_written_rules
-from jaxnn.tracing.functions import function_name, is_array, is_inexact
+from jaxnn.tracing.functions import function_name, is_array, is_inexact, is_ref
+from jaxnn.tracing.placement import unplaced
+from jaxnn.tracing.refs import with_new_refs
 
 Arrays = list[Any]
 Function = Callable[..., Any]
@@ -31,7 +33,7 @@ class Subject:
     Attributes:
       points: the floating-point arrays to differentiate by.
       paths: their names, "x" or "params['w']".
-      rest: the other arrays: integers, keys, masks, and those that `argnums` leaves out.
+      rest: the other arrays: integers, keys, masks, those that `argnums` leaves out, and what refs hold.
       frozen: arrays that bypass the rule (in nondiff_argnums, or closed over by it), each with the reason.
       outputs: the types of the floating-point outputs.
       output_paths: their names.
@@ -44,13 +46,15 @@ class Subject:
         argnums: tuple[int, ...] | None,
     ) -> None:  # fmt: skip
         self.f, self.reference, self.name = f, reference, function_name(f)
-        leaves, self.tree = jax.tree.flatten((args, kwargs))
-        self.leaves = _with_arrays(leaves)
-        named = jax.tree_util.tree_flatten_with_path((args, kwargs))[0]
-        chosen = [argnums is None or (path[0].idx == 0 and path[1].idx in argnums) for path, _ in named]
-        self.diff_leaves = [i for i, x in enumerate(self.leaves) if is_array(x) and is_inexact(x) and chosen[i]]
-        self.other_leaves = [i for i, x in enumerate(self.leaves) if is_array(x) and i not in self.diff_leaves]
+        named, self.tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
         self.names = _names(f, [path for path, _ in named])
+        self.ref_leaves = {i for i, (_, x) in enumerate(named) if is_ref(x)}
+        leaves = [x[...] if is_ref(x) else x for _, x in named]
+        self.leaves = _with_arrays(list(map(unplaced, leaves, self.names)))
+        chosen = [argnums is None or (path[0].idx == 0 and path[1].idx in argnums) for path, _ in named]
+        arrays = [i for i, x in enumerate(self.leaves) if is_array(x)]
+        self.diff_leaves = [i for i in arrays if is_inexact(self.leaves[i]) and chosen[i] and i not in self.ref_leaves]
+        self.other_leaves = [i for i in arrays if i not in self.diff_leaves]
         self.frozen: list[tuple[str, str]] = []
         self.eager = False
         self.functions: dict[str, Function] = {"custom": f}
@@ -80,13 +84,18 @@ class Subject:
     def call(self, kind: str, points: Arrays, rest: Arrays) -> tuple[Arrays, Arrays]:
         """Return the floating-point outputs, and the others."""
         filled = list(self.leaves)
-        for i, x in zip([*self.diff_leaves, *self.other_leaves], [*points, *rest], strict=True):
+        for i, x in zip([*self.diff_leaves, *self.other_leaves], [*points, *self.with_refs(rest)], strict=True):
             filled[i] = x
         args, kwargs = jax.tree.unflatten(self.tree, filled)
         outputs, structure = jax.tree.flatten(self.functions[kind](*args, **kwargs))
         arrays = [y if is_array(y) else jnp.asarray(y) for y in outputs if is_array(y) or isinstance(y, float | int)]
         self.structure = structure
         return [y for y in arrays if is_inexact(y)], [y for y in arrays if not is_inexact(y)]
+
+    def with_refs(self, rest: Arrays) -> Arrays:
+        """Return `rest` with a new ref for the content of each: every evaluation begins with the same content."""
+        leaves = zip(self.other_leaves, rest, strict=True)
+        return [jax.new_ref(x) if i in self.ref_leaves and not is_ref(x) else x for i, x in leaves]
 
     def value(self, kind: str, points: Arrays, rest: Arrays) -> Arrays:
         """Return the floating-point outputs."""
@@ -103,6 +112,7 @@ class Subject:
 
     def vjp(self, kind: str, points: Arrays, rest: Arrays, dy: Arrays) -> tuple[Arrays, Arrays]:
         """Return the floating-point outputs as the forward rule computes them, and the points' cotangents."""
+        rest = self.with_refs(rest)  # outside of what is differentiated, as a caller has them
         y, pull = jax.vjp(lambda *points: self.value(kind, list(points), rest), *points)
         return y, list(pull([d.astype(o.dtype) for d, o in zip(dy, y, strict=True)]))
 
@@ -128,8 +138,12 @@ class Subject:
         self.output_paths = paths if same else [f"y[{i}]" for i in range(len(self.outputs))]
 
     def trace(self) -> Any:
-        """Return the jaxpr of the floating-point outputs."""
-        return jax.make_jaxpr(lambda p, r: self.value("custom", p, r))(self.points, self.rest)
+        """Return the jaxpr of the floating-point outputs; from then on f has new refs in place of those it holds."""
+        traced = jax.make_jaxpr(lambda p, r: self.value("custom", p, r))(self.points, self.rest)
+        if any(map(is_ref, traced.consts)):
+            self.f = self.functions["custom"] = with_new_refs(self.f, traced)
+            return self.trace()
+        return traced
 
     def find_automatic(self) -> None:
         """Provide the functions of the kinds "definition" and "automatic".

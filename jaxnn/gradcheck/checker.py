@@ -11,11 +11,14 @@ from jaxnn.gradcheck._options import LEVELS, validate
 from jaxnn.gradcheck._preparation import prepare
 from jaxnn.gradcheck._subject import Subject
 from jaxnn.gradcheck._trial import Trial
+from jaxnn.gradcheck._two_devices import two_devices
 from jaxnn.gradcheck.checks import RULE, Check
+from jaxnn.gradcheck.checks.sharding import shard_map
 from jaxnn.gradcheck.report import INCONCLUSIVE, PASS, Report, Row
 from jaxnn.tracing.contexts import quiet
 from jaxnn.tracing.errors import first_line
 from jaxnn.tracing.functions import function_name
+from jaxnn.tracing.placement import outside_of_meshes
 
 
 def check(
@@ -44,19 +47,26 @@ def check(
     `transpose`, `remat`), `determinism` and `closure`, and reports `stop_gradient`, `forward_mode`, `residuals` and
     `cost`. The caller's JAX configuration is left as it was.
 
+    Where the arguments lie does not matter: they are judged as plain arrays on the default device, outside of the mesh
+    in force. `f` keeps its mesh if it does not run without one. `shard_map` needs two devices: a process that has one
+    starts a child process on two virtual CPU devices for it, which imports the module of `f`.
+
     Args:
       f: a function of arrays, with `custom_vjp` or `custom_jvp` rules anywhere inside, or none. It is called often.
       *args: its arguments, pytrees of arrays; derivatives are checked at these values. Every floating-point array is
         differentiated (a Python float only where there is no array); integers, booleans and keys are passed on, and
-        other leaves are static. `kinks` and `extremes` also round, tie, scale and replace by infinity those arguments
-        that look unconstrained: of both signs, not of unit length, not symmetric.
+        other leaves are static. In place of a ref (`jax.new_ref`), given or closed over, `f` gets a new one with its
+        content at each call; what the refs hold afterwards is unspecified. `kinks` and `extremes` also round, tie,
+        scale and replace by infinity those arguments that look unconstrained: of both signs, not of unit length, not
+        symmetric.
       kwargs: its keyword arguments; arrays among them are differentiated too.
       reference: a function that JAX differentiates in place of the definition. Give one if the definition has no
         derivative (a kernel, a callback), or if the rule deliberately differs from it (straight-through, clipping).
       argnums: the positional arguments to differentiate; None for all.
       level: "full", or "rule" for the quick core.
       skip: names of checks to leave out.
-      mesh: the mesh for `shard_map`, whose first axis is used; None for two of the devices there are.
+      mesh: the mesh for `shard_map`, whose first axis is used; None for two of the devices there are, or for two of a
+        child process.
       rtol: the error allowed per unit of response; None for 8 eps.
       seed: the seed of the cotangents and directions.
 
@@ -66,7 +76,8 @@ def check(
     Raises:
       TypeError: if `f` is no function, branches in Python on an array's value, or has no floating-point argument or
         output; or if JAX cannot differentiate it and it has no rule.
-      ValueError: if an option is not one of those above, or if `f` raises at `args`.
+      ValueError: if an option is not one of those above, if `f` raises at `args`, or if a part of an argument lies on
+        the devices of another process.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -90,9 +101,18 @@ def check(
     kwargs, seed = kwargs or {}, int(seed)
     if argnums is not None:
         argnums = tuple(int(i) % len(args) for i in ([argnums] if isinstance(argnums, int | np.integer) else argnums))
-    with quiet(), np.errstate(all="ignore"):
-        trial = Trial(Subject(f, args, kwargs, reference, argnums), level, seed, rtol, mesh)
-        rows = _run(trial, {name: check for name, check in LEVELS[level].items() if name not in skip})
+    checks = {name: check for name, check in LEVELS[level].items() if name not in skip}
+    sharded = mesh is None and shard_map.__name__ in checks
+    sent = f, args, kwargs, {"argnums": argnums, "seed": seed, "rtol": rtol}
+    with (
+        quiet(),
+        np.errstate(all="ignore"),
+        two_devices(sharded, *sent) as child,
+        outside_of_meshes(f, args, kwargs) as change,
+    ):
+        subject = Subject(change(f), args, kwargs, reference and change(reference), argnums)
+        trial = Trial(subject, level, seed, rtol, mesh, child)
+        rows = _run(trial, checks)
     options = {"kwargs": kwargs or None, "reference": reference, "argnums": argnums, "mesh": mesh, "rtol": rtol}
     repro = _repro(f, options, level, skip, seed)
     seconds = time.perf_counter() - started
@@ -143,7 +163,8 @@ def _run(trial: Trial, checks: dict[str, Check]) -> list[Row]:
     progress = _Progress(len(checks))
     arguments, outputs = len(subject.points), len(subject.outputs)
     rows = [Row("signature", subject.name, PASS, f"{arguments} differentiable arguments, {outputs} outputs")]
-    for name, check in checks.items():
+    waits = shard_map.__name__ if trial.two_devices is not None else ""  # for another process, so it comes last
+    for name, check in sorted(checks.items(), key=lambda item: item[0] == waits):
         progress.show(name)
         try:
             rows.extend(check(trial))
@@ -154,7 +175,8 @@ def _run(trial: Trial, checks: dict[str, Check]) -> list[Row]:
                 Row(name, subject.name, INCONCLUSIVE, f"the check could not run: {first_line(error)}", decides=True)
             )
     progress.clear()
-    return rows
+    order = ["signature", *checks]
+    return sorted(rows, key=lambda row: order.index(row.check) if row.check in order else 0)
 
 
 class _Progress:

@@ -17,7 +17,13 @@ from jaxnn.graph.graph import Edge, Graph, Node
 from jaxnn.tracing.automatic import automatic
 from jaxnn.tracing.contexts import quiet
 from jaxnn.tracing.errors import BRANCHING_ERRORS, branching_message, first_line
-from jaxnn.tracing.functions import function_name, is_array, is_inexact
+from jaxnn.tracing.functions import function_name, is_array, is_inexact, is_ref
+from jaxnn.tracing.placement import outside_of_meshes, unplaced
+from jaxnn.tracing.refs import uses_refs
+
+NO_REFS = (
+    "must be a pure function, without refs (jax.new_ref); pass what they hold as arrays, and return what it writes"
+)
 
 
 def trace(f: Callable[..., Any], *args: Any) -> Graph:
@@ -40,7 +46,8 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
     Args:
         f: any function of JAX arrays whose result is one floating-point scalar.
         *args: its arguments: arrays, floats, and pytrees of them, are inputs; other leaves (ints, strings, functions)
-            are constants, and so are arrays that f closes over.
+            are constants, and so are arrays that f closes over. Where they lie, on devices or on a mesh, does not
+            matter, and f runs outside of the mesh in force unless it needs one.
 
     Returns:
         The graph. `print(graph)` prints a table, `graph["x1"]` is a node, and `graph.save("page.html")` writes a page,
@@ -48,8 +55,9 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
 
     Raises:
         TypeError: if `f` is no function, branches in Python on an array's value, has an effect, or does not return a
-            real scalar; or if no argument is a floating-point array.
-        ValueError: if `f` raises, or an operation in it has no derivative.
+            real scalar; or if no argument is a floating-point array; or if it is given, or holds, a `jax.new_ref`.
+        ValueError: if `f` raises, or an operation in it has no derivative; if it needs Explicit axes of a mesh, or an
+            argument lies on devices of several processes.
 
     Example:
         >>> import jaxnn
@@ -70,7 +78,12 @@ def trace(f: Callable[..., Any], *args: Any) -> Graph:
     """
     if not callable(f):
         raise TypeError(f"`f` ({type(f).__name__} {f!r}) must be a function of arrays".replace("\n", " "))
-    with quiet():
+    with quiet(), outside_of_meshes(f, args, {}) as change:
+        if change(f) is not f:
+            raise ValueError(
+                f"`f` ({function_name(f)}) must run without Explicit mesh axes; call trace on a mesh with Auto axes, "
+                "and leave out `out_sharding` and `reshard`"
+            )
         return _traced(f, function_name(f), args)
 
 
@@ -96,10 +109,12 @@ def _function_of_inputs(
 ) -> tuple[Callable[..., Any], list[Any], list[str]]:
     """Return f as a function of its inputs, the leaves that are arrays or floats; the inputs, and their names."""
     named, tree = jax.tree_util.tree_flatten_with_path(args)
+    if any(is_ref(x) for _, x in named):
+        raise TypeError(f"`f` ({name}) {NO_REFS}")
     leaves = [jnp.asarray(x) if isinstance(x, float) or is_array(x) else x for _, x in named]
     traced = [i for i, x in enumerate(leaves) if is_array(x)]
-    inputs = [leaves[i] for i in traced]
     input_names = _names.input_names(f, [named[i][0] for i in traced])
+    inputs = [unplaced(leaves[i], input_name) for i, input_name in zip(traced, input_names, strict=True)]
     _check_inputs(inputs, input_names, [type(x).__name__ for x in leaves])
 
     def of_inputs(*inputs: Any) -> Any:
@@ -246,6 +261,8 @@ def _program(name: str, f: Callable[..., Any], inputs: list[Any]) -> tuple[list[
         raise TypeError(str(error)) from None
     except Exception as error:
         raise ValueError(f"`f` ({name}) must run on `args`, but raises {first_line(error)}") from error
+    if uses_refs(closed):
+        raise TypeError(f"`f` ({name}) {NO_REFS}")
     if any(isinstance(c, jax.core.Tracer) for c in closed.consts):
         raise TypeError(f"`f` ({name}) must not close over the values of a surrounding jax.jit, jax.grad or jax.vmap")
     try:

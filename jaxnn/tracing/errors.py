@@ -52,8 +52,10 @@ def place_of(error: BaseException) -> str:
 
 
 def is_missing_in_jax(error: BaseException) -> bool:
-    """Whether JAX does not implement an operation for a dtype, or for this form of rule: that is no mistake."""
+    """Whether JAX does not implement an operation for a dtype, a form of rule or refs: that is no mistake."""
     words = str(error)
+    if re.search(r"\bRef\b|AbstractRef|array reference|arrays are immutable", words):
+        return True
     if isinstance(error, NotImplementedError):
         return any(lack in words for lack in ("dtype", "'linear_call' not implemented", "no to_lojax lowering rule"))
     return words.startswith("UNIMPLEMENTED") or "does not accept dtype" in words

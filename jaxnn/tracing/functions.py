@@ -15,6 +15,11 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array)
 
 
+def is_ref(leaf: Any) -> bool:
+    """Whether a leaf is a mutable array, made with `jax.new_ref`, or a tracer of one."""
+    return isinstance(leaf, jax.Ref)
+
+
 def is_inexact(array: Any) -> bool:
     """Whether an array, or its type, has a floating-point or complex dtype; types without a dtype have none."""
     return hasattr(array, "dtype") and bool(jnp.issubdtype(array.dtype, np.inexact))

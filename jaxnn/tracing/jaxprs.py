@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+from jax.sharding import AxisType
 
 from jaxnn.tracing.functions import is_inexact
 
@@ -58,8 +59,14 @@ def closed_over_dtypes(closed: Any) -> set[str]:
 
 
 def shape_and_dtype(array: Any) -> jax.ShapeDtypeStruct:
-    """Return the type of an array, or of a variable's abstract value, as arguments of a trace have it."""
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)  # type: ignore[no-untyped-call]
+    """Return the type of an array, or of a variable's abstract value, as arguments of a trace have it.
+
+    Over Explicit axes of a mesh the sharding is part of the type.
+    """
+    sharding = getattr(array, "sharding", None)
+    types = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
+    explicit = sharding if AxisType.Explicit in types else None
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=explicit)  # type: ignore[no-untyped-call]
 
 
 def unused_inputs(closed: Any) -> list[int]:

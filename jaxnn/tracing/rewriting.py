@@ -188,7 +188,8 @@ def _has_no_derivative(eqn: Any) -> bool:
         return vjp(y)
 
     try:
-        jax.eval_shape(gradient, *(shape_and_dtype(v.aval) for v in eqn.invars))
+        with eqn.ctx.manager:  # the mesh in force there
+            jax.eval_shape(gradient, *(shape_and_dtype(v.aval) for v in eqn.invars))
     except Exception:  # whatever JAX raises, there is no derivative
         return True
     return False

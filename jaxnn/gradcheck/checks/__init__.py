@@ -7,7 +7,8 @@ from jaxnn.gradcheck.checks.derivative import gradient
 from jaxnn.gradcheck.checks.points import extremes, kinks, precision
 from jaxnn.gradcheck.checks.primitives import batch, jvp, lin, remat, transpose
 from jaxnn.gradcheck.checks.program import closure, cost, determinism, forward_mode, residuals, stop_gradient
-from jaxnn.gradcheck.checks.transformations import second_order, shard_map, staging, vmap
+from jaxnn.gradcheck.checks.sharding import shard_map
+from jaxnn.gradcheck.checks.transformations import second_order, staging, vmap
 from jaxnn.gradcheck.checks.values import integers, linearity, primal, types
 
 Check = Callable[[Trial], Findings]

@@ -13,6 +13,7 @@ from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, NOTE, PASS, UNSUPPORTED, Row
 from jaxnn.tracing import jaxprs, kinds
 from jaxnn.tracing.errors import missing_method
+from jaxnn.tracing.functions import is_ref
 
 
 def determinism(t: Trial) -> Findings:
@@ -67,7 +68,8 @@ def _residual_bytes(t: Trial, kind: str) -> int:
     s = t.subject
 
     def saved(points: Arrays, rest: Arrays) -> Any:
-        return jax.vjp(lambda *p: s.value(kind, list(p), rest), *points)[1]
+        kept = jax.tree.leaves(jax.vjp(lambda *p: s.value(kind, list(p), rest), *points)[1])
+        return [x for x in kept if not is_ref(x)]
 
     return sum(_bytes(x) for x in jax.tree.leaves(jax.eval_shape(saved, s.points, s.rest)))
 

@@ -1,4 +1,4 @@
-"""The checks under transformations: the rule staged, batched, sharded, and differentiated again."""
+"""The checks under transformations: the rule staged, batched, and differentiated again."""
 
 import functools
 import itertools
@@ -16,7 +16,6 @@ from jaxnn.gradcheck._subject import Arrays, as64
 from jaxnn.gradcheck._tolerance import index_text, largest_finite, worst_index
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
-from jaxnn.tracing import kinds, rewriting
 from jaxnn.tracing.contexts import float64_mode
 from jaxnn.tracing.errors import TRACING_ERRORS, first_line, is_missing_in_jax, missing_method
 
@@ -91,7 +90,8 @@ def staging(t: Trial) -> Findings:
     s = t.subject
 
     def vjp_of(transform: Callable[[Callable[..., Arrays]], Callable[..., Arrays]], kind: str) -> Arrays:
-        value = transform(lambda points: s.value(kind, points, s.rest))
+        rest = s.with_refs(s.rest)
+        value = transform(lambda points: s.value(kind, points, rest))
         return list(jax.vjp(value, s.points)[1]([d.astype(y.dtype) for d, y in zip(t.dy, s.outputs, strict=True)])[0])
 
     def scanned(f: Callable[..., Arrays]) -> Callable[..., Arrays]:
@@ -184,53 +184,6 @@ def vmap(t: Trial) -> Findings:
     each = [np.stack(pair) for pair in zip(t.custom, t.second_custom, strict=True)]
     expected = Expected(each, 2, (True,) * len(each))
     yield _attempt(t, "vmap", "cotangents (jacrev)", cotangents_alone, expected)
-
-
-def shard_map(t: Trial) -> Findings:
-    """Over several devices the gradients are those of the examples, with check_vma on and off."""
-    s = t.subject
-    auto = (jax.sharding.AxisType.Auto,)
-    mesh = t.mesh or jax.make_mesh((min(2, jax.device_count()),), ("devices",), axis_types=auto)
-    axis, spec = mesh.axis_names[0], _spec(mesh.axis_names[0])
-    count = mesh.shape[axis]
-    if count == 1:
-        cure = "start Python with JAX_NUM_CPU_DEVICES=2, or give a `mesh=`"
-        yield Row("shard_map", "values", INCONCLUSIVE, f"on one device only the types are checked; {cure}")
-    examples, dys = _examples(t, count)
-    stacked_dy = [jnp.stack(group) for group in zip(*dys, strict=True)]
-
-    def sharded(mask: tuple[bool, ...], check_vma: bool, kind: str) -> Arrays:
-        def body(points: Arrays, rest: Arrays) -> Arrays:
-            local = [p[0] if m else p for p, m in zip(points, mask, strict=True)]
-            return [_varying(y[None], axis, check_vma) for y in s.value(kind, local, rest)]
-
-        specs = ([spec if m else _spec() for m in mask], _spec())
-        value = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=check_vma)
-        gradient = jax.jit(lambda p, r, d: jax.vjp(lambda p: value(p, r), p)[1](d)[0])
-        return list(gradient(_stacked(t, mask, examples), s.rest, stacked_dy))
-
-    has_callback = any(e.primitive.name in rewriting.OPAQUE_CALLS for e in kinds.equations(t.jaxpr))
-    for check_vma in (True, False):
-        for mask in _all_and_each(len(s.points)):
-            name = f"{_label(t, mask)} (check_vma={check_vma})"
-            expected = _one_by_one(t, mask, examples, dys)
-            row = _attempt(t, "shard_map", name, functools.partial(sharded, mask, check_vma), expected)
-            if row.status == FAIL and check_vma and has_callback:
-                # JAX does not mark a callback's results as varying over the mesh, and sums their cotangents.
-                message = f"JAX forgets the mesh axis at a callback: {row.message}; use check_vma=False"
-                row = Row("shard_map", name, UNSUPPORTED, message)
-            yield row
-
-
-def _spec(*axes: str) -> Any:
-    return jax.P(*axes)  # type: ignore[no-untyped-call]
-
-
-def _varying(y: Any, axis: str, check_vma: bool) -> Any:
-    """Mark an output that does not depend on the sharded arguments as varying, so that it can be stacked."""
-    if not check_vma or axis in jax.typeof(y).manual_axis_type.varying:
-        return y
-    return lax.pcast(y, axis, to="varying")
 
 
 def second_order(t: Trial) -> Findings:
