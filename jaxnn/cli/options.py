@@ -84,7 +84,7 @@ def _add_data_and_model(add: Any) -> None:
     names = ", ".join(DATASETS)
     add("--dataset", **_one_of(DATASETS), default="digits", help=f"{names} (default: digits)")
     add("--data-dir", metavar="DIR", help="folder with the four IDX files of mnist or fashion_mnist, .gz or raw; or "
-        "folder with copies made by tensorflow-datasets (default: its own folder)")  # fmt: skip
+        "torchvision's root; or folder with copies made by tensorflow-datasets (default: its own folder)")  # fmt: skip
     add("--download", action="store_true", help="let tensorflow-datasets download the data set if it is missing; "
         "without this option the network is never used")  # fmt: skip
     models = tuple(MODELS)
@@ -156,7 +156,8 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         "trained. Images are resized and converted to grey; the networks expect light strokes on a dark background.",
     )
     add = command.add_argument
-    add("parameters", metavar="PARAMS_OR_CHECKPOINT", help="params.npz, a step, or the folder of --checkpoint-dir")
+    add("parameters", metavar="PARAMS_OR_CHECKPOINT", help="params.npz, the folder of --output or of --checkpoint-dir, "
+        "or a step")
     add("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, GIF, BMP, WebP or .npy")
     add("--invert", action="store_true", help="the images are dark on light, such as ink on paper")
     add("--json", action="store_true", help="print JSON")

@@ -41,7 +41,8 @@ def read_trained(path: str) -> Trained:
     """Read the parameters and the configuration of a network.
 
     Args:
-        path: a `params.npz`, a step's folder, or a folder of steps, of which the newest is read.
+        path: a `params.npz`, the folder that holds it, a step's folder, or a folder of steps, of which the newest is
+            read.
 
     Returns:
         The network.
@@ -94,8 +95,11 @@ def _from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         found, damaged = newest_step(folder)
         if found is None:
+            if (folder / "params.npz").exists():
+                return _from_file(folder / "params.npz")
             raise CommandError(
-                f"{str(folder)!r} holds no step that can be read{''.join(f'; {line}' for line in damaged)}"
+                f"{str(folder)!r} holds no params.npz and no step that can be read"
+                f"{''.join(f'; {line}' for line in damaged)}"
             )
         saved = found
     return saved.params, saved.about["config"]
