@@ -45,10 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from jaxnn.cli import predict
+    from jaxnn.cli import cluster, predict
+    from jaxnn.cli.images import read_image
 
+    cluster.require_devices()
     trained = predict.read_trained(options.parameters)
-    images = (predict.read_image(path, invert=options.invert) for path in options.images)
+    images = (read_image(path, invert=options.invert) for path in options.images)
     show = predict.to_json if options.json else predict.table
     print_line(show(options.images, trained, predict.predict(trained, images)))
     return 0
