@@ -24,7 +24,6 @@ from jaxnn.models import MODELS, Classifier
 from jaxnn.training import load_params, newest_step, read_step
 
 
-
 class Trained(NamedTuple):
     """A network with its parameters and its configuration."""
 
