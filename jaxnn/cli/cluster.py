@@ -94,8 +94,8 @@ def require_devices() -> None:
             raise
         reason = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
         raise CommandError(
-            f"JAX_PLATFORMS ({platforms!r}) must name platforms that JAX can use here{reason}: unset it, set it to cpu, "
-            f"or install the platform's JAX, in a clone with pip install '.[cuda13]', '.[cuda12]' or '.[tpu]'"
+            f"JAX_PLATFORMS ({platforms!r}) must name platforms that JAX can use here{reason}: unset it, set it to "
+            f"cpu, or install the platform's JAX, in a clone with pip install '.[cuda13]', '.[cuda12]' or '.[tpu]'"
         ) from error
 
 

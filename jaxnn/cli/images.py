@@ -174,8 +174,8 @@ def _has_form(image: Grey, form: Form) -> bool:
         return False
     length, middle = _place(np.where(image > 0.1, image, 0), form)
     wanted = [_middle(n, form) for n in image.shape]
-    placed = all(abs(a - b) <= 1 for a, b in zip(middle, wanted, strict=True))
-    return placed and 0.8 * form.box <= length / max(image.shape) <= 1.05 * form.box
+    placed = all(abs(a - b) <= 1.5 for a, b in zip(middle, wanted, strict=True))
+    return placed and 0.65 * form.box <= length / max(image.shape) <= 1.05 * form.box
 
 
 def _made(grey: Grey, form: Form, height: int, width: int) -> Grey:
