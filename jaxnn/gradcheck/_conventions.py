@@ -70,7 +70,9 @@ def _is_between(t: Trial, points: Arrays, direction: Arrays, output: int, elemen
     for v, slope in list(zip(directions, slopes, strict=True))[: None if one_way else 1]:
         low, high = slope.interval
         found = _numeric.dot(row, v)
-        rounding = 8 * t.factor * math.sqrt(_numeric.dot(row, row) * _numeric.dot(v, v))  # of sums in low precision
+        rounding = (
+            8 * t.factor(t.dtype) * math.sqrt(_numeric.dot(row, row) * _numeric.dot(v, v))
+        )  # of sums in low precision
         margin = rounding + 1e-6 * (abs(low) + abs(high))
         if not low - margin <= found <= high + margin:
             return False

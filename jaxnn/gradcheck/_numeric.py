@@ -6,6 +6,7 @@ best, their distance bounds the error of either. At a kink the two one-sided der
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,9 @@ EPS_FLOAT64, EPS_FLOAT32 = 2.0**-52, 2.0**-23
 # A smooth function's one-sided differences approach each other as the step shrinks: their gap falls to 1/8 from one
 # step of float64's sweep to the next, to 1/2 in float32's. At a kink it stays.
 GAP_OF_A_KINK = 0.6
+UNSETTLED = 0.05  # relative error above which a numeric derivative decides nothing
+# Where steps this small change a function by more, or by less, than they should, it rounds coarser than float64.
+PROBE, LONGER_PROBE = 2.0**-30, 2.0**-10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,12 @@ class Slope:
     kinked: bool
     sweep: tuple[tuple[float, float], ...]  # (step, central difference)
     drift: float  # how far the one-sided differences still move from one step to the next
+    floor: float  # an error so small, beside φ itself, counts as none
+
+    def is_settled(self, size: float) -> bool:
+        """Whether the error is small beside a derivative of this size, or so small that the derivative is 0."""
+        size = max(abs(self.value), size)
+        return bool(np.isfinite(self.value) and self.error <= max(UNSETTLED * size, self.floor))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -48,10 +58,9 @@ def dot(a: Vector, b: Vector) -> float:
         return float(np.real(sum(np.sum(p) for p in products)))
 
 
-def slope(
-    f: Callable[[Vector], Vector], x: Vector, dy: Vector, direction: Vector, steps: list[float], eps: float
-) -> Slope:
+def slope(f: Callable[[Vector], Vector], x: Vector, dy: Vector, direction: Vector, eps: float) -> Slope:
     """Differentiate φ = Σ dy f along `direction`; `eps` is the relative rounding error of f."""
+    steps = STEPS_FLOAT64 if eps <= EPS_FLOAT64 else STEPS_FLOAT32
 
     def at(h: float) -> Vector:
         return f([a + h * v for a, v in zip(x, direction, strict=True)])
@@ -73,13 +82,47 @@ def slope(
             for k in range(len(steps) - 1)
         ]  # fmt: skip
         k = int(np.argmin(errors))
+        errors[k] = max(errors[k], _conflict(central, k))
         gap, next_gap = abs(right[k] - left[k]), abs(right[k + 1] - left[k + 1])
         noise = 20 * rounding[k + 1] + 1e-6 * abs(central[k + 1])  # a gap must stand out from rounding
         kinked = next_gap > GAP_OF_A_KINK * gap and next_gap > noise
     return Slope(
         central[k + 1], float(errors[k]), left[k + 1], right[k + 1], bool(kinked),
         tuple(zip(steps, central, strict=True)), max(abs(right[k + 1] - right[k]), abs(left[k + 1] - left[k])),
+        max(1e-9, 64 * eps) * scale,
     )  # fmt: skip
+
+
+def _conflict(central: list[float], k: int) -> float:
+    """Return how far another two neighbouring steps that agree well are from the chosen ones, if they are far off.
+
+    Where a formula cancels, its value is a constant error for the smallest steps, and has a slope of its own.
+    """
+    pairs = itertools.pairwise(central[: k + 1])
+    plateaus = (b for a, b in pairs if abs(a - b) <= 0.01 * abs(b))
+    distances = (abs(b - central[k + 1]) for b in plateaus if abs(b - central[k + 1]) > 0.5 * abs(b))
+    return max(distances, default=0.0)
+
+
+def rounding_of(f: Callable[[Vector], Vector], x: Vector, direction: Vector) -> float:
+    """Estimate the relative error with which f computes its values: 2⁻⁵², or more where it rounds coarser inside.
+
+    A host function may compute in float32 although it takes and returns float64. Over a tiny step the values of a
+    smooth function change in proportion to the step. Rounded values stay as they are, or jump.
+    """
+
+    def distance(h: float) -> float:
+        moved = f([a + h * v for a, v in zip(x, direction, strict=True)])
+        return float(np.sqrt(sum(np.nansum(np.square(np.abs(p - y))) for p, y in zip(moved, base, strict=True))))
+
+    base = f(x)
+    with np.errstate(all="ignore"):
+        size = float(np.sqrt(sum(np.nansum(np.square(np.abs(y[np.isfinite(y)]))) for y in base)))
+        expected, found = distance(LONGER_PROBE) * PROBE / LONGER_PROBE, distance(PROBE)
+    visible = 64 * EPS_FLOAT64 * size
+    if not size or (found <= 16 * expected + visible and (found >= expected / 16 or expected <= visible)):
+        return EPS_FLOAT64
+    return max(EPS_FLOAT32, found / size)
 
 
 def random_direction(x: Vector, leaf: int, rng: np.random.Generator) -> Vector:

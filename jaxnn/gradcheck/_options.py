@@ -55,6 +55,11 @@ def _check_signature(name: str, f: Any, args: Any, kwargs: Any) -> None:
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
+        if next(iter(signature.parameters), "") == "self":
+            raise ValueError(
+                f"`{name}` ({function_name(f)}) is a rule on a method, which JAX does not bind to its object; "
+                "give a function that calls it as Class.method(object, x)"
+            ) from None
         raise ValueError(
             f"`{name}` ({function_name(f)}{' '.join(str(signature).split())}) must take `args` and `kwargs`, but "
             f"{error}; pass keyword arguments as kwargs={{...}}"

@@ -12,7 +12,7 @@ from jaxnn.gradcheck._trial import Trial
 from jaxnn.gradcheck.report import FAIL, Row
 from jaxnn.tracing import jaxprs, kinds
 from jaxnn.tracing.contexts import float64_mode
-from jaxnn.tracing.errors import BRANCHING_ERRORS, TRACING_ERRORS, branching_message, first_line
+from jaxnn.tracing.errors import BRANCHING_ERRORS, TRACING_ERRORS, branching_message, first_line, place_of
 from jaxnn.tracing.functions import function_name, is_array, is_inexact
 
 
@@ -30,9 +30,10 @@ def prepare(trial: Trial) -> list[Row]:
     try:
         _find_outputs(s)
     except _NoSignature as error:
-        return [Row("signature", s.name, FAIL, str(error), "a custom_vjp function has only positional parameters")]
+        unbound = "missing a required argument" in str(error)
+        return [Row("signature", s.name, FAIL, str(error), UNBOUND if unbound else POSITIONAL)]
     if not s.outputs:
-        raise TypeError(f"`f` ({s.name}) must return a floating-point array; it returns {s.structure}")
+        raise TypeError(f"`f` ({s.name}) must return a floating-point array; it returns {', '.join(s.other_outputs)}")
     trial.dy = s.cotangents(trial.seed)
     trial.jaxpr = s.trace()
     if any(any(e.params.get("donated_invars", ())) for e in jaxprs.equations(trial.jaxpr)):
@@ -47,6 +48,15 @@ def prepare(trial: Trial) -> list[Row]:
         return [failure]
     _find_truths(trial)
     return []
+
+
+POSITIONAL = "a custom_vjp function has only positional parameters"
+UNBOUND = "JAX does not bind a rule on a method to its object: call it as Class.method(object, x)"
+NO_TRANSPOSE = (
+    "JAX cannot transpose what the tangent rule computes; compute it with operations that are linear in the tangents "
+    "and have a transpose, such as jax.lax.custom_linear_solve"
+)
+FLOAT0 = "the tangent of an integer array is a float0 array, which has no arithmetic: use the tangents of floats only"
 
 
 class _NoSignature(Exception):
@@ -166,19 +176,35 @@ def _signature_failure(trial: Trial, error: Exception) -> Row:
     if not any(kinds.rule_call(e) for e in jaxprs.equations(trial.jaxpr)):
         raise TypeError(f"`f` ({s.name}) must be differentiable, but jax.vjp raises {first_line(error)}") from error
     message = " ".join(str(error).split())
+    said = f": {message[:400]}" if message else ""
+    places = [f" (the rule of {call.name}, {call.place})" for call in trial.rules if call.place]
+    place = place_of(error) or (places[0] if places else "")
     return Row(
-        "signature", s.name, FAIL, f"the rule raises {type(error).__name__}: {message[:400]}", shape_hint(message)
-    )
+        "signature", s.name, FAIL, f"the rule raises {type(error).__name__}{said}{place}",
+        shape_hint(message) or _tangent_hint(trial, error),
+    )  # fmt: skip
+
+
+def _tangent_hint(trial: Trial, error: Exception) -> str:
+    """Name the mistake of a custom_jvp rule that raises; "" if none is known."""
+    if not any(call.kind == "custom_jvp" for call in trial.rules):
+        return ""
+    if "float0" in str(error) or any(not is_inexact(x) for x in trial.subject.leaves if is_array(x)):
+        return FLOAT0
+    return NO_TRANSPOSE if isinstance(error, NotImplementedError | AssertionError) else ""
 
 
 def _find_truths(trial: Trial) -> None:
     """Find out whether there is an automatic derivative, and whether it runs in float64."""
     s = trial.subject
+    if s.reference is None and (implicit := [call.kind for call in trial.rules if call.is_implicit]):
+        named = f"{implicit[0]} solves for its result and takes the derivative from {kinds.HANDED_OVER[implicit[0]]}"
+        trial.no_automatic = trial.no_definition = f"{named}; judged by the numeric derivative"
     for kind, why in (("definition", "no_definition"), ("automatic", "no_automatic")):
         try:
             jax.eval_shape(lambda *operands, kind=kind: s.vjp(kind, *operands), s.points, s.rest, trial.dy)
         except Exception as error:
-            setattr(trial, why, first_line(error).split(": ", 1)[-1])
+            setattr(trial, why, getattr(trial, why) or first_line(error).split(": ", 1)[-1])
     try:
         with float64_mode():
             points, dy = s.in_float64(s.points), s.in_float64(trial.dy)

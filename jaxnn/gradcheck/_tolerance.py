@@ -92,6 +92,12 @@ def largest_finite(x: Any) -> float:
         return float(np.nanmax(np.where(np.isfinite(x), x, 0.0), initial=0.0))
 
 
+def largest_per_response(error: Any, responses: Any) -> float:
+    """Return the largest error per unit of response."""
+    with np.errstate(all="ignore"):
+        return largest_finite(np.where(responses > 0, error / responses, 0.0))
+
+
 def worst_index(a: Any, b: Any, wrong: Any) -> tuple[int, ...]:
     """Return where, among the elements that are wrong, two arrays are farthest apart."""
     with np.errstate(all="ignore"):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,16 +12,18 @@ import numpy as np
 
 from jaxnn.gradcheck import _numeric, _tolerance
 from jaxnn.gradcheck._subject import Arrays, Subject, as64
-from jaxnn.gradcheck._tolerance import EPS_PER_RESPONSE, Truth, finfo
+from jaxnn.gradcheck._tolerance import EPS_PER_RESPONSE, FLOAT32_ROUNDING, Truth, differs, finfo, largest_per_response
 from jaxnn.gradcheck.report import Row
 from jaxnn.tracing import jaxprs, kinds
 from jaxnn.tracing.backward import BackwardRule, backward_rules
 from jaxnn.tracing.contexts import float64_mode
+from jaxnn.tracing.functions import is_inexact
 
 Findings = Iterator[Row]  # what a check yields
 LARGE = 100_000  # elements, above which fewer perturbations, directions and points are tried, to save time
 DRAWS, DRAWS_OF_LARGE = 2, 1  # random perturbations for the tolerance at first,
-MORE_DRAWS, MORE_DRAWS_OF_LARGE = 8, 2  # and before an element is called wrong
+# and before an element is called wrong. That its response is missed by chance must not happen among 10⁷ elements.
+MORE_DRAWS, MORE_DRAWS_OF_LARGE = 8, 4
 
 
 @dataclasses.dataclass
@@ -45,7 +47,6 @@ class Trial:
     wrong_in_float64: bool = False  # whether the gradient is wrong even in float64, at the arguments given
     # By leaf: the elements, at the arguments given, that are right although automatic differs.
     accepted: dict[int, Any] = dataclasses.field(default_factory=dict)
-    last_direction: Arrays = dataclasses.field(default_factory=list)
     sweep: tuple[tuple[float, float], ...] = ()
     costs: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     errors: dict[str, float] = dataclasses.field(default_factory=dict)  # the rule's, relative to the largest element
@@ -59,16 +60,37 @@ class Trial:
         """The coarsest dtype among the arguments and outputs."""
         return max((x.dtype for x in [*self.subject.points, *self.subject.outputs]), key=lambda d: finfo(d).eps)
 
-    @property
-    def factor(self) -> float:
-        """The relative error allowed per unit of response."""
-        return self.rtol if self.rtol is not None else EPS_PER_RESPONSE * float(finfo(self.dtype).eps)
+    def factor(self, dtype: Any) -> float:
+        """The relative error allowed per unit of response in an array of this dtype."""
+        return self.rtol if self.rtol is not None else EPS_PER_RESPONSE * float(finfo(dtype).eps)
 
     # --- properties of the trace ---
 
     @functools.cached_property
+    def rules(self) -> list[kinds.RuleCall]:
+        """The calls of hand-written rules in f, except those of JAX's own."""
+        return list(kinds.rule_calls(self.jaxpr))
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether f calls a hand-written rule, or is one of JAX's own functions with a rule."""
+        return bool(self.rules) or isinstance(self.subject.f, jax.custom_jvp | jax.custom_vjp)
+
+    @property
+    def named_rules(self) -> str:
+        """Where the derivative comes from a function that is handed to JAX: that function's name, for a message."""
+        named = {call.kind: kinds.HANDED_OVER[call.kind] for call in self.rules if call.kind in kinds.HANDED_OVER}
+        return f" (by {', '.join(f'the {name} of {kind}' for kind, name in named.items())})" if named else ""
+
+    @functools.cached_property
     def stops_gradients(self) -> bool:
-        return any(e.primitive.name == "stop_gradient" for e in jaxprs.equations(self.jaxpr))
+        """Whether f, but no function of JAX's that it calls, stops gradients."""
+        return any(kinds.is_users_stop_gradient(e) for e in jaxprs.equations(self.jaxpr))
+
+    @functools.cached_property
+    def iterates(self) -> bool:
+        """Whether f iterates until some number is small enough: then it is no more accurate than that."""
+        return any(kinds.iterates_until(e) for e in jaxprs.equations(self.jaxpr))
 
     @functools.cached_property
     def has_symbolic_zeros(self) -> bool:
@@ -77,6 +99,23 @@ class Trial:
     @functools.cached_property
     def backward_rules(self) -> list[BackwardRule]:
         return list(backward_rules(self.jaxpr))
+
+    @functools.cached_property
+    def is_finite(self) -> bool:
+        """Whether all that f returns is finite at the arguments given."""
+        return all(np.isfinite(as64(y)).all() for y in self.own_values)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether f returns the same when it is called again."""
+        again = self.subject.run("value", "custom", self.subject.points, self.subject.rest)
+        return all(
+            np.array_equal(as64(a), as64(b), equal_nan=True) for a, b in zip(again, self.own_values, strict=True)
+        )
+
+    @functools.cached_property
+    def own_values(self) -> Arrays:
+        return list(self.subject.run("value", "custom", self.subject.points, self.subject.rest))
 
     # --- derivatives at any point ---
 
@@ -175,33 +214,90 @@ class Trial:
             return None
         return self.truth_at(self.subject.points, self.dy, kind="custom")
 
+    @property
+    def more_draws(self) -> int:
+        return MORE_DRAWS_OF_LARGE if self.size > LARGE else MORE_DRAWS
+
     def re_estimate_tolerance(self) -> None:
         """Estimate the tolerance again, with more draws: do so before an element is called wrong.
 
         A few draws may miss an element's response. The automatic derivative's own rounding is allowed for, too.
         """
         self.re_estimated = True
-        draws = MORE_DRAWS_OF_LARGE if self.size > LARGE else MORE_DRAWS
-        self.truth = self.truth_at(self.subject.points, self.dy, draws)
+        self.truth = self.truth_at(self.subject.points, self.dy, self.more_draws)
+        self.__dict__.pop("second_truth", None)
 
-    def allowed(self, leaf: int) -> Any:
-        """Return the error allowed at the arguments given, in their dtype."""
-        if not self.no_automatic:
-            own = 4 * self.automatic_error[leaf] if self.re_estimated else 0.0
-            return self.truth.allowed(leaf, self.factor + own, self.dtype)
-        scale = np.abs(self.custom[leaf])
-        of_size = 4 * self.factor * np.maximum(scale, np.median(scale) if scale.size else 0.0)
+    @functools.cached_property
+    def second_dy(self) -> Arrays:
+        """Other cotangents of the outputs, for the checks that need two."""
+        return self.subject.cotangents(self.seed, 1)
+
+    @functools.cached_property
+    def second_custom(self) -> Arrays:
+        return self.gradients("custom", self.subject.points, self.second_dy)
+
+    @functools.cached_property
+    def second_truth(self) -> Truth:
+        draws = self.more_draws if self.re_estimated else None
+        return self.truth_at(self.subject.points, self.second_dy, draws)
+
+    def allowed(self, leaf: int, second: bool = False) -> Any:
+        """Return the error allowed at the arguments given, in their dtype, for the first or the second cotangents."""
+        if self.no_automatic:
+            return self._allowed_by_rule(leaf, second)
+        dtype = self.subject.points[leaf].dtype
+        own = 4 * self.automatic_error[leaf] if self.re_estimated else 0.0
+        truth = self.second_truth if second else self.truth
+        allowed, unknown = truth.allowed(leaf, self.factor(dtype) + own, dtype), np.isnan(truth.gradients[leaf])
+        return np.where(unknown, self._allowed_by_rule(leaf, second), allowed) if unknown.any() else allowed
+
+    def _allowed_by_rule(self, leaf: int, second: bool) -> Any:
+        """Return the error allowed where there is no automatic derivative, from the rule's own responses."""
+        dtype = self.subject.points[leaf].dtype
+        factor = self.factor(dtype)
+        scale = np.nan_to_num(np.abs((self.second_custom if second else self.custom)[leaf]))
+        of_size = 4 * factor * np.maximum(scale, np.median(scale) if scale.size else 0.0)
         if self.rule_tolerance is None:
             return of_size
-        return np.maximum(of_size, self.rule_tolerance.allowed(leaf, self.factor, self.dtype))
+        return np.maximum(of_size, self.rule_tolerance.allowed(leaf, factor, dtype))
+
+    def differing(self, found: Any, expected: Any, allowed: Callable[[], Any]) -> Any:
+        """Return which elements of two runs of the rule differ by more than allowed.
+
+        The tolerance is estimated again before any element counts as different.
+        """
+        wrong = differs(found, expected, allowed())
+        if wrong.any() and not self.re_estimated and not self.no_automatic:
+            self.re_estimate_tolerance()
+            wrong = differs(found, expected, allowed())
+        return wrong
 
     @functools.cached_property
     def automatic_error(self) -> list[float]:
         """The automatic derivative's own largest error in the arguments' dtype, per unit of response."""
         return [
-            _largest_per_response(np.abs(a - g), r)
+            largest_per_response(np.abs(a - g), r)
             for a, g, r in zip(self.automatic, self.truth.gradients, self.truth.responses, strict=True)
         ]
+
+    def is_wrong_in_float64(self, leaf: int, exact: Any) -> Any:
+        """Return which elements of a cotangent that the rule computed in float64 are wrong.
+
+        The rule may compute in float32 throughout. If it, or f, rounds to a narrower dtype inside, that is allowed too.
+        """
+        factor = max(self.rtol or 0.0, FLOAT32_ROUNDING)
+        if self.narrowest is not None:
+            factor = max(factor, self.factor(self.narrowest))
+        return differs(exact, self.truth.gradients[leaf], self.truth.allowed(leaf, factor, jnp.float32))
+
+    @functools.cached_property
+    def narrowest(self) -> Any:
+        """The coarsest dtype narrower than float32 in which the rule computes for float64 arguments; None if none."""
+        with float64_mode():
+            operands = self.subject.in_float64(self.subject.points), self.rest64, self.subject.in_float64(self.dy)
+            traced = jax.make_jaxpr(functools.partial(self.subject.vjp, "custom"))(*operands)
+        dtypes = {v.aval.dtype for e in jaxprs.equations(traced) for v in e.outvars if is_inexact(v.aval)}
+        return max((d for d in dtypes if d.itemsize < 4), key=lambda d: finfo(d).eps, default=None)
 
     def note_error(self, against: str, relative: float) -> None:
         """Keep the largest relative error."""
@@ -219,24 +315,19 @@ class Trial:
         """The kind of function that is differentiated numerically: the reference, where there is one."""
         return "automatic" if self.subject.reference is not None else "custom"
 
+    def value64(self, x: Arrays) -> Arrays:
+        """Return the values to differentiate numerically, computed in float64 if the function runs there."""
+        if self.no_float64:
+            own = [jnp.asarray(a).astype(p.dtype) for a, p in zip(x, self.subject.points, strict=True)]
+            return [as64(y) for y in self.subject.run("value", self.differentiated, own, self.subject.rest)]
+        with float64_mode():
+            points = [jnp.asarray(a) for a in x]
+            return [as64(y) for y in self.subject.run("value", self.differentiated, points, self.rest64)]
+
     def slope(self, points: Arrays, dy: Arrays, direction: Arrays) -> _numeric.Slope:
         """Differentiate numerically, in float64 if the function runs there."""
-        kind = self.differentiated
-
-        def value(x: Arrays) -> Arrays:
-            if self.no_float64:
-                own = [jnp.asarray(a).astype(p.dtype) for a, p in zip(x, self.subject.points, strict=True)]
-                return [as64(y) for y in self.subject.run("value", kind, own, self.subject.rest)]
-            with float64_mode():
-                return [as64(y) for y in self.subject.run("value", kind, [jnp.asarray(a) for a in x], self.rest64)]
-
-        if self.no_float64:
-            steps, eps = _numeric.STEPS_FLOAT32, 2 * _numeric.EPS_FLOAT32  # the points are rounded, too
-        elif self.computes_in_float32:
-            steps, eps = _numeric.STEPS_FLOAT32, _numeric.EPS_FLOAT32
-        else:
-            steps, eps = _numeric.STEPS_FLOAT64, _numeric.EPS_FLOAT64
-        return _numeric.slope(value, [as64(x) for x in points], [as64(d) for d in dy], direction, steps, eps)
+        x, d = [as64(p) for p in points], [as64(v) for v in dy]
+        return _numeric.slope(self.value64, x, d, direction, self.rounding)
 
     @functools.cached_property
     def value_responses(self) -> Arrays:
@@ -257,17 +348,35 @@ class Trial:
         return _tolerance.largest_response([np.abs(y) for y in base], _tolerance.response(base, value))
 
     @functools.cached_property
-    def computes_in_float32(self) -> bool:
+    def values_error(self) -> float:
+        """The largest error of f's own values in their dtype, per unit of response."""
+        with float64_mode():
+            points = self.subject.in_float64(self.subject.points)
+            exact = [as64(y) for y in self.subject.run("value", "custom", points, self.rest64)]
+        return max(
+            largest_per_response(np.abs(as64(y) - e), r)
+            for y, e, r in zip(self.own_values, exact, self.value_responses, strict=True)
+        )
+
+    @functools.cached_property
+    def rounding(self) -> float:
+        """The relative error of the values that are differentiated numerically."""
+        if self.no_float64:
+            return 2 * _numeric.EPS_FLOAT32  # the points are rounded, too
+        if self.returns_float32:
+            return _numeric.EPS_FLOAT32
+        x = [as64(p) for p in self.subject.points]
+        rng = np.random.default_rng((self.seed, 8))
+        towards = (_numeric.random_direction(x, leaf, rng)[leaf] for leaf in range(len(x)))
+        return _numeric.rounding_of(self.value64, x, list(towards))
+
+    @property
+    def returns_float32(self) -> bool:
         """Whether the function that is differentiated numerically returns float32 even for float64 arguments."""
         with float64_mode():
             points = self.subject.in_float64(self.subject.points)
             types = jax.eval_shape(lambda p, r: self.subject.value(self.differentiated, p, r), points, self.rest64)
         return any(y.dtype.itemsize < 8 for y in types)
-
-
-def _largest_per_response(error: Any, responses: Any) -> float:
-    with np.errstate(all="ignore"):
-        return _tolerance.largest_finite(np.where(responses > 0, error / responses, 0.0))
 
 
 def evenly_spaced(candidates: Any, count: int) -> Any:

@@ -95,7 +95,10 @@ def check(
     options = {"kwargs": kwargs or None, "reference": reference, "argnums": argnums, "mesh": mesh, "rtol": rtol}
     repro = _repro(f, options, level, skip, seed)
     seconds = time.perf_counter() - started
-    return Report(function_name(f), tuple(rows), repro, seed, seconds, trial.costs, trial.sweep, trial.errors)
+    has_rule = trial.jaxpr is None or trial.has_rule
+    return Report(
+        function_name(f), tuple(rows), repro, seed, seconds, has_rule, trial.costs, trial.sweep, trial.errors
+    )  # fmt: skip
 
 
 def assert_correct(f: Callable[..., Any], *args: Any, **options: Any) -> None:
@@ -147,7 +150,9 @@ def _run(trial: Trial, checks: dict[str, Check]) -> list[Row]:
         except Exception as error:
             if name in RULE:
                 raise  # `prepare` has run the rule: without this check "ok" would mean nothing
-            rows.append(Row(name, subject.name, INCONCLUSIVE, f"the check could not run: {first_line(error)}"))
+            rows.append(
+                Row(name, subject.name, INCONCLUSIVE, f"the check could not run: {first_line(error)}", decides=True)
+            )
     progress.clear()
     return rows
 

@@ -75,6 +75,7 @@ class Report:
       repro: the call that gives this report again.
       seed: the seed of the cotangents and directions.
       seconds: the time that the check took.
+      has_rule: whether the function calls a hand-written rule that is not JAX's own.
       costs: bytes, flops and milliseconds, by "custom" and "automatic".
       sweep: pairs of a step size and the numeric derivative's relative distance from the rule's at that step.
       errors: the rule's largest distance from the automatic derivative, relative to the largest element, and from the
@@ -86,6 +87,7 @@ class Report:
     repro: str
     seed: int
     seconds: float
+    has_rule: bool = True
     costs: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     sweep: tuple[tuple[float, float], ...] = ()
     errors: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -122,7 +124,8 @@ class Report:
             status: [row.status for row in self.rows].count(status) for status in (FAIL, INCONCLUSIVE, UNSUPPORTED)
         }
         remarks = ", ".join(f"{count} {status}" for status, count in counted.items() if count)
-        lines = [f"gradcheck {self.name}: {'ok' if self.ok else 'NOT ok'}{f' ({remarks})' if remarks else ''}"]
+        found = "" if self.has_rule else "; no custom rule found: JAX's derivative is compared with the numeric one"
+        lines = [f"gradcheck {self.name}: {self.verdict}{f' ({remarks})' if remarks else ''}{found}"]
         for row in self.rows:
             lines += row.lines(width)
             if row.status == FAIL:
@@ -130,10 +133,11 @@ class Report:
         return "\n".join([*lines, f"again: {self.repro}"])
 
     def failed_lines(self, limit: int = 30) -> str:
-        """Return only the failed rows, as at most `limit` lines of text."""
-        count = len(self.failures)
-        lines = [f"{self.name}: {count} check{'s' if count != 1 else ''} failed"]
-        for row in self.failures:
+        """Return only the failed rows, or those that are unproven, as at most `limit` lines of text."""
+        rows = self.failures or self.undecided
+        what = "failed" if self.failures else "unproven"
+        lines = [f"{self.name}: {self.verdict}, {len(rows)} check{'s' if len(rows) != 1 else ''} {what}"]
+        for row in rows:
             lines += row.lines(120) + row.details(120)
         if len(lines) > limit - 1:
             lines = [*lines[: limit - 2], "... and more lines"]

@@ -91,7 +91,9 @@ def _named_in_errors(instruction: Instruction) -> Iterator[None]:
         yield
     except Exception as error:
         at = f" ({instruction.source})" if instruction.source else ""
+        cure = "give it a rule with jax.custom_vjp, or stop the gradient before it with jax.lax.stop_gradient"
+        if instruction.kind == "rule":
+            cure = "its rule raises, or cannot be transposed: jaxnn.gradcheck.check says why"
         raise ValueError(
-            f"`{instruction.operation}`{at} must have a derivative, but jax.vjp raises {first_line(error)}; give it a "
-            f"rule with jax.custom_vjp, or stop the gradient before it with jax.lax.stop_gradient"
+            f"`{instruction.operation}`{at} must have a derivative, but jax.vjp raises {first_line(error)}; {cure}"
         ) from error

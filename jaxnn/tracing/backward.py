@@ -66,7 +66,8 @@ def _of_primitive(eqn: Any, name: str) -> BackwardRule | None:
     primitive = hi_primitive(eqn)
     if getattr(primitive, "symbolic_zeros", False):
         return None
-    avals, trees = list(primitive.in_avals_flat), []
+    avals = list(primitive.in_avals_flat)
+    trees: list[Any] = []  # the structure of the residuals
     differentiated = jax.tree.unflatten(primitive.in_tree, [True] * len(avals))
 
     def forward(*operands: Any) -> list[Any]:

@@ -1,5 +1,9 @@
 """The errors that JAX raises where a function cannot be traced, and how to repeat them in one line."""
 
+import pathlib
+import re
+import traceback
+
 import jax
 
 # Python code looked at the value of an array, which a tracer does not have.
@@ -9,6 +13,7 @@ BRANCHING_ERRORS = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
+_LIBRARY = re.compile(r"[/\\]site-packages[/\\]|[/\\]jaxnn[/\\](gradcheck|tracing|graph)[/\\]|[/\\]lib[/\\]python3")
 TRACING_ERRORS = (*BRANCHING_ERRORS, jax.errors.UnexpectedTracerError)
 
 
@@ -25,6 +30,13 @@ def first_line(error: BaseException) -> str:
     """Return an error's type and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def place_of(error: BaseException) -> str:
+    """Return the file and line of the user's code that raised an error: " (student.py:14, in bwd)"; "" if none did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not _LIBRARY.search(f.filename) and not f.filename.startswith("<")]
+    return f" ({pathlib.Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name})" if own else ""
 
 
 def is_missing_in_jax(error: BaseException) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 
+from jaxnn.tracing.functions import is_inexact
+
 
 def run(closed: Any, *leaves: Any) -> list[Any]:
     """Run a closed jaxpr on arrays."""
@@ -48,6 +50,11 @@ def equations(closed: Any) -> Iterator[Any]:
                 map_jaxprs(inner.append, value)
             for jaxpr in inner:
                 yield from equations(jaxpr)
+
+
+def closed_over_dtypes(closed: Any) -> set[str]:
+    """Return the dtypes of the floating-point arrays that a traced function closes over, except single numbers."""
+    return {str(v.aval.dtype) for v in open_jaxpr(closed).constvars if is_inexact(v.aval) and v.aval.ndim}
 
 
 def shape_and_dtype(array: Any) -> jax.ShapeDtypeStruct:

@@ -21,13 +21,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 from jax.interpreters import ad
 
 from jaxnn.tracing import jaxprs
+from jaxnn.tracing.functions import is_inexact
 
 IMPLICIT = ("custom_root", "custom_linear_solve")
 HIPRIM = "HiPrim"
+_IN_JAX = re.compile(r"[/\\]jax[/\\](_src|experimental)[/\\]")
+# What the user hands to JAX as the rule.
+HANDED_OVER = {
+    "custom_root": "tangent_solve",
+    "custom_linear_solve": "transpose_solve",
+    "linear_call": "transpose",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +48,7 @@ class RuleCall:
         "custom_root", or "primitive" for a primitive that is registered with JAX by hand.
       name: the function's name.
       is_jaxs_own: whether the rule belongs to JAX itself.
+      place: the file and line where the definition begins, "student.py:14"; "" if unknown.
       definition: returns the trace of the definition, which takes the call's operands; None for a primitive.
     """
 
@@ -46,6 +56,7 @@ class RuleCall:
     name: str
     is_jaxs_own: bool
     definition: Callable[[], Any] | None
+    place: str = ""
 
     @property
     def is_implicit(self) -> bool:
@@ -73,16 +84,21 @@ def rule_call(eqn: Any) -> RuleCall | None:
 
 
 def _traced_call(kind: str, jaxpr: Any) -> RuleCall:
-    return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), lambda: jaxpr)
+    return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), lambda: jaxpr, _place(jaxpr))
 
 
 def _function_name(jaxpr: Any) -> str:
     return str(jaxprs.open_jaxpr(jaxpr).debug_info.func_src_info).split(" at ")[0]
 
 
+def _place(jaxpr: Any) -> str:
+    _, _, place = str(jaxprs.open_jaxpr(jaxpr).debug_info.func_src_info).partition(" at ")
+    return re.split(r"[/\\]", place)[-1]
+
+
 def _is_in_jax(jaxpr: Any) -> bool:
     source = str(jaxprs.open_jaxpr(jaxpr).debug_info.func_src_info)
-    return re.search(r"[/\\]jax[/\\]_src[/\\]", source) is not None
+    return _IN_JAX.search(source) is not None
 
 
 def hi_primitive(eqn: Any) -> Any:
@@ -96,7 +112,7 @@ def _primitive_call(eqn: Any) -> RuleCall:
     if type(primitive).__name__ in ("CustomVJPTraced", "CustomJVPTraced"):
         kind = "custom_vjp" if type(primitive).__name__ == "CustomVJPTraced" else "custom_jvp"
         jaxpr = primitive.traced.jaxpr
-        return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), definition)
+        return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), definition, _place(jaxpr))
     if type(primitive).__name__ == "CustomRoot":
         return RuleCall("custom_root", "custom_root", False, definition)
     return RuleCall(HIPRIM, type(primitive).__name__, type(primitive).__module__.startswith("jax."), definition)
@@ -108,7 +124,24 @@ def _expanded(eqn: Any) -> Any:
     def expand(*operands: Any) -> Any:
         return jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, operands)))
 
-    return jax.make_jaxpr(expand)(*(v.aval for v in eqn.invars))
+    avals = [v.aval for v in eqn.invars]
+    with eqn.ctx.manager:
+        mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.manual_axes:
+        return jax.make_jaxpr(expand)(*avals)
+    # The call stands in a shard_map: trace inside of another one, where JAX knows the axes.
+    traced = []
+
+    def body(x: Any) -> Any:
+        traced.append(jax.make_jaxpr(expand)(*avals))
+        return x
+
+    whole = mesh.update(axis_types=(jax.sharding.AxisType.Auto,) * len(mesh.axis_names))  # type: ignore[no-untyped-call]
+    spec, axes = jax.P(), set(mesh.manual_axes)  # type: ignore[no-untyped-call]
+    varies = any(a.manual_axis_type.varying for a in avals if hasattr(a, "manual_axis_type"))
+    around = jax.shard_map(body, mesh=whole, in_specs=spec, out_specs=spec, axis_names=axes, check_vma=varies)
+    jax.eval_shape(around, jnp.zeros((), bool))
+    return traced[-1]
 
 
 def _linear_solve_call(eqn: Any) -> RuleCall:
@@ -159,6 +192,26 @@ def rule_calls(closed: Any) -> Iterator[RuleCall]:
 def is_backward_only(eqn: Any) -> bool:
     """Whether the equation stands for a backward rule: it can be transposed, not run forwards."""
     return eqn.primitive.name in ("custom_lin", "call_hi_primitive_linearized")
+
+
+def is_users_stop_gradient(eqn: Any) -> bool:
+    """Whether the equation is a stop_gradient that is not written in JAX itself."""
+    if eqn.primitive.name != "stop_gradient":
+        return False
+    frames = iter(eqn.source_info.traceback.frames if eqn.source_info.traceback else ())
+    for frame in frames:  # innermost first
+        if frame.function_name == "stop_gradient":
+            caller = next(frames, None)
+            return caller is None or _IN_JAX.search(caller.file_name) is None
+    return True
+
+
+def iterates_until(eqn: Any) -> bool:
+    """Whether the equation is a loop whose condition looks at floating-point numbers."""
+    if eqn.primitive.name != "while":
+        return False
+    condition = jaxprs.equations(eqn.params["cond_jaxpr"])
+    return any(is_inexact(v.aval) for e in condition for v in e.invars)
 
 
 def sees_zeros(eqn: Any) -> bool:

@@ -20,7 +20,6 @@ from jaxnn.tracing.kinds import HIPRIM, RuleCall, rule_call
 
 CallFilter = Callable[[RuleCall], bool]  # whether a call of a rule of JAX's own is replaced by its definition, too
 
-REFERENCE = "give the checker `reference=`, a function that has it"
 OPAQUE_CALLS = ("pure_callback", "io_callback", "ffi_call", "pallas_call")  # JAX cannot look into these
 
 _rewritten: weakref.WeakKeyDictionary[Any, dict[str | None, Any]] = weakref.WeakKeyDictionary()
@@ -29,8 +28,9 @@ _rewritten: weakref.WeakKeyDictionary[Any, dict[str | None, Any]] = weakref.Weak
 def without_rules(closed: Any, also_replace: CallFilter | None = None, definition_of: str | None = None) -> Any:
     """Return the jaxpr with every call of a hand-written rule replaced by its definition.
 
-    Rules of JAX's own stay, but for its custom_vjp rules: they hold conventions such as relu'(0) = 0. Without `also_replace` the result is cached, so that jit finds what it has compiled for an inner function. A jaxpr
-    without rules is not cached: its cache entry would refer to itself and never be freed.
+    Rules of JAX's own stay, except its custom_vjp rules: they hold conventions such as relu'(0) = 0. Without
+    `also_replace` the result is cached, so that jit finds what it has compiled for an inner function. A jaxpr without
+    rules is not cached: its cache entry would refer to itself and never be freed.
 
     Args:
       closed: a jaxpr, open or closed.
@@ -92,16 +92,10 @@ class _Rewriting:
         """Keep an equation, without the rules in its inner functions."""
         call = rule_call(eqn)
         if call is not None and call.definition is None:
-            self.guard(
-                eqn,
-                f"the primitive `{call.name}` must have a derivative that JAX knows, not a rule of its own; {REFERENCE}",
-            )
+            self.guard(eqn, f"the primitive `{call.name}` must have no rule of its own")
         elif self.definition_of is not None and _has_no_derivative(eqn):
-            self.guard(
-                eqn,
-                f"the definition of `{self.definition_of}` (which calls `{eqn.primitive.name}`) must have a derivative "
-                f"that JAX knows; {REFERENCE}",
-            )
+            calls = f"`{self.definition_of}` (which calls `{eqn.primitive.name}`)"
+            self.guard(eqn, f"the definition of {calls} must have a derivative that JAX knows")
         params = dict(eqn.params)
         if eqn.primitive.name != "pallas_call":
             rewrite = functools.partial(without_rules, also_replace=self.also_replace, definition_of=self.definition_of)
@@ -125,7 +119,8 @@ class _Rewriting:
         """Append the equations of a jaxpr with fresh variables; its outputs stand for the variables `results`."""
         inner = open_jaxpr(closed)
         own = dict(zip(inner.invars, operands, strict=True))
-        own |= {v: jex.Literal(c, v.aval) for v, c in zip(inner.constvars, getattr(closed, "consts", ()), strict=True)}
+        constants = zip(inner.constvars, getattr(closed, "consts", ()), strict=True)
+        own |= {v: jex.Literal(c, v.aval) for v, c in constants}  # type: ignore[no-untyped-call]
 
         def renamed(atoms: Sequence[Any]) -> list[Any]:
             return [a if isinstance(a, jex.Literal) else own[a] for a in atoms]
@@ -143,6 +138,7 @@ def _traced_definition(call: RuleCall) -> Any:
     Raises:
       TypeError: if it cannot be traced.
     """
+    assert call.definition is not None
     try:
         return call.definition()
     except Exception as error:
@@ -207,6 +203,6 @@ def _not_differentiable(message: str) -> Callable[[Any], Any]:
 
     @identity.defjvp
     def _(primals: Any, tangents: Any) -> Any:
-        raise TypeError(message)
+        raise TypeError(f"{message}; give the checker `reference=`, a function that JAX can differentiate")
 
     return identity

@@ -10,15 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import hijax
 
+HiPrim = getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive  # its name before jax 0.12
 X = np.array([1.25, -0.75], np.float32)  # sums, products and powers of these are exact in float32
 T = np.array([0.5, 2.0], np.float32)
 MESH = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
 SHARDED = jax.P("d")
 
 
-def wrong(definition, *, symbolic_zeros=False, optimize_remat=False, **options):
+def wrong(definition, *, symbolic_zeros=False, optimize_remat=False, generic_batching=None, **options):
     """Give the definition a rule whose derivative is 100 by every argument."""
+    batching = {} if generic_batching is None else {"generic_batching": generic_batching}
     f = jax.custom_vjp(definition, **options)
     static = options.get("nondiff_argnums", ())
 
@@ -31,8 +34,75 @@ def wrong(definition, *, symbolic_zeros=False, optimize_remat=False, **options):
         dy = 100 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(dy) if is_inexact(leaf))
         return tuple(jax.tree.map(lambda a: jnp.full_like(a, dy) if is_inexact(a) else None, residuals))
 
-    f.defvjp(forward, backward, symbolic_zeros=symbolic_zeros, optimize_remat=optimize_remat)
+    f.defvjp(forward, backward, symbolic_zeros=symbolic_zeros, optimize_remat=optimize_remat, **batching)
     return f
+
+
+def wrong_jvp(definition, *, nondiff_argnums=(), **_):
+    """Give the definition a rule whose tangent is 100 times the argument's."""
+    f = jax.custom_jvp(definition, nondiff_argnums=nondiff_argnums)
+
+    @f.defjvp
+    def _(*args):
+        *static, primals, tangents = args
+        given = list(primals)
+        for i, value in zip(nondiff_argnums, static, strict=True):
+            given.insert(i, value)
+        t = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tangents) if is_inexact(leaf))
+        y = f(*given)
+        return y, jax.tree.map(lambda a: 100 * t * jnp.ones_like(a) if is_inexact(a) else zero_tangent(a), y)
+
+    return f
+
+
+def zero_tangent(a):
+    return np.zeros(a.shape, jax.dtypes.float0)
+
+
+class Wrong(HiPrim):
+    """A primitive with this definition, whose cotangents are 100 times the output's."""
+
+    def __init__(self, definition, args):
+        self.definition, self.params = definition, {"name": definition}
+        self.in_avals = jax.tree.map(jax.typeof, args)
+        traced, shapes = jax.make_jaxpr(definition, return_shape=True)(*args)
+        self.out_aval = jax.tree.unflatten(jax.tree.structure(shapes), traced.out_avals)
+        super().__init__()
+
+    def expand(self, *args):
+        return self.definition(*args)
+
+    def vjp_fwd(self, nonzero, *args):
+        return self(*args), args
+
+    def vjp_bwd_retval(self, args, dy):
+        dy = 100 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(dy) if is_inexact(leaf))
+        return jax.tree.map(lambda a: jnp.full_like(a, dy) if is_inexact(a) else zero_tangent(a), args)
+
+    def batch(self, axis_data, args, dims):
+        mapped = jax.vmap(self.definition, dims, axis_size=axis_data.size, axis_name=axis_data.name)
+        return Wrong(mapped, args)(*args), jax.tree.map(lambda _: 0, self.out_aval)
+
+
+def wrong_primitive(definition, *, nondiff_argnums=(), **_):
+    """Give the definition a primitive of its own."""
+
+    @functools.wraps(definition)
+    def f(*args):
+        dynamic = [a for i, a in enumerate(args) if i not in nondiff_argnums]
+
+        def of_dynamic(*dynamic):
+            given = iter(dynamic)
+            return definition(*(a if i in nondiff_argnums else next(given) for i, a in enumerate(args)))
+
+        return Wrong(of_dynamic, tuple(dynamic))(*dynamic)
+
+    return f
+
+
+FORMS = {"custom_jvp": wrong_jvp, "HiPrim": wrong_primitive}
+if jax.__version_info__ >= (0, 12):
+    FORMS["generic_batching"] = functools.partial(wrong, generic_batching=True)
 
 
 def is_inexact(leaf):
@@ -282,6 +352,7 @@ PLACEMENTS = {  # how a rule is placed, c, p
     "donated": (of(lambda f: jax.jit(f, donate_argnums=0)), 1, 2),
 }  # fmt: skip
 FORWARD = {"while", "while-condition"}  # JAX has no reverse mode of these
+NOT_A_PRIMITIVE = {"keywords", "closed-over-tracer"}  # a HiPrim has no keywords, and closes over no tracer
 UNSEEN = {
     "custom_jvp",
     "custom_jvp-nested",

@@ -1,31 +1,33 @@
-"""The central check, `gradient`: the rule, JAX's derivative of the definition, and the numeric derivative agree."""
+"""The central check, `gradient`: the rule, JAX's derivative of the definition, and the numeric derivative agree.
+
+An element is right if it agrees with a truth that does not go through the rule. There are three: JAX's derivative of
+the definition in float64; JAX's derivative of `reference=`; the numeric derivative, once it has settled. It is wrong if
+a truth says so. Where all truths are NaN, refused or unsettled, the element is unproven.
+"""
 
 import functools
-import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck import _numeric
 from jaxnn.gradcheck._conventions import within_one_sided_derivatives
+from jaxnn.gradcheck._evidence import evidence, numeric_element
 from jaxnn.gradcheck._hints import MINUS, hint
+from jaxnn.gradcheck._slopes import Along, along_directions
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import FLOAT32_ROUNDING, differs, largest_finite, unit_in_last_place
-from jaxnn.gradcheck._trial import LARGE, Findings, Trial, evenly_spaced
+from jaxnn.gradcheck._tolerance import differs, finfo, index_text, largest_finite
+from jaxnn.gradcheck._trial import Findings, Trial, evenly_spaced
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Evidence, Row
 from jaxnn.tracing.errors import first_line
 
-# How many single elements are differentiated numerically, by level: each costs a sweep of up to 21 evaluations of f.
-# An argument with more elements is differentiated along random directions.
-ELEMENTS = {"rule": 6, "full": 32}
-DIRECTIONS, DIRECTIONS_OF_LARGE = 3, 1
 # Of the elements where the rule differs, how many are looked at: the worst, and some from all over.
 WORST, SPREAD = 8, {"rule": 8, "full": 32}
+MOST_UNKNOWN = 32  # elements without an automatic derivative that are differentiated numerically, one by one
 MOST_OUTPUTS = 8  # that are checked one by one
-UNSETTLED = 0.05  # relative error above which a numeric derivative decides nothing
+NO_DIGIT = 0.05  # relative error from which a gradient in float32 has lost its digits
+CURE = "give a `reference=` that JAX can differentiate, or other arguments"
 
 
 def gradient(t: Trial) -> Findings:
@@ -56,118 +58,109 @@ def _judge(t: Trial, leaf: int) -> Row:
         return Row("gradient", t.subject.paths[leaf], PASS, "the argument has no elements")
     if t.no_automatic:
         return _judge_numerically(t, leaf)
-    truth, allowed = t.truth.gradients[leaf], t.allowed(leaf)
-    wrong = differs(custom, truth, allowed) & ~(np.isnan(truth) & np.isfinite(custom))
+    truth = t.truth.gradients[leaf]
+    known = ~np.isnan(truth)
+    wrong = differs(custom, truth, t.allowed(leaf)) & known
     if wrong.any() and not t.re_estimated:
         t.re_estimate_tolerance()
         return _judge(t, leaf)
-    if not wrong.any() and (custom64 := t.rule_in_float64) is not None and not t.no_float64:
-        # In float64 the same comparison is a billion times sharper, unless the rule computes in float32 throughout.
-        wrong = _is_wrong_in_float64(t, leaf, custom64[leaf]) & ~(np.isnan(truth) & np.isfinite(custom64[leaf]))
-        custom = custom64[leaf] if wrong.any() else custom
+    if not wrong.any() and (exact := t.rule_in_float64) is not None and not t.no_float64:
+        # In float64 the same comparison is a billion times sharper, unless the rule computes in less throughout.
+        wrong = t.is_wrong_in_float64(leaf, exact[leaf]) & known
+        custom = exact[leaf] if wrong.any() else custom
     error = largest_finite(np.abs(custom - truth))
     t.note_error("automatic", error / (largest_finite(np.abs(truth)) or 1.0))
-    slope, agrees = _numeric_agrees(t, leaf)
+    along = along_directions(t, leaf)
     if wrong.any():
         return _explain(t, leaf, custom, wrong)
-    close = f"error {error:.2g} of {largest_finite(np.abs(truth)):.2g}"
-    if agrees:
-        return Row("gradient", t.subject.paths[leaf], PASS, f"custom, automatic and numeric agree, {close}")
-    t.numeric_differs = True
-    return _without_numeric(t, leaf, slope, close)
+    if not known.all() and (row := _judge_unknown(t, leaf, ~known)) is not None:
+        return row
+    if along.agrees:
+        return Row("gradient", t.subject.paths[leaf], PASS, _agreement(t, leaf, "custom, automatic and numeric", error))
+    return _without_numeric(t, leaf, along, _agreement(t, leaf, "custom and automatic", error))
 
 
-def _is_wrong_in_float64(t: Trial, leaf: int, custom64: Any) -> Any:
-    allowed = t.truth.allowed(leaf, max(t.factor, FLOAT32_ROUNDING), jnp.float32)
-    return differs(custom64, t.truth.gradients[leaf], allowed)
+def _agreement(t: Trial, leaf: int, who: str, error: float) -> str:
+    """Say that derivatives agree, unless rounding has left nothing to agree on."""
+    top, eps = largest_finite(np.abs(t.truth.gradients[leaf])), float(finfo(t.subject.points[leaf].dtype).eps)
+    if top and error > max(NO_DIGIT, 32 * eps) * top:
+        return (
+            f"right up to rounding, which is large here: error {error:.2g} of {top:.2g}; "
+            f"the gradient has lost its digits in {t.subject.points[leaf].dtype}, and so has JAX's"
+        )
+    return f"{who} agree, error {error:.2g} of {top:.2g}"
 
 
-def _without_numeric(t: Trial, leaf: int, slope: _numeric.Slope, close: str) -> Row:
+def _judge_unknown(t: Trial, leaf: int, unknown: np.ndarray) -> Row | None:
+    """Judge numerically the elements for which JAX's derivative is NaN; None if they are right."""
+    if np.isnan(t.custom[leaf][unknown]).all() and not t.is_finite:
+        return None  # neither f nor its derivative is finite
+    undecided = []
+    flats = np.flatnonzero(unknown)
+    for flat in evenly_spaced(flats, MOST_UNKNOWN):
+        i = np.unravel_index(int(flat), unknown.shape)
+        numeric, custom = numeric_element(t, leaf, int(flat)), t.custom[leaf][i]
+        if numeric.is_close(custom, t.allowed(leaf)[i]):
+            continue
+        if numeric.kinked and within_one_sided_derivatives(t, t.subject.points, leaf, int(flat)):
+            continue
+        if not numeric.settled or numeric.kinked:
+            undecided.append(i)
+            continue
+        wrong = np.zeros_like(unknown)
+        wrong[i] = True
+        return _failure(t, leaf, wrong, evidence(t, leaf, i, custom, numeric, ""), "the numeric")
+    if not undecided:
+        return None
+    where = ", ".join(f"{t.subject.paths[leaf]}{index_text(i)}" for i in undecided[:3])
+    more = f" and {len(undecided) - 3} more" if len(undecided) > 3 else ""
+    message = f"{where}{more}: JAX's derivative is NaN, and the numeric one does not converge; {CURE}"
+    return Row("gradient", t.subject.paths[leaf], INCONCLUSIVE, message, decides=True)
+
+
+def _without_numeric(t: Trial, leaf: int, along: Along, agree: str) -> Row:
     """Judge an argument for which custom and automatic agree, and numeric does not."""
     row = functools.partial(Row, "gradient", t.subject.paths[leaf])
-    agree = f"custom and automatic agree, {close}"
+    t.numeric_differs = True
     if t.stops_gradients:
         return row(PASS, f"{agree}; numeric differs, because the definition has a stop_gradient")
-    if slope.kinked:
+    if along.slope.kinked:
         return row(PASS, f"{agree}; numeric differs, because f has a kink here: both follow the same convention")
-    if not math.isfinite(slope.value) or slope.error > UNSETTLED * abs(slope.value):
+    if not along.settled:
         return row(PASS, f"{agree}; the numeric derivative does not converge here")
     if not np.isfinite(as64(t.subject.points[leaf])).any():
-        return row(INCONCLUSIVE, "custom and automatic agree, but no element is finite; give finite arguments")
-    custom = _numeric.dot([t.custom[leaf]], [t.last_direction[leaf]])
-    return row(INCONCLUSIVE, f"{agree}, but along a direction custom is {custom:.6g} and numeric {slope.value:.6g}; "
-               "does f depend on anything but its arguments?")  # fmt: skip
+        message = "custom and automatic agree, but no element is finite; give finite arguments"
+        return row(INCONCLUSIVE, message, decides=True)
+    both = f"along a direction custom and automatic are {along.text}"
+    if not t.is_deterministic:
+        message = f"{both}; f returns other values when it is called again: give it its randomness as an argument"
+        return row(INCONCLUSIVE, message, decides=True)
+    return row(FAIL, f"{both}: JAX's derivative of f is wrong too, or f depends on more than its arguments")
 
 
 def _judge_numerically(t: Trial, leaf: int) -> Row:
     """Judge an argument for which there is no automatic derivative."""
     row = functools.partial(Row, "gradient", t.subject.paths[leaf])
-    slope, agrees = _numeric_agrees(t, leaf)
-    if agrees:
-        return row(PASS, f"custom and numeric agree, error {slope.error:.2g} of {abs(slope.value):.2g}")
-    if not all(np.isfinite(as64(y)).all() for y in t.subject.run("value", "custom", t.subject.points, t.subject.rest)):
-        return row(INCONCLUSIVE, "f is not finite here, so it has no numeric derivative; give arguments where it is")
-    custom = _numeric.dot([t.custom[leaf]], [t.last_direction[leaf]])
-    if not math.isfinite(slope.value) or slope.error > UNSETTLED * abs(slope.value) or slope.kinked:
-        found = f"custom {custom:.6g}, numeric {slope.value:.6g} ± {slope.error:.2g}"
-        cure = "give a `reference=` that JAX can differentiate"
-        return row(INCONCLUSIVE, f"the numeric derivative does not converge here ({found}); {cure}")
-    relative = abs(custom - slope.value) / abs(slope.value) if slope.value else math.inf
-    return row(
-        FAIL, f"along a direction custom is {custom:.6g}, numeric {slope.value:.6g} (relative error {relative:.2g})",
-        MINUS if abs(custom + slope.value) < 1e-2 * abs(custom) else "",
-    )  # fmt: skip
-
-
-def _numeric_agrees(t: Trial, leaf: int) -> tuple[_numeric.Slope, bool]:
-    """Compare the rule with the numeric derivative, and return the slope that differs, or the last one."""
-    points, dy = t.subject.points, t.dy
-    in_float64 = t.rule_in_float64 is not None and not t.no_float64
-    custom = (t.rule_in_float64 if in_float64 else t.custom)[leaf]  # type: ignore[index]
-    # The allowed error of the sum over a direction's elements: independent roundings add up as a root of squares.
-    allowed = np.square(np.nan_to_num(t.allowed(leaf)))
-    for v in _directions(t, leaf):
-        slope = t.slope(points, dy, v)
-        t.last_direction = v
-        found = _numeric.dot([custom], [v[leaf]])
-        if leaf == 0 and not t.sweep:
-            scale = abs(found) or 1.0
-            t.sweep = tuple((h, abs(c - found) / scale) for h, c in slope.sweep if math.isfinite(c))
-        error = abs(found - slope.value)
-        t.note_error("numeric", error / (abs(slope.value) or 1.0))
-        rounding = math.sqrt(_numeric.dot([np.square(np.abs(v[leaf]))], [allowed]))
-        if not error <= 3 * slope.error + 4 * rounding + 1e-6 * abs(slope.value) + 1e-300:
-            return slope, False
-    return slope, True
-
-
-def _directions(t: Trial, leaf: int) -> Iterator[Arrays]:
-    """Yield the directions for one argument: each element if there are few, else random ones."""
-    x = [as64(p) for p in t.subject.points]
-    if x[leaf].size > ELEMENTS[t.level]:
-        rng = np.random.default_rng((t.seed, 3, leaf))
-        for _ in range(DIRECTIONS_OF_LARGE if t.size > LARGE else DIRECTIONS):
-            yield _numeric.random_direction(x, leaf, rng)
-        return
-    finite = np.flatnonzero(np.isfinite(x[leaf]))
-    directions = [_numeric.element_direction(x, leaf, int(i)) for i in (finite if finite.size else [0])]
-    yield from directions
-    if np.iscomplexobj(x[leaf]):
-        yield from map(_numeric.imaginary, directions)
+    along = along_directions(t, leaf)
+    rule = f"custom{t.named_rules}"
+    if along.agrees and along.settled:
+        return row(PASS, f"{rule} and numeric agree, error {along.slope.error:.2g} of {abs(along.slope.value):.2g}")
+    if not t.is_finite:
+        message = f"f is not finite here, so it has no numeric derivative; {CURE}"
+        return row(INCONCLUSIVE, message, decides=True)
+    if along.slope.kinked and along.within_interval:
+        return row(PASS, f"{rule} lies between the one-sided numeric derivatives: f has a kink here")
+    if not along.settled or along.slope.kinked:
+        message = f"the numeric derivative does not converge here (along a direction {rule} is {along.text}); {CURE}"
+        return row(INCONCLUSIVE, message, decides=True)
+    minus = MINUS if abs(along.found + along.slope.value) < 1e-2 * abs(along.found) else ""
+    return row(FAIL, f"along a direction {rule} is {along.text}", minus)
 
 
 # --- elements where the rule and JAX's derivative differ ---
 
 
-class NumericElement(NamedTuple):
-    """The numeric derivative by one element."""
-
-    value: complex
-    error: float
-    kinked: bool
-
-
-def _explain(t: Trial, leaf: int, custom: Any, wrong: Any) -> Row:
+def _explain(t: Trial, leaf: int, custom: np.ndarray, wrong: np.ndarray) -> Row:
     """The rule and JAX's derivative differ: find an element where the rule is wrong, or say why it is right."""
     truth, allowed = t.truth.gradients[leaf], t.allowed(leaf)
     excess = np.where(wrong, np.nan_to_num(np.abs(custom - truth) / np.maximum(allowed, 1e-300), nan=np.inf), -1.0)
@@ -177,66 +170,32 @@ def _explain(t: Trial, leaf: int, custom: Any, wrong: Any) -> Row:
     at_kinks = False
     for flat in candidates:
         i = np.unravel_index(int(flat), custom.shape)
-        numeric = _numeric_element(t, leaf, int(flat))
+        numeric = numeric_element(t, leaf, int(flat))
         if numeric.kinked and within_one_sided_derivatives(t, t.subject.points, leaf, int(flat)):
             at_kinks = True
             continue
-        like_custom, like_automatic = (_is_close(v, numeric, allowed[i]) for v in (custom[i], truth[i]))
-        trusted = np.isnan(truth[i]) or not t.stops_gradients  # a numeric derivative ignores stop_gradient
-        if like_custom and not like_automatic and not numeric.kinked and trusted:
+        like_custom, like_automatic = (numeric.is_close(v, allowed[i]) for v in (custom[i], truth[i]))
+        # A numeric derivative ignores stop_gradient.
+        if like_custom and not like_automatic and not numeric.kinked and numeric.settled and not t.stops_gradients:
             continue
         agree = "automatic" if like_automatic else "custom" if like_custom else ""
-        return _failure(t, leaf, wrong, _evidence(t, leaf, i, custom[i], numeric, agree))
+        whose = "the reference's" if t.subject.reference else "automatic's"
+        return _failure(t, leaf, wrong, evidence(t, leaf, i, custom[i], numeric, agree), whose)
     t.accepted[leaf] = wrong
     if at_kinks:
         message = "custom and automatic follow different conventions at a kink, both between the one-sided derivatives"
     else:
-        message = "custom and numeric agree; automatic differs (rounding, or a NaN, in JAX's derivative)"
+        message = "custom and numeric agree; automatic differs (rounding in JAX's derivative)"
     return Row("gradient", t.subject.paths[leaf], PASS, message)
 
 
-def _numeric_element(t: Trial, leaf: int, flat: int) -> NumericElement:
-    direction = _numeric.element_direction([as64(p) for p in t.subject.points], leaf, flat)
-    slope, length = t.slope(t.subject.points, t.dy, direction), float(np.real(direction[leaf].reshape(-1)[flat]))
-    value: complex = slope.value / length
-    if np.iscomplexobj(t.truth.gradients[leaf]):  # Re(g v) along v, and along i v
-        value -= 1j * t.slope(t.subject.points, t.dy, _numeric.imaginary(direction)).value / length
-    return NumericElement(value, slope.error / length, slope.kinked)
-
-
-def _is_close(derivative: Any, numeric: NumericElement, allowed: float) -> bool:
-    finite = np.isfinite(numeric.value)
-    margin = 3 * numeric.error + allowed + 1e-5 * abs(numeric.value) if finite else 0.0
-    return bool(derivative == numeric.value or abs(derivative - numeric.value) <= margin)
-
-
-def _evidence(t: Trial, leaf: int, i: Any, custom: Any, numeric: NumericElement, like_numeric: str) -> Evidence:
-    truth = t.truth.gradients[leaf][i]
-    absolute = float(abs(custom - truth)) if np.isfinite(truth) else math.inf
-    unit = unit_in_last_place(float(abs(truth)), t.subject.points[leaf].dtype)
-    return Evidence(
-        index=tuple(int(k) for k in i),
-        custom=custom.item(),
-        automatic=truth.item(),
-        numeric=numeric.value,
-        absolute=absolute,
-        relative=absolute / float(abs(truth)) if truth else math.inf,
-        ulp=absolute / unit if unit else math.nan,
-        tolerance=float(t.allowed(leaf)[i]),
-        agree=f"{like_numeric} and numeric agree" if like_numeric else "no two agree",
-    )
-
-
-def _failure(t: Trial, leaf: int, wrong: Any, evidence: Evidence) -> Row:
+def _failure(t: Trial, leaf: int, wrong: np.ndarray, evidence: Evidence, whose: str) -> Row:
     s, exact = t.subject, t.rule_in_float64
-    t.wrong_in_float64 = exact is None or bool(_is_wrong_in_float64(t, leaf, exact[leaf]).any())
-    whose = "the reference's" if s.reference else "automatic's"
-    message = f"custom differs from {whose} derivative at {int(wrong.sum())} of {wrong.size} elements"
+    t.wrong_in_float64 = exact is None or bool(t.is_wrong_in_float64(leaf, exact[leaf]).any())
+    message = f"custom{t.named_rules} differs from {whose} derivative at {int(wrong.sum())} of {wrong.size} elements"
     point = np.real(as64(s.points[leaf]))
-    return Row(
-        "gradient", s.paths[leaf], FAIL, message,
-        hint(leaf, t.custom, t.truth.gradients, s.paths, point, wrong), evidence,
-    )  # fmt: skip
+    pattern = hint(leaf, t.custom, t.truth.gradients, s.paths, point, wrong)
+    return Row("gradient", s.paths[leaf], FAIL, message, pattern, evidence)
 
 
 # --- one output or one argument at a time ---
@@ -250,7 +209,9 @@ def _each_cotangent_alone(t: Trial) -> Findings:
         custom, truth = t.gradients("custom", s.points, dy), t.truth_at(s.points, dy, 1)
         bad = []
         for leaf, name in enumerate(s.paths):
-            allowed = t.allowed(leaf) + truth.allowed(leaf, t.factor, t.dtype)
+            allowed = t.allowed(leaf) + truth.allowed(
+                leaf, t.factor(t.subject.points[leaf].dtype), t.subject.points[leaf].dtype
+            )
             wrong = differs(custom[leaf], truth.gradients[leaf], allowed) & np.isfinite(truth.gradients[leaf])
             bad += [name] if wrong.any() else []
         if bad:

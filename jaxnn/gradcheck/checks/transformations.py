@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +13,44 @@ from jax import lax
 
 from jaxnn.gradcheck import _numeric
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import differs, index_text, largest_finite, worst_index
+from jaxnn.gradcheck._tolerance import index_text, largest_finite, worst_index
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
 from jaxnn.tracing import jaxprs, rewriting
 from jaxnn.tracing.contexts import float64_mode
 from jaxnn.tracing.errors import TRACING_ERRORS, first_line, is_missing_in_jax
 
-# Tolerances, as multiples of the error allowed for one gradient. Chosen so that every right rule of the zoo passes.
-TWO_GRADIENTS = 2.0  # the gradients with and without the transformation are compared, and each has an error
-TWO_EXAMPLES = 4.0  # a sum over two examples, for each of which two gradients are compared
+TWO_GRADIENTS = 2.0  # times the error of one: those with and without the transformation are compared
 MOST_SUBSETS_OF = (
     3  # up to so many arguments every subset is batched, in 7 programs; of more, all together and each alone
 )
 NEARBY = 1 + 2.0**-6  # an example that differs a little: in all dtypes another number, and a point of the same kind
 
 
-def _compare(t: Trial, check: str, name: str, found: Arrays, expected: Arrays, factor: float) -> Row:
+class Expected(NamedTuple):
+    """The gradients that a transformed rule must return: of the arguments, or of examples by turns.
+
+    The examples' cotangents are the trial's first and second ones in turn. An argument of which every example has its
+    own (its `batched` is true) has stacked gradients; one that they share has the sum of theirs.
+    """
+
+    gradients: Arrays
+    examples: int = 1
+    batched: tuple[bool, ...] | None = None
+
+    def allowed(self, t: Trial, leaf: int) -> Any:
+        if self.batched is None:
+            return TWO_GRADIENTS * t.allowed(leaf)
+        each = [t.allowed(leaf, second=k % 2 == 1) for k in range(self.examples)]
+        return TWO_GRADIENTS * (np.stack(each) if self.batched[leaf] else np.sum(each, 0))
+
+
+def _compare(t: Trial, check: str, name: str, found: Arrays, expected: Expected) -> Row:
     for leaf, path in enumerate(t.subject.paths):
-        ours, want = found[leaf], expected[leaf]
+        ours, want = found[leaf], expected.gradients[leaf]
         if ours.shape != want.shape:
             return Row(check, name, FAIL, f"{path} has shape {ours.shape}, must be {want.shape}")
-        wrong = differs(ours, want, factor * np.broadcast_to(t.allowed(leaf), want.shape))
+        wrong = t.differing(ours, want, functools.partial(expected.allowed, t, leaf))
         if wrong.any():
             i = worst_index(ours, want, wrong)
             message = f"{path}{index_text(i)} is {ours[i]:.6g}, without the transformation {want[i]:.6g}"
@@ -42,9 +58,7 @@ def _compare(t: Trial, check: str, name: str, found: Arrays, expected: Arrays, f
     return Row(check, name, PASS, "the same gradient")
 
 
-def _attempt(
-    t: Trial, check: str, name: str, run: Callable[[str], Arrays], expected: Arrays, factor: float = TWO_GRADIENTS
-) -> Row:
+def _attempt(t: Trial, check: str, name: str, run: Callable[[str], Arrays], expected: Expected) -> Row:
     """Run a transformation of the rule. If it raises, try the definition, to see whether the rule is the cause."""
     try:
         found = [as64(g) for g in run("custom")]
@@ -60,7 +74,7 @@ def _attempt(
         if is_missing_in_jax(error):
             return Row(check, name, UNSUPPORTED, f"the rule does not run, its definition does: {first_line(error)}")
         return Row(check, name, FAIL, f"the rule raises, its definition does not: {first_line(error)}")
-    return _compare(t, check, name, found, expected, factor)
+    return _compare(t, check, name, found, expected)
 
 
 def _is_vma_error(error: Exception) -> bool:
@@ -103,7 +117,7 @@ def staging(t: Trial) -> Findings:
     }
     for name, transform in variants.items():
         if not (s.eager and name in ("eager", "jit")):
-            yield _attempt(t, "staging", name, functools.partial(vjp_of, transform), t.custom)
+            yield _attempt(t, "staging", name, functools.partial(vjp_of, transform), Expected(t.custom))
 
 
 def _all_and_each(count: int) -> list[tuple[bool, ...]]:
@@ -125,7 +139,7 @@ def _label(t: Trial, mask: tuple[bool, ...]) -> str:
 def _examples(t: Trial, count: int) -> tuple[list[Arrays], list[Arrays]]:
     """Return examples, the arguments and a point nearby in turn, and a cotangent for each."""
     near = [(x * NEARBY).astype(x.dtype) for x in t.subject.points]
-    dys = [t.dy, t.subject.cotangents(t.seed, 1)]
+    dys = [t.dy, t.second_dy]
     return [near if k % 2 else t.subject.points for k in range(count)], [dys[k % 2] for k in range(count)]
 
 
@@ -137,13 +151,14 @@ def _stacked(t: Trial, mask: tuple[bool, ...], examples: list[Arrays]) -> Arrays
     ]  # fmt: skip
 
 
-def _one_by_one(t: Trial, mask: tuple[bool, ...], examples: list[Arrays], dys: list[Arrays]) -> Arrays:
+def _one_by_one(t: Trial, mask: tuple[bool, ...], examples: list[Arrays], dys: list[Arrays]) -> Expected:
     """Return the examples' cotangents: stacked for a batched argument, summed for one that all examples share."""
     parts = [
         t.gradients("custom", [e if m else p for e, p, m in zip(example, t.subject.points, mask, strict=True)], dy)
         for example, dy in zip(examples, dys, strict=True)
     ]  # fmt: skip
-    return [np.stack(group) if m else np.sum(group, 0) for group, m in zip(zip(*parts, strict=True), mask, strict=True)]
+    groups = zip(zip(*parts, strict=True), mask, strict=True)
+    return Expected([np.stack(g) if m else np.sum(g, 0) for g, m in groups], len(examples), mask)
 
 
 def vmap(t: Trial) -> Findings:
@@ -163,10 +178,10 @@ def vmap(t: Trial) -> Findings:
 
     for mask in _subsets(len(s.points)):
         expected = _one_by_one(t, mask, examples, dys)
-        yield _attempt(t, "vmap", _label(t, mask), functools.partial(batched, mask), expected, TWO_EXAMPLES)
-    each = [t.gradients("custom", s.points, dy) for dy in dys]
-    expected = [np.stack(pair) for pair in zip(*each, strict=True)]
-    yield _attempt(t, "vmap", "cotangents (jacrev)", cotangents_alone, expected, TWO_EXAMPLES)
+        yield _attempt(t, "vmap", _label(t, mask), functools.partial(batched, mask), expected)
+    each = [np.stack(pair) for pair in zip(t.custom, t.second_custom, strict=True)]
+    expected = Expected(each, 2, (True,) * len(each))
+    yield _attempt(t, "vmap", "cotangents (jacrev)", cotangents_alone, expected)
 
 
 def shard_map(t: Trial) -> Findings:
@@ -197,9 +212,7 @@ def shard_map(t: Trial) -> Findings:
         for mask in _all_and_each(len(s.points)):
             name = f"{_label(t, mask)} (check_vma={check_vma})"
             expected = _one_by_one(t, mask, examples, dys)
-            row = _attempt(
-                t, "shard_map", name, functools.partial(sharded, mask, check_vma), expected, TWO_GRADIENTS * count
-            )
+            row = _attempt(t, "shard_map", name, functools.partial(sharded, mask, check_vma), expected)
             if row.status == FAIL and check_vma and has_callback:
                 # JAX does not mark a callback's results as varying over the mesh, and sums their cotangents.
                 message = f"JAX forgets the mesh axis at a callback: {row.message}; use check_vma=False"
@@ -278,10 +291,12 @@ def _second_order_numerically(
     missed = np.flatnonzero(np.isnan(custom) & (direction[k] == 0))  # a NaN at an argument of 0
     if missed.size:
         direction = _numeric.element_direction(at, k, int(missed[0]))
-    slope = _numeric.slope(
-        lambda v: t.gradients64("custom", v[:points], v[points:]), at, u, direction,
-        _numeric.STEPS_FLOAT64, _numeric.EPS_FLOAT64,
-    )  # fmt: skip
+
+    def by_rule(v: Arrays) -> Arrays:
+        return t.gradients64("custom", v[:points], v[points:])
+
+    # The rule may lose digits that f keeps.
+    slope = _numeric.slope(by_rule, at, u, direction, _numeric.rounding_of(by_rule, at, direction))
     found = _numeric.dot([custom], [direction[k]])
     # The sum over a direction may cancel: then a millionth of its typical size is the scale.
     scale = max(abs(slope.value), 1e-6 * math.sqrt(_numeric.dot(u, u) * _numeric.dot(direction, direction)))

@@ -1,0 +1,83 @@
+"""The rule beside the numeric derivative along directions in one argument."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxnn.gradcheck import _numeric
+from jaxnn.gradcheck._subject import Arrays, as64
+from jaxnn.gradcheck._trial import LARGE, Trial
+
+# How many single elements are differentiated numerically, by level: each costs a sweep of up to 21 evaluations of f.
+# An argument with more elements is differentiated along random directions.
+ELEMENTS = {"rule": 6, "full": 32}
+DIRECTIONS, DIRECTIONS_OF_LARGE = 3, 1
+# How accurate a function that iterates until it converges is taken to be, beside its largest gradient.
+ITERATION = 1e-3
+
+
+class Along(NamedTuple):
+    """The rule and the numeric derivative along the direction where they differ; along the last one if they agree."""
+
+    found: float  # the rule's derivative along the direction
+    slope: _numeric.Slope
+    agrees: bool
+    settled: bool  # whether the numeric derivative decides, along every direction tried
+
+    @property
+    def text(self) -> str:
+        relative = abs(self.found - self.slope.value) / (abs(self.slope.value) or math.inf)
+        numeric = f"numeric {self.slope.value:.6g} ± {self.slope.error:.2g}"
+        return f"{self.found:.6g}, {numeric} (relative error {relative:.2g})"
+
+    @property
+    def within_interval(self) -> bool:
+        low, high = self.slope.interval
+        return low <= self.found <= high
+
+
+def along_directions(t: Trial, leaf: int) -> Along:
+    """Compare the rule with the numeric derivative along directions in one argument."""
+    in_float64 = t.rule_in_float64 is not None and not t.no_float64
+    custom = (t.rule_in_float64 if in_float64 else t.custom)[leaf]  # type: ignore[index]
+    # The allowed error of the sum over a direction's elements: independent roundings add up as a root of squares.
+    allowed = np.square(np.nan_to_num(t.allowed(leaf)))
+    settled = True
+    for v in _directions(t, leaf):
+        slope = t.slope(t.subject.points, t.dy, v)
+        found = _numeric.dot([custom], [v[leaf]])
+        if leaf == 0 and not t.sweep:
+            scale = abs(found) or 1.0
+            t.sweep = tuple((h, abs(c - found) / scale) for h, c in slope.sweep if math.isfinite(c))
+        error = abs(found - slope.value)
+        t.note_error("numeric", error / (abs(slope.value) or 1.0))
+        terms = math.sqrt(_numeric.dot([np.square(np.abs(custom))], [np.square(np.abs(v[leaf]))]))
+        settled &= slope.is_settled(terms)
+        rounding = math.sqrt(_numeric.dot([np.square(np.abs(v[leaf]))], [allowed]))
+        limit = 3 * slope.error + 4 * rounding + 1e-6 * abs(slope.value) + 1e-300
+        if not error <= limit and not (t.iterates and error <= ITERATION * _largest_gradient(t)):
+            return Along(found, slope, False, slope.is_settled(terms))
+    return Along(found, slope, True, settled)
+
+
+def _largest_gradient(t: Trial) -> float:
+    """Return the largest derivative by an argument, per relative change of it."""
+    sizes = (np.nan_to_num(g) * np.nan_to_num(as64(p)) for g, p in zip(t.custom, t.subject.points, strict=True))
+    return max(float(np.sqrt(np.sum(np.square(np.abs(s))))) for s in sizes)
+
+
+def _directions(t: Trial, leaf: int) -> Iterator[Arrays]:
+    """Yield the directions for one argument: each element if there are few, else random ones."""
+    x = [as64(p) for p in t.subject.points]
+    if x[leaf].size > ELEMENTS[t.level]:
+        rng = np.random.default_rng((t.seed, 3, leaf))
+        for _ in range(DIRECTIONS_OF_LARGE if t.size > LARGE else DIRECTIONS):
+            yield _numeric.random_direction(x, leaf, rng)
+        return
+    finite = np.flatnonzero(np.isfinite(x[leaf]))
+    directions = [_numeric.element_direction(x, leaf, int(i)) for i in (finite if finite.size else [0])]
+    yield from directions
+    if np.iscomplexobj(x[leaf]):
+        yield from map(_numeric.imaginary, directions)
