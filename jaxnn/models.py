@@ -41,11 +41,11 @@ class Model(NamedTuple):
 
 
 def _linear_params(key: Array, inputs: int, outputs: int, initializer: Any) -> dict[str, Array]:
-    return {"w": initializer(key, (outputs, inputs), jnp.float32), "b": jnp.zeros(outputs)}
+    return {"w": initializer(key, (outputs, inputs), jnp.float32), "b": jnp.zeros(outputs, jnp.float32)}
 
 
 def _conv_params(key: Array, window: int, inputs: int, outputs: int) -> dict[str, Array]:
-    return {"w": _he(key, (window, window, inputs, outputs), jnp.float32), "b": jnp.zeros(outputs)}
+    return {"w": _he(key, (window, window, inputs, outputs), jnp.float32), "b": jnp.zeros(outputs, jnp.float32)}
 
 
 _he = jax.nn.initializers.he_normal()  # for HWIO filters

@@ -69,6 +69,7 @@ def connect(options: argparse.Namespace) -> None:
             f"this process cannot connect{_where(options)} ({reason}): the address must be process 0's own, and the "
             f"port free"
         ) from error
+    require_devices()
     counts = sorted(collections.Counter(device.process_index for device in jax.devices()).values())
     if len(set(counts)) > 1:
         raise CommandError(f"each process must have the same number of devices; they have {counts}")
@@ -80,6 +81,22 @@ def connect_error(options: argparse.Namespace) -> str:
         f"the processes of the run did not connect{_where(options)} within {CONNECT_SECONDS} seconds; start all, and "
         f"--process-id 0 on the machine of --coordinator"
     )
+
+
+def require_devices() -> None:
+    """Refuse a JAX_PLATFORMS that JAX cannot use here."""
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # for "cuda" without CUDA an AssertionError without a message
+        if not (platforms := getattr(jax.config, "jax_platforms", None)):
+            raise
+        reason = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
+        raise CommandError(
+            f"JAX_PLATFORMS ({platforms!r}) must name platforms that JAX can use here{reason}: unset it, set it to "
+            f"cpu, or install the platform's JAX, in a clone with pip install '.[cuda13]', '.[cuda12]' or '.[tpu]'"
+        ) from error
 
 
 def _where(options: argparse.Namespace) -> str:

@@ -1,141 +1,121 @@
 """`jaxnn compare`: custom rules beside automatic gradients, for the library's functions and for one's own."""
 
-import importlib
-import importlib.util
+import argparse
+import ast
+import itertools
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
-from jaxnn import components, gradcheck
-from jaxnn.cli.terminal import CommandError
-from jaxnn.components import TableLine
+from jaxnn.cli import cases, cluster, isolated
+from jaxnn.cli.isolated import Result
+from jaxnn.cli.terminal import CommandError, print_error, print_line
+from jaxnn.gradcheck.report import RIGHT, UNPROVEN, WRONG
+from jaxnn.plots.comparison import page
+
+NOT_RUN = "could not be run"
+CODES = {WRONG: 1, NOT_RUN: 4, UNPROVEN: 3, RIGHT: 0}  # the exit code is that of the first that occurs
+USAGE = 2
 
 
-class Case(NamedTuple):
-    """A function with example arguments and options of `gradcheck.check`."""
-
-    name: str
-    f: Callable[..., Any]
-    args: tuple[Any, ...]
-    options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
-
-
-def of_line(line: TableLine) -> Case:
-    """Return a line of the table of components, at a size where time and memory mean something."""
-    args = line.example(components.SMALL)
-    positional = len(args) - len(line.keywords)
-    kwargs = dict(zip(line.keywords, args[positional:], strict=True)) | line.options
-    # A definition that draws other random numbers is no reference: that rule is compared with its own body.
-    reference = None if line.is_random else line.f.definition
-    return Case(line.name, line.f, args[:positional], {"kwargs": kwargs, "reference": reference})
-
-
-def find(names: list[str]) -> list[Case]:
-    """Return the cases of the given names: a component, `module:function` or `file.py:function`; all for none."""
-    if not names:
-        return list(map(of_line, components.COMPONENTS))
-    found: list[Case] = []
+def run(options: argparse.Namespace) -> int:
+    """Check the named rules, print what was found, and return the exit code."""
+    names = options.names or cases.names()
     for name in names:
-        lines = [line for line in components.COMPONENTS if name in (line.name, line.f.__name__)]
-        if ":" in name:
-            found += _own(name)
-        elif lines:
-            found += map(of_line, lines)
-        else:
-            known = ", ".join(dict.fromkeys(line.f.__name__ for line in components.COMPONENTS))
-            raise CommandError(f"{name!r} must be one of {known}, or module:function, or file.py:function")
-    return found
+        _check_name(name)
+    path = None if options.html is None else Path(options.html).expanduser()
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise CommandError(f"cannot write --html {str(path)!r}: choose a file in a folder that exists", USAGE)
+    found = list(_results(names, options))
+    print_line(to_json(found) if options.json else "\n\n".join([table(found), *filter(None, map(_block, found))]))
+    if path is not None:
+        _write_page(path, options, found)
+    verdicts = {_verdict(result) for result in found}
+    return next(code for verdict, code in CODES.items() if verdict in verdicts)
 
 
-def _own(name: str) -> list[Case]:
-    """Call the user's function, which returns a function and its example arguments, or a list of such cases."""
-    where, _, attribute = name.rpartition(":")
-    make = getattr(_module(where, name), attribute, None)
-    if not callable(make):
-        raise CommandError(f"{name!r} must name a function without arguments; {where!r} has no function {attribute!r}")
+def _results(names: list[str], options: argparse.Namespace) -> Iterator[Result]:
+    """Check the cases; those of one file, and those of the library, share a process."""
+    shown = sys.stderr.isatty()
+    count = 0
+    for _, group in itertools.groupby(names, lambda name: name.rpartition(":")[0]):
+        for result in isolated.run(list(group), options.level, options.seed, options.debug):
+            count += 1
+            if shown:
+                print(f"\r\x1b[K{count} {result.name}", end="", file=sys.stderr, flush=True)
+            yield result
+    if shown:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _check_name(name: str) -> None:
+    """Refuse what names no function."""
+    where, _, function = name.rpartition(":")
+    if (where and function) or cases.lines(name):
+        return
+    file = where or name
+    if file.endswith(".py"):
+        functions = _functions(Path(file).expanduser())
+        hint = f"give {' or '.join(f'{file}:{each}' for each in functions)}" if functions else f"such as {file}:case"
+        raise CommandError(f"{name!r} must name a function of the file, without arguments: {hint}", USAGE)
+    known = ", ".join(cases.names())
+    raise CommandError(f"{name!r} must be one of {known}, or module:function, or file.py:function", USAGE)
+
+
+def _functions(path: Path) -> list[str]:
+    """Return the functions of a file that can be called without an argument, without running it."""
     try:
-        made = make()
-    except (Exception, SystemExit) as error:
-        raise CommandError(f"{name!r} must return a function and its arguments, but raises {_line(error)}") from error
-    several = isinstance(made, list)
-    cases = [_case(name if not several else f"{name}[{i}]", one) for i, one in enumerate(made if several else [made])]
-    if not cases:
-        raise CommandError(f"{name!r} must return a case, (function, (argument, ...)), or a list of them; it is empty")
-    return cases
+        statements = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    functions = [each for each in statements if isinstance(each, ast.FunctionDef) and not each.name.startswith("_")]
+    return [each.name for each in functions if _takes_nothing(each.args)]
 
 
-def _case(name: str, made: Any) -> Case:
-    shaped = isinstance(made, tuple) and len(made) in (2, 3) and callable(made[0]) and isinstance(made[1], tuple)
-    if not shaped or not isinstance(made[2] if len(made) == 3 else {}, dict):
-        found = type(made).__name__
-        if isinstance(made, tuple):
-            found = f"({', '.join(type(each).__name__ for each in made)})"
-        raise CommandError(
-            f"{name!r} must return (function, (argument, ...)), or with a third element, a dict of options of "
-            f"gradcheck.check; it returns {found}"
-        )
-    return Case(name, *made)
+def _takes_nothing(arguments: ast.arguments) -> bool:
+    positional = len(arguments.posonlyargs) + len(arguments.args)
+    return positional <= len(arguments.defaults) and None not in arguments.kw_defaults
 
 
-def _module(where: str, name: str) -> Any:
-    try:
-        if not where.endswith(".py"):
-            sys.path.insert(0, "")
-            return importlib.import_module(where)
-        path = Path(where).expanduser()
-        if not path.is_file():
-            raise CommandError(f"{where!r} must be a Python file; there is none")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None  # the name ends in .py
-        sys.path.insert(0, str(path.resolve().parent))
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    except CommandError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise CommandError(f"{name!r} must be importable, but raises {_line(error)}") from error
+def _verdict(result: Result) -> str:
+    return NOT_RUN if result.report is None else result.report.verdict
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def run(cases: list[Case], level: str, seed: int) -> Iterator[tuple[Case, gradcheck.Report]]:
-    """Check the cases one by one."""
-    for case in cases:
-        try:
-            yield case, gradcheck.check(case.f, *case.args, level=level, seed=seed, **case.options)
-        except (TypeError, ValueError) as error:
-            raise CommandError(f"{case.name}: {' '.join(str(error).split())}") from error
-
-
-def entry(case: Case, report: gradcheck.Report) -> dict[str, Any]:
-    """Return a report as a dictionary, with the name of its case."""
-    return {**report.to_dict(), "name": case.name}
+def entry(result: Result, seed: int = 0) -> dict[str, Any]:
+    """Return a result as a dictionary: the report, with the name of its case and the error, None if it ran."""
+    if result.report is not None:
+        return {**result.report.to_dict(), "error": None}
+    rest = {"rows": [], "repro": "", "seed": seed, "seconds": 0.0, "costs": {}, "sweep": [], "errors": {}}
+    return {"name": result.name, "ok": False, "verdict": NOT_RUN, "error": result.error, **rest}
 
 
 HEAD = ("function", "verdict", "vs automatic", "vs numeric", "residuals", "temporaries", "time")
 
 
-def table(found: list[tuple[Case, gradcheck.Report]]) -> str:
-    """Return the table of verdicts, errors and custom / automatic ratios."""
-    rows = [HEAD, *(_table_row(case, report) for case, report in found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    aligned = [[cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-               for row in rows]  # fmt: skip
-    return "\n".join("  ".join(row).rstrip() for row in aligned)
+def table(found: list[Result]) -> str:
+    """Return the table of verdicts, errors and custom / automatic ratios; for a case that did not run, the cause."""
+    rows = [HEAD, *map(_table_row, found)]
+    widths = [max(len(row[i]) for row in rows if i < 2 or len(row) == len(HEAD)) for i in range(len(HEAD))]
+    lines = []
+    for row in rows:
+        names = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=False)]
+        lines.append("  ".join(names + (numbers if len(row) == len(HEAD) else [*row[2:]])).rstrip())
+    return "\n".join(lines)
 
 
-def _table_row(case: Case, report: gradcheck.Report) -> tuple[str, ...]:
+def _table_row(result: Result) -> tuple[str, ...]:
+    report = result.report
+    if report is None:
+        return result.name, NOT_RUN, result.error
     errors = [f"{report.errors[k]:.1e}" if k in report.errors else "–" for k in ("automatic", "numeric")]
     keys = ("residual_bytes", "temporary_bytes", "milliseconds")
-    return case.name, "ok" if report.ok else "FAIL", *errors, *(_ratio(report.costs, key) for key in keys)
+    return result.name, report.verdict, *errors, *(_ratio(report.costs, key) for key in keys)
 
 
 def _ratio(costs: dict[str, dict[str, float]], key: str) -> str:
@@ -145,11 +125,29 @@ def _ratio(costs: dict[str, dict[str, float]], key: str) -> str:
     return f"{ours / theirs:.2f}" if theirs else ("1.00" if not ours else f"{ours:,.0f} B / 0")
 
 
+def _block(result: Result) -> str:
+    """Return the lines about a rule that is not right."""
+    return "" if result.report is None or result.report.ok else result.report.failed_lines()
+
+
 def versions() -> dict[str, str]:
     """Return the versions and the device, on which the figures depend."""
+    cluster.require_devices()
     return {"python": platform.python_version(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
 
 
-def to_json(found: list[tuple[Case, gradcheck.Report]]) -> str:
+def to_json(found: list[Result]) -> str:
     """Return all results as JSON."""
-    return json.dumps({"versions": versions(), "functions": [entry(*one) for one in found]}, indent=1)
+    return json.dumps({"versions": versions(), "functions": list(map(entry, found))}, indent=1)
+
+
+def _write_page(path: Path, options: argparse.Namespace, found: list[Result]) -> None:
+    title = "jaxnn compare: custom rules beside automatic gradients"
+    command = " ".join(["jaxnn compare", *options.names, f"--level {options.level} --seed {options.seed}"])
+    text = page(list(map(entry, found)), title, command, versions())
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = f"cannot write --html {str(path)!r} ({error.strerror})"
+        raise CommandError(f"{reason}; choose another file", USAGE) from error
+    (print_error if options.json else print_line)(f"{'' if options.json else chr(10)}page: {path}")

@@ -25,8 +25,32 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Option(argparse.Action):
+    """Stores the value of an option, which may be given once."""
+
+    given = False
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if option_string is not None and self.given:
+            raise argparse.ArgumentError(self, "it is given twice; give it once")
+        self.given = True
+        setattr(namespace, self.dest, True if self.nargs == 0 else values)
+
+
+class _Switch(_Option):
+    """Is False, and True if the option is given."""
+
+    def __init__(self, option_strings: Any, dest: str, **others: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=False, **others)
+
+
 class _Parser(argparse.ArgumentParser):
-    """Reports an error in one line."""
+    """Reports an error in one line, also an option that is given twice."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for name, action in ((None, _Option), ("store", _Option), ("store_true", _Switch)):
+            self.register("action", name, action)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
@@ -84,7 +108,7 @@ def _add_data_and_model(add: Any) -> None:
     names = ", ".join(DATASETS)
     add("--dataset", **_one_of(DATASETS), default="digits", help=f"{names} (default: digits)")
     add("--data-dir", metavar="DIR", help="folder with the four IDX files of mnist or fashion_mnist, .gz or raw; or "
-        "folder with copies made by tensorflow-datasets (default: its own folder)")  # fmt: skip
+        "torchvision's root; or folder with copies made by tensorflow-datasets (default: its own folder)")  # fmt: skip
     add("--download", action="store_true", help="let tensorflow-datasets download the data set if it is missing; "
         "without this option the network is never used")  # fmt: skip
     models = tuple(MODELS)
@@ -136,7 +160,10 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
         "residuals, memory and time: of every function of the library, of the named ones, or of your own. Ratios are "
         "custom / automatic.",
         epilog="FUNCTION takes no argument. It returns a function and its example arguments, (f, (x, w)), or a list of "
-        "such pairs; a third element may be a dict of options of gradcheck.check. The exit code is 1 if a check fails.",
+        "such pairs; a third element may be a dict of options of gradcheck.check. Each file runs in a process of its "
+        "own, with its own imports; what it prints goes to the standard error. Exit codes: 0 all rules are right; 1 a "
+        "rule is wrong; else 4 a case could not be run; else 3 a rule is unproven; 2 wrong usage, and nothing is "
+        "judged.",
     )
     add = command.add_argument
     add("names", nargs="*", metavar="NAME", help="a component, module:function or file.py:function (default: all)")
@@ -156,7 +183,11 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         "trained. Images are resized and converted to grey; the networks expect light strokes on a dark background.",
     )
     add = command.add_argument
-    add("parameters", metavar="PARAMS_OR_CHECKPOINT", help="params.npz, a step, or the folder of --checkpoint-dir")
+    add(
+        "parameters",
+        metavar="PARAMS_OR_CHECKPOINT",
+        help="params.npz, the folder of --output or of --checkpoint-dir, or a step",
+    )
     add("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, GIF, BMP, WebP or .npy")
     add("--invert", action="store_true", help="the images are dark on light, such as ink on paper")
     add("--json", action="store_true", help="print JSON")

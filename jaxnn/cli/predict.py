@@ -8,7 +8,6 @@ import json
 import math
 import operator
 import stat
-import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,15 +17,11 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxnn.cli.images import FORMS, MAX_FILE, MAX_PIXELS, Form, Grey, in_form
 from jaxnn.cli.terminal import CommandError
 from jaxnn.errors import JaxnnError
 from jaxnn.models import MODELS, Classifier
 from jaxnn.training import load_params, newest_step, read_step
-
-MAX_PIXELS = 25_000_000  # of an image; a camera's has about half as many
-MAX_FILE = 256 << 20
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # Pillow's readers that start no other program
-BRIGHTEST = {"digits": 16}  # the largest pixel value in the training data; 255 for other data sets
 
 
 class Trained(NamedTuple):
@@ -41,7 +36,8 @@ def read_trained(path: str) -> Trained:
     """Read the parameters and the configuration of a network.
 
     Args:
-        path: a `params.npz`, a step's folder, or a folder of steps, of which the newest is read.
+        path: a `params.npz`, the folder that holds it, a step's folder, or a folder of steps, of which the newest is
+            read.
 
     Returns:
         The network.
@@ -94,8 +90,11 @@ def _from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         found, damaged = newest_step(folder)
         if found is None:
+            if (folder / "params.npz").exists():
+                return _from_file(folder / "params.npz")
             raise CommandError(
-                f"{str(folder)!r} holds no step that can be read{''.join(f'; {line}' for line in damaged)}"
+                f"{str(folder)!r} holds no params.npz and no step that can be read"
+                f"{''.join(f'; {line}' for line in damaged)}"
             )
         saved = found
     return saved.params, saved.about["config"]
@@ -110,94 +109,19 @@ def _shapes(model: Any, shape: tuple[int, ...], classes: int) -> dict[str, tuple
     return _described(jax.eval_shape(lambda: model.init(jax.random.key(0), shape, classes)))
 
 
-def read_image(path: str, *, invert: bool = False) -> NDArray[np.float32]:
-    """Read an image as grey values.
-
-    Args:
-        path: an image of one of `FORMATS`, or a .npy of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4):
-            whole numbers from 0 to 255, or floats from 0 to 1.
-        invert: exchange dark and light: the networks expect light strokes on a dark background.
-
-    Returns:
-        The pixels, shape (H, W), from 0 for black to 1 for white; transparent pixels are white.
-
-    Raises:
-        CommandError: it is not such a file, or it has no pixels or more than `MAX_PIXELS`.
-    """
-    file, name = Path(path).expanduser(), repr(path)
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise CommandError(f"{name} is not a regular file: give an image")
-        if status.st_size > MAX_FILE:
-            raise CommandError(f"{name} has {status.st_size} bytes; an image must have at most {MAX_FILE}")
-        with file.open("rb") as opened:
-            is_npy = opened.read(6) == b"\x93NUMPY"
-        grey = _npy(file, name) if is_npy else _picture(file, name)
-    except CommandError:
-        raise
-    except OSError as error:
-        raise CommandError(f"{name} cannot be read as an image ({error.strerror or error})") from error
-    except Exception as error:
-        raise CommandError(f"{name} cannot be read as an image ({type(error).__name__}: {error})") from error
-    return 1 - grey if invert else grey
-
-
-def _check_pixels(name: str, height: int, width: int) -> None:
-    if not 1 <= height * width <= MAX_PIXELS:
-        raise CommandError(f"{name} has {width} x {height} pixels; it must have from 1 to {MAX_PIXELS}")
-
-
-def _npy(path: Path, name: str) -> NDArray[np.float32]:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise CommandError(f"{name} (shape {array.shape}) must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    _check_pixels(name, *array.shape[:2])
-    if array.dtype.kind not in "buif":
-        raise CommandError(f"{name} (dtype {array.dtype}) must hold numbers")
-    highest, low, high = 255 if array.dtype.kind in "ui" else 1, array.min(), array.max()
-    if not (low >= 0 and high <= highest):  # false for NaN, too
-        raise CommandError(f"{name} ({array.dtype}) must hold values from 0 to {highest}; they go from {low} to {high}")
-    pixels: NDArray[np.float32] = array.astype(np.float32) / np.float32(highest)
-    if pixels.ndim == 2 or pixels.shape[2] == 1:
-        return pixels.reshape(pixels.shape[:2])
-    alpha = pixels[..., 3] if pixels.shape[2] == 4 else np.float32(1)
-    luma = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in Pillow
-    return np.asarray(luma * alpha + (1 - alpha), np.float32)
-
-
-def _picture(path: Path, name: str) -> NDArray[np.float32]:
-    from PIL import Image, ImageOps
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about large images: the size is checked below
-        with Image.open(path, formats=FORMATS) as image:
-            _check_pixels(name, image.height, image.width)
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits a pixel
-                deep: NDArray[np.float32] = np.clip(np.asarray(upright, np.float32) / np.float32(65535), 0, 1)
-                return deep
-            over_white = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-            return np.asarray(over_white.convert("L"), np.float32) / np.float32(255)
-
-
-def predict(trained: Trained, images: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
+def predict(trained: Trained, images: Iterable[Grey]) -> NDArray[np.float64]:
     """Return the probabilities of the classes, shape (N, classes), for grey images of any size.
 
     Raises:
         CommandError: the network's answer is not finite.
     """
     import jax.numpy as jnp
-    from PIL import Image
 
     from jaxnn.layers import softmax
 
     height, width, _ = trained.config["input_shape"]
-    brightest = BRIGHTEST.get(trained.config["dataset"], 255)
-    resized = [
-        np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)) for image in images
-    ]
-    batch = jnp.asarray(np.stack(resized)[..., None] * brightest, jnp.float32)
+    form = FORMS.get(trained.config["dataset"], Form())
+    batch = jnp.asarray(np.stack([in_form(image, form, height, width) for image in images])[..., None], jnp.float32)
     probabilities = np.asarray(softmax(trained.classifier.logits(trained.params, batch)), np.float64)
     if not np.isfinite(probabilities).all():
         raise CommandError("the network's output is not finite, so its parameters are useless: train it again")

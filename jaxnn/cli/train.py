@@ -89,6 +89,8 @@ class Run:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train as the options say; return the exit code."""
+    import jax
+
     options = _with_defaults(arguments)
     cluster.check(options)
     if options.checkpoint_dir == "":
@@ -100,12 +102,15 @@ def run(arguments: argparse.Namespace) -> int:
         return _supervise(options)
     if child is not None:
         cluster.connect(options)
+    else:
+        cluster.require_devices()
     stop = StopRequest(0 if child is None else SAME_SIGNAL_SECONDS)
     with stop_signals_call(stop.handle), _open_output(options) as output:
         if child is not None:
             child.report(supervisor.CONNECTED)
         try:
-            return _train(_prepare(options, output, stop, child))
+            with jax.enable_x64(False):  # so that JAX_ENABLE_X64 changes no bit of a training, nor of a resumed one
+                return _train(_prepare(options, output, stop, child))
         except RuntimeError as error:
             if options.distributed and not options.debug and any(word in str(error) for word in _LOST):
                 raise CommandError(supervisor.LOST) from error

@@ -58,8 +58,9 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, download:
 
     Args:
         name: "digits" (scikit-learn's 1,797 of 8x8), "mnist" or "fashion_mnist".
-        data_dir: The folder with the four IDX files of mnist or fashion_mnist, raw or .gz; or a folder with a copy
-            that tensorflow-datasets has prepared (default: the folder that tensorflow-datasets uses by itself).
+        data_dir: The folder with the four IDX files of mnist or fashion_mnist, raw or .gz; or torchvision's `root`; or
+            a folder with a copy that tensorflow-datasets has prepared (default: the folder that tensorflow-datasets
+            uses by itself).
         download: Let tensorflow-datasets download and prepare a copy there, if there is none.
 
     Returns:
@@ -93,7 +94,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, download:
         return Dataset(name, train, validation, test, _DIGITS)
     if download:
         prepare(name, data_dir)
-    if download or (not has_files(data_dir) and is_prepared(name, data_dir)):
+    if download or (not has_files(name, data_dir) and is_prepared(name, data_dir)):
         arrays = read_prepared(name, data_dir)
     else:
         arrays = read_folder(name, data_dir)

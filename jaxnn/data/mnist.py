@@ -40,6 +40,7 @@ SHA256 = {  # of the uncompressed files, so that the compression does not matter
         "t10k-labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
 }
+TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # the folder below `root`; the files are in its raw/
 LABELS = {  # the number of labels of each class
     "mnist": {
         "train-labels": [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
@@ -54,7 +55,8 @@ def read_folder(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str,
 
     Args:
         name: "mnist" or "fashion_mnist".
-        data_dir: The folder that holds them.
+        data_dir: The folder that holds them, or torchvision's `root`, which holds them in MNIST/raw or
+            FashionMNIST/raw.
 
     Returns:
         The arrays by the keys of `FILES`: images (N, H, W) and labels (N,).
@@ -77,23 +79,32 @@ def check(name: str, paths: dict[str, Path], arrays: dict[str, NDArray[np.uint8]
         _check_published(name, part, paths[part], array)
 
 
-def has_files(data_dir: str | os.PathLike[str] | None) -> bool:
-    """Return whether a folder has any of the four files."""
-    if data_dir is None:
-        return False
+def has_files(name: str, data_dir: str | os.PathLike[str] | None) -> bool:
+    """Return whether a folder, or torchvision's below it, has any of the four files."""
+    return data_dir is not None and any(map(_has_files, _folders(name, data_dir)))
+
+
+def _has_files(folder: Path) -> bool:
     stems = {file.replace("-idx", ".idx") for file in FILES.values()}
     try:
-        names = os.listdir(os.path.expanduser(data_dir))
+        names = os.listdir(folder)
     except (OSError, ValueError):
         return False
     return not stems.isdisjoint(name.removesuffix(".gz").replace("-idx", ".idx") for name in names)
+
+
+def _folders(name: str, data_dir: str | os.PathLike[str]) -> list[Path]:
+    """Return the folders that may hold the files: the given one, and torchvision's below it."""
+    folder = Path(os.path.expanduser(data_dir))  # a shell does not expand a ~ in the middle of an argument
+    return [folder, folder / TORCHVISION[name] / "raw", folder / "raw"]
 
 
 def _find(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, Path]:
     """Return the path of each file, in either spelling; a raw file is preferred to a gzipped one."""
     if data_dir is None:
         raise _missing(name, FILES.values(), "because no folder was given")
-    folder = Path(os.path.expanduser(data_dir))  # a shell does not expand a ~ in the middle of an argument
+    folders = _folders(name, data_dir)
+    folder = next(filter(_has_files, folders), folders[0])
     try:
         present = set(os.listdir(folder))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name

@@ -139,6 +139,7 @@ def assert_correct(f: Callable[..., Any], *args: Any, **options: Any) -> None:
       >>> from jaxnn import gradcheck
       >>> gradcheck.assert_correct(jaxnn.sigmoid, jnp.array([-1.0, 0.5]), level="rule")
     """
+    __tracebackhide__ = True  # pytest shows the lines of the report, and not these
     report = check(f, *args, **options)
     if not report.ok:
         raise AssertionError(report.failed_lines())

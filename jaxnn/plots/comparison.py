@@ -82,7 +82,8 @@ def page(entries: list[dict[str, Any]], title: str, source: str, versions: dict[
 
     Args:
         entries: the report of each checked function, as a dictionary, in the order of the table; "costs", "sweep" and
-            "errors" may be missing, and a number may be the string "nan" or "inf"
+            "errors" may be missing, and a number may be the string "nan" or "inf"; with an "error" the function could
+            not be run
         title: the heading of the page
         source: what made the page, such as a command line
         versions: names and versions of the software, and the device
@@ -158,15 +159,16 @@ def _cost(key: str, value: Any) -> str:
     return f"{x / base**power:.{1 if power else 0}f} {units[power]}"
 
 
-def _status(status: str) -> str:
-    return f'<span class="status {status}">{MARKS[status]} {status}</span>'
+def _status(status: str, text: str = "") -> str:
+    return f'<span class="status {status}">{MARKS[status]} {text or status}</span>'
 
 
 def _verdict(entry: Entry) -> str:
-    """Return whether a function passed, and the number of checks without a result."""
+    """Return the verdict on a function, and the number of checks without a result."""
     statuses = [row["status"] for row in entry["rows"]]
     remarks = [f"{statuses.count(s)}&nbsp;{s.lower()}" for s in ("INCONCLUSIVE", "UNSUPPORTED") if s in statuses]
-    return f'{_status("PASS" if entry["ok"] else "FAIL")} <span class="note">{", ".join(remarks)}</span>'
+    status = {"right": "PASS", "unproven": "INCONCLUSIVE"}.get(entry["verdict"], "FAIL")
+    return f'{_status(status, entry["verdict"])} <span class="note">{", ".join(remarks)}</span>'
 
 
 def _table(kind: str, caption: str, head: str, rows: list[str]) -> str:
@@ -182,10 +184,12 @@ def _columns(*names: str) -> str:
 
 
 def _summary(entries: list[dict[str, Any]]) -> str:
-    """Return the number of functions and of failures, with links to the failures."""
-    failed = [_link(number, entry) for number, entry in enumerate(entries) if not entry["ok"]]
-    counts = f"{_count(len(entries), 'function')}, {_count(len(failed), 'failure')}".capitalize()
-    return f'<p class="summary">{counts}{": " if failed else ""}{", ".join(failed)}.</p>'
+    """Return the number of functions, and those of each verdict other than right, with links."""
+    parts = [_count(len(entries), "function").capitalize()]
+    for verdict in dict.fromkeys(entry["verdict"] for entry in entries if not entry["ok"]):
+        links = [_link(number, entry) for number, entry in enumerate(entries) if entry["verdict"] == verdict]
+        parts.append(f"{len(links)} {verdict}: {', '.join(links)}")
+    return f'<p class="summary">{"; ".join(parts if len(parts) > 1 else [*parts, "all right"])}.</p>'
 
 
 def _link(number: int, entry: Entry) -> str:
@@ -259,7 +263,11 @@ def _bar(entry: Entry, key: str) -> str:
 
 
 def _section(number: int, entry: Entry) -> str:
-    """Return the section of one function; it is open if a check failed."""
+    """Return the section of one function; it is open if its rule is not right."""
+    if entry.get("error"):
+        return f"""<section id="f{number}"><details open>
+<summary><h3><code>{_text(entry["name"])}</code></h3> {_verdict(entry)}</summary>
+<div class="failure"><p>{_text(entry["error"])}</p></div></details></section>"""
     rows = sorted(entry["rows"], key=lambda row: [*MARKS].index(row["status"]))
     failed = [row for row in rows if row["status"] == "FAIL"]
     return f"""<section id="f{number}"><details{"" if entry["ok"] else " open"}>

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 import jaxnn.training
 from jaxnn import cli, files
-from jaxnn.cli import output_folder
+from jaxnn.cli import output_folder, predict
 from jaxnn.cli import train as train_command
 from jaxnn.data import mnist
 
@@ -80,6 +81,62 @@ def test_the_default_run_learns_to_read(tmp_path, capsys):
     assert last["test_accuracy"] > 0.97
 
 
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("model", ["mlp", "softmax", "cnn", "convnet"])
+def test_jax_enable_x64_changes_no_bit_of_a_training(model, tmp_path):
+    """Parameters, checkpoints and a resumed run are those of float32; either way they can be predicted with."""
+    for x64 in (False, True):
+        steps = tmp_path / f"steps-{x64}"
+        options = ("--model", model, "--epochs", 1, "--quiet", "--output", tmp_path / str(x64))
+        with jax.enable_x64(x64):
+            assert train(*options, "--checkpoint-dir", steps) == 0
+            loaded = [
+                predict.read_trained(str(path)).params for path in (tmp_path / "False", tmp_path / str(x64), steps)
+            ]
+        for params in loaded:
+            for leaf, expected in zip(jax.tree.leaves(params), jax.tree.leaves(loaded[0]), strict=True):
+                assert leaf.dtype == np.float32
+                np.testing.assert_array_equal(leaf, expected)
+    with jax.enable_x64(not x64):
+        assert train(*options, "--checkpoint-dir", steps, "--resume") == 0
+
+
+def test_every_model_has_float32_parameters_under_x64():
+    with jax.enable_x64(True):
+        for model in jaxnn.models.MODELS.values():
+            leaves = jax.tree.leaves(model.init(jax.random.key(0), (8, 8, 1), 10))
+            assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
+
+
+def process(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxnn", *map(str, arguments)], env={**os.environ, **environment}, capture_output=True, text=True
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["module://no_such_package.backend", "no such backend"])
+def test_a_notebooks_backend_does_not_matter(backend, tmp_path):
+    """A notebook names its own backend to the commands that it starts; theirs may not have the packages for it."""
+    run = process("train", "--model", "softmax", "--epochs", 1, "--quiet", "--output", tmp_path, MPLBACKEND=backend)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "") and set(contents(tmp_path)) == OUTPUTS
+
+
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("arguments", [("train",), ("compare", "relu"), ("predict", "params.npz", "a.png")])
+def test_a_platform_that_is_not_here_is_one_line_with_the_cure(arguments):
+    if jax.default_backend() == "gpu":
+        pytest.skip("CUDA is here")
+    run = process(*arguments, JAX_PLATFORMS="cuda")
+    assert (
+        run.returncode == (2 if arguments[0] == "compare" else 1) and run.stdout == "" and run.stderr.count("\n") == 1
+    )
+    assert "JAX_PLATFORMS ('cuda') must name platforms that JAX can use here" in run.stderr and "unset it" in run.stderr
+
+
+def test_the_package_runs_as_a_module():
+    assert process("--version").stdout.startswith("jaxnn ")
+
+
 @pytest.mark.more
 def test_the_same_seed_gives_the_same_parameters(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
@@ -111,12 +168,15 @@ BAD_USAGE = [
     (("--l2", "much"), "argument --l2: 'much' is not a number"),
     (("--seed", -1), "argument --seed: -1 must be at least 0"),
     (("--sed", 1), "unrecognized arguments: --sed 1"),
+    (("--seed", 1, "--seed", 2), "argument --seed: it is given twice; give it once"),
+    (("--quiet", "--quiet"), "argument --quiet: it is given twice"),
 ]
 
 
 @pytest.mark.parametrize("options, words", BAD_USAGE, ids=[" ".join(map(str, options)) for options, _ in BAD_USAGE])
 def test_wrong_usage_is_one_line_and_exit_code_2(options, words, tmp_path, capsys):
-    code, line = refused(capsys, "--output", tmp_path / "o", *options)
+    output = () if "--output" in options else ("--output", tmp_path / "o")
+    code, line = refused(capsys, *output, *options)
     assert code == 2 and words in line
     assert not any((tmp_path / "o").glob("*")), "no file may be left"
 

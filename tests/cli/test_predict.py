@@ -1,8 +1,10 @@
 """The command `jaxnn predict`: images of every kind, and files that are not images or networks."""
 
+import importlib
 import io
 import json
 import os
+import pathlib
 import struct
 import subprocess
 import sys
@@ -14,11 +16,14 @@ import numpy as np
 import pytest
 
 from jaxnn import cli
-from jaxnn.cli import predict
+from jaxnn.cli import images, predict
 from jaxnn.cli.terminal import CommandError
+from jaxnn.data import load
 
 Image = pytest.importorskip("PIL.Image")
 sklearn = pytest.importorskip("sklearn.datasets")
+
+MNIST = pathlib.Path(__file__).parents[3] / "shared" / "data" / "mnist"
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +100,82 @@ def test_ink_on_paper_is_inverted(trained, tmp_path, capsys):
     assert code == 0 and out.split()[1] == "7" and "7 " in out and out.count("%") == 10
 
 
+@pytest.mark.parametrize("ink, invert", [(1.0, False), (0.9, False), (0.0, True), (0.1, True)])
+def test_a_stroke_on_transparent_ground_is_seen(ink, invert, tmp_path):
+    """Drawing programs leave the ground out: it is black behind a light stroke, and white behind a dark one."""
+    alpha = np.kron(digit(0), np.ones((20, 20)))
+    (tmp_path / "a.png").write_bytes(rgba(ink, alpha))
+    grey = images.read_image(str(tmp_path / "a.png"), invert=invert)
+    np.testing.assert_allclose(grey, alpha * (ink if not invert else 1 - ink), atol=0.01)
+
+
+def test_a_picture_with_transparent_corners_keeps_its_own_ground(tmp_path):
+    page = np.where(np.kron(digit(0), np.ones((20, 20))) > 0.5, 0.1, 0.8)
+    alpha = np.ones_like(page)
+    alpha[:9, :9] = 0
+    (tmp_path / "a.png").write_bytes(rgba(page, alpha))
+    np.testing.assert_allclose(images.read_image(str(tmp_path / "a.png"))[:9, :9], 0.8, atol=0.01)
+
+
+def drawn(size=4):
+    """A 7 with thick lines, 18 size pixels high and 12 wide."""
+    height, width = 18 * size, 12 * size
+    seven = Image.new("L", (width, height))
+    pen = importlib.import_module("PIL.ImageDraw").Draw(seven)
+    pen.line([(0, size), (width - size, size), (width // 3, height)], 255, 2 * size, joint="curve")
+    return np.asarray(seven, np.float32) / 255
+
+
+@pytest.mark.parametrize("form", ["mnist", "digits"])
+def test_a_drawing_becomes_an_image_like_those_of_the_data_set(form):
+    """However it was cut out: with margins, at any size, on uneven grey paper, it gives the same image."""
+    made, side = images.FORMS[form], {"mnist": 28, "digits": 8}[form]
+    expected = images.in_form(drawn(), made, side, side)
+    rows, columns = (np.flatnonzero(expected.max(axis) > 0.3 * made.brightest) for axis in (1, 0))
+    assert abs(rows[-1] + 1 - rows[0] - made.box * side) <= 1, "the longer side fills the box"
+    assert abs((columns[-1] + 1 - columns[0]) / (rows[-1] + 1 - rows[0]) - 12 / 18) < 0.15, "the ratio is kept"
+    if made.by_mass:
+        at = [(expected.sum(axis) @ np.arange(side)) / expected.sum() for axis in (1, 0)]
+        np.testing.assert_allclose(at, 14, atol=0.2)
+    margins = np.pad(drawn(), ((150, 20), (30, 400)))
+    light = np.linspace(0.6, 0.9, margins.shape[1])
+    paper = light * (1 - 0.8 * margins) + np.random.default_rng(0).normal(0, 0.02, margins.shape)
+    for other in (margins, drawn(9), 0.2 * drawn(), 1 - np.clip(paper, 0, 1).astype(np.float32)):
+        image = images.in_form(np.float32(other), made, side, side)
+        assert np.abs(image - expected).mean() < 0.04 * made.brightest
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_the_images_of_a_data_set_stay_as_they_are(name):
+    form = images.FORMS[name]
+    if name == "digits":
+        pixels = sklearn.load_digits().images.astype(np.float32)
+    else:
+        pixels = real_mnist().test.images[..., 0].astype(np.float32)
+    for image in pixels[:2000]:
+        grey = image / np.float32(form.brightest)
+        np.testing.assert_allclose(images.in_form(grey, form, *image.shape), image, rtol=1e-6)
+
+
+def real_mnist():
+    if not MNIST.is_dir():
+        pytest.skip("MNIST's files are not here")
+    return load("mnist", MNIST)
+
+
+@pytest.mark.more
+def test_tight_crops_of_mnist_are_read(tmp_path):
+    data = real_mnist()
+    options = ["--dataset", "mnist", "--data-dir", str(MNIST), "--model", "cnn", "--epochs", "1", "--quiet"]
+    assert cli.main(["train", *options, "--output", str(tmp_path)]) == 0
+    network, crops = predict.read_trained(str(tmp_path)), []
+    for image in data.test.images[:200, ..., 0]:
+        rows, columns = (np.flatnonzero(image.max(axis) > 40) for axis in (1, 0))
+        crops.append(np.float32(image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]) / 255)
+    right = predict.predict(network, crops).argmax(1) == data.test.labels[:200]
+    assert right.sum() >= 190
+
+
 def test_a_photograph_is_rotated_as_its_exif_says(trained, tmp_path, capsys):
     image = Image.fromarray(np.round(255 * digit(3)).astype(np.uint8)).resize((240, 240))
     exif = Image.Exif()
@@ -118,7 +199,7 @@ def test_a_network_output_that_is_not_finite_is_refused(trained):
         predict.predict(huge, [digit(0).astype(np.float32)])
 
 
-@pytest.mark.parametrize("place", ["steps", "steps/step-0000000410"])
+@pytest.mark.parametrize("place", [".", "steps", "steps/step-0000000410"])
 def test_a_step_is_as_good_as_params(trained, place, tmp_path, capsys):
     write(tmp_path / "a.png", digit(5), "png")
     answers = [run(capsys, trained / name, tmp_path / "a.png") for name in ("params.npz", place)]
@@ -144,6 +225,14 @@ def saved(array, **options):
     return buffer.getvalue()
 
 
+def rgba(grey, alpha):
+    """Return a PNG of grey pixels with transparency."""
+    buffer = io.BytesIO()
+    channels = [np.uint8(np.round(255 * np.broadcast_to(c, np.shape(alpha)))) for c in (grey, grey, grey, alpha)]
+    Image.fromarray(np.dstack(channels)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def tiff():
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(buffer, "TIFF")
@@ -161,7 +250,8 @@ BAD_IMAGES = {
     "no pixels, png": (png(0, 0), "cannot be read as an image"),
     "no pixels, npy": (saved(np.zeros((0, 5))), "has 5 x 0 pixels"),
     "truncated": (png(8, 8), "'"),
-    "text": (b"not an image\n" * 9, "cannot be read as an image"),
+    "text": (b"not an image\n" * 9, "cannot be read as an image: it must be PNG, JPEG, GIF, BMP, WEBP or .npy"),
+    "heic": (b"\0\0\0\x18ftypheic" + bytes(100), "must be PNG, JPEG, GIF, BMP, WEBP or .npy"),
     "html": (b"<!DOCTYPE html><html></html>", "cannot be read as an image"),
     "empty": (b"", "cannot be read as an image"),
     "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "cannot be read as an image"),
@@ -174,6 +264,11 @@ BAD_IMAGES = {
     "nan": (saved(np.full((8, 8), np.nan)), "they go from nan to nan"),
     "negative": (saved(np.full((8, 8), -1)), "(int64) must hold values from 0 to 255"),
     "complex": (saved(np.zeros((8, 8), complex)), "(dtype complex128) must hold numbers"),
+    "one grey value": (
+        saved(np.full((8, 8), 128, np.uint8)),
+        "shows nothing: all of its pixels have one grey value, 0.50",
+    ),
+    "nothing opaque": (rgba(np.random.default_rng(0).random((8, 8)), np.zeros((8, 8))), "one grey value, 1.00"),
 }
 
 

@@ -127,6 +127,16 @@ def test_a_folder_with_the_other_spelling_of_a_file_is_skipped(folder: Path) -> 
     assert len(load("mnist", folder).train.labels) == 44
 
 
+@pytest.mark.parametrize("given", ["", "MNIST"])
+def test_torchvisions_root_is_read(given: str, folder: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "root" / "MNIST" / "raw"
+    raw.parent.mkdir(parents=True)
+    folder.rename(raw)
+    assert len(load("mnist", tmp_path / "root" / given).test.labels) == 20
+    with refused("fashion_mnist lacks all four files"):
+        load("fashion_mnist", tmp_path / "root")
+
+
 def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.setenv("USERPROFILE", str(folder.parent))

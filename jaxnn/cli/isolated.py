@@ -1,0 +1,142 @@
+"""The cases of one file in a process of their own, for `jaxnn compare`.
+
+A file that is checked may change anything: the modules that others import, JAX's configuration, the working directory.
+It may also print, exit, or crash the interpreter. In a process of its own it changes nothing for the other files. The
+process reports through a pipe; what the file prints goes to the standard error.
+"""
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+from jaxnn.cli import cluster
+from jaxnn.cli.terminal import CommandError, one_line
+from jaxnn.gradcheck.report import Report
+
+_CHILD = "from jaxnn.cli.isolated import serve\nserve()"
+MAX_CAUSE = 300  # characters of an error's message: JAX's may be pages long
+END_SECONDS = 5.0  # that a process may take to end after its last report
+
+
+class Result(NamedTuple):
+    """What became of a case: its report, or why it could not be run, in one line."""
+
+    name: str
+    report: Report | None
+    error: str = ""
+
+
+def run(names: list[str], level: str, seed: int, debug: bool) -> Generator[Result, None, None]:
+    """Check the cases of names that share a process.
+
+    Args:
+        names: components, or functions of one file or module, as `cases.find` takes them.
+        level: of `gradcheck.check`.
+        seed: of `gradcheck.check`.
+        debug: print the traceback of a case that cannot be run.
+
+    Yields:
+        The results, in the order of the names.
+
+    Raises:
+        CommandError: JAX cannot run at all.
+    """
+    left = list(names)
+    while left:  # a case that ends its process is not the end of those after it
+        end = yield from _run_some(left, (level, seed, debug))
+        if left:
+            yield Result(left.pop(0), None, end)
+
+
+def _run_some(left: list[str], options: tuple[str, int, bool]) -> Generator[Result, None, str]:
+    """Run names in one process and remove those that are done; return how the process ended."""
+    # The check of shard_map takes two devices. A file may still ask for another number.
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"import sys\nsys.path[:] = {sys.path!r}\n{_CHILD}"],
+        env=({} if forced else {"JAX_NUM_CPU_DEVICES": "2"}) | dict(os.environ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the child
+    )
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        with contextlib.suppress(BrokenPipeError), child.stdin:
+            pickle.dump((left, *options), child.stdin)
+        with contextlib.suppress(EOFError, pickle.UnpicklingError):
+            while True:
+                received = pickle.load(child.stdout)
+                if isinstance(received, CommandError):
+                    raise received
+                if isinstance(received, str):
+                    left.remove(received)
+                else:
+                    yield received
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(END_SECONDS)
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    code = child.returncode
+    return (
+        f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"it ends its process (code {code})"
+    )
+
+
+def serve() -> None:
+    """Run the names that the parent sends, and send it each result, and each name that is done."""
+    names, level, seed, debug = pickle.load(sys.stdin.buffer)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    def send(message: Any) -> None:
+        pickle.dump(message, pipe)
+        pipe.flush()
+
+    folder = os.getcwd()
+    for name in names:
+        os.chdir(folder)  # a file may have changed it
+        for result in _results(name, level, seed, debug, send):
+            send(result)
+        send(name)
+    sys.stdout.flush()
+    os._exit(0)  # not by way of what the file has registered
+
+
+def _results(name: str, level: str, seed: int, debug: bool, send: Any) -> Generator[Result, None, None]:
+    """Check the cases of a name; whatever one of them raises, also SystemExit, is its result."""
+    from jaxnn.cli import cases
+
+    row = name
+    try:
+        for case in cases.find(name):
+            row = case.name
+            try:
+                yield Result(row, cases.check(case, name, level, seed))
+            except BaseException as error:
+                yield Result(row, None, _cause(error, debug, send))
+    except BaseException as error:
+        yield Result(row, None, _cause(error, debug, send))
+
+
+def _cause(error: BaseException, debug: bool, send: Any) -> str:
+    """Return why a case cannot be run; if JAX cannot run at all, say so instead, and end the process."""
+    if debug:
+        traceback.print_exception(error)
+    try:
+        cluster.require_devices()
+    except CommandError as fatal:
+        fatal.code = 2  # no rule is judged
+        send(fatal)
+        os._exit(0)
+    line = one_line(error)[:MAX_CAUSE]
+    return line if isinstance(error, CommandError) else f"{type(error).__name__}: {line}"
