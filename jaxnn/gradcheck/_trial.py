@@ -13,10 +13,10 @@ import numpy as np
 from jaxnn.gradcheck import _numeric, _tolerance
 from jaxnn.gradcheck._subject import Arrays, Subject, as64
 from jaxnn.gradcheck._tolerance import EPS_PER_RESPONSE, FLOAT32_ROUNDING, Truth, differs, finfo, largest_per_response
+from jaxnn.gradcheck._traced import Traced
 from jaxnn.gradcheck._two_devices import TwoDevices
 from jaxnn.gradcheck.report import Row
 from jaxnn.tracing import kinds
-from jaxnn.tracing.backward import BackwardRule, backward_rules
 from jaxnn.tracing.contexts import float64_mode
 from jaxnn.tracing.functions import is_inexact
 from jaxnn.tracing.primitives import PrimitiveCall, primitive_calls
@@ -29,7 +29,7 @@ MORE_DRAWS, MORE_DRAWS_OF_LARGE = 8, 4
 
 
 @dataclasses.dataclass
-class Trial:
+class Trial(Traced):
     """A subject with its cotangents, and what the checks have found out so far."""
 
     subject: Subject
@@ -67,41 +67,10 @@ class Trial:
         """The relative error allowed per unit of response in an array of this dtype."""
         return self.rtol if self.rtol is not None else EPS_PER_RESPONSE * float(finfo(dtype).eps)
 
-    # --- properties of the trace ---
-
-    @functools.cached_property
-    def rules(self) -> list[kinds.RuleCall]:
-        """The calls of hand-written rules in f, except those of JAX's own."""
-        return list(kinds.rule_calls(self.jaxpr))
-
     @property
-    def has_rule(self) -> bool:
-        """Whether f calls a hand-written rule, or is one of JAX's own functions with a rule."""
-        return bool(self.rules) or isinstance(self.subject.f, jax.custom_jvp | jax.custom_vjp)
-
-    @property
-    def named_rules(self) -> str:
-        """Where the derivative comes from a function that is handed to JAX: that function's name, for a message."""
-        named = {call.kind: kinds.HANDED_OVER[call.kind] for call in self.rules if call.kind in kinds.HANDED_OVER}
-        return f" (by {', '.join(f'the {name} of {kind}' for kind, name in named.items())})" if named else ""
-
-    @functools.cached_property
-    def stops_gradients(self) -> bool:
-        """Whether f, but no function of JAX's that it calls, stops gradients."""
-        return any(kinds.is_users_stop_gradient(e) for e in kinds.equations(self.jaxpr))
-
-    @functools.cached_property
-    def iterates(self) -> bool:
-        """Whether f iterates until some number is small enough: then it is no more accurate than that."""
-        return any(kinds.iterates_until(e) for e in kinds.equations(self.jaxpr))
-
-    @functools.cached_property
-    def has_symbolic_zeros(self) -> bool:
-        return any(kinds.sees_zeros(e) for e in kinds.equations(self.jaxpr))
-
-    @functools.cached_property
-    def backward_rules(self) -> list[BackwardRule]:
-        return list(backward_rules(self.jaxpr))
+    def may_acquit(self) -> bool:
+        """Whether a numeric derivative may say that JAX's is wrong: it ignores stop_gradient, and infinite outputs."""
+        return self.is_finite and not self.stops_gradients
 
     @functools.cached_property
     def primitive_calls(self) -> list[PrimitiveCall]:
