@@ -10,7 +10,7 @@ from jaxnn.gradcheck._subject import Arrays
 MINUS = "the sign: minus the derivative"
 
 
-def _match(a: Any, b: Any) -> bool:
+def match(a: Any, b: Any) -> bool:
     """Whether two arrays agree to a thousandth of the largest element, which is not 0."""
     if a.shape != b.shape or not np.isfinite(a).all() or not np.isfinite(b).all():
         return False
@@ -37,36 +37,72 @@ def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any,
     if not np.isfinite(c).all():
         return "not finite where the derivative is: an overflow, 0/0 or inf − inf in the rule"
     count = int(wrong.sum())
-    if count < c.size and _match(c, t):
+    if count < c.size and match(c, t):
         return f"wrong at {count} of {c.size} elements"
     if not c.any() and t.any():
         return "zero everywhere: a None, a stop_gradient, or a missing term"
-    if _match(c, -t):
+    if match(c, -t):
         return MINUS
-    if np.iscomplexobj(t) and (_match(c, np.conj(t)) or _match(c, np.real(t))):
+    if np.iscomplexobj(t) and (match(c, np.conj(t)) or match(c, np.real(t))):
         return "the complex conjugate of the derivative" if c.imag.any() else "only the real part of the derivative"
     # A factor must explain nine tenths of the error, so that no small error passes for a factor near 1.
     factor = np.vdot(t, c) / np.vdot(t, t) if t.any() else 0.0
-    if factor and _match(c, factor * t) and np.abs(c - factor * t).max() <= 0.1 * np.abs(c - t).max():
+    if factor and match(c, factor * t) and np.abs(c - factor * t).max() <= 0.1 * np.abs(c - t).max():
         factor = factor.real if abs(factor.imag) <= 1e-3 * abs(factor) else factor
         return f"a constant factor: {factor:.4g} times the derivative"
     for other, path in enumerate(paths):
-        if other != leaf and _match(c, truth[other]):
+        if other != leaf and match(c, truth[other]):
             return f"this is the derivative with respect to {path}: the order of the returned cotangents"
-    return _along_axes(c, t) or _by_sign(point, wrong)
+    return _along_axes(c, t) or _missing_term(c, t, point) or _by_sign(point, wrong)
+
+
+def hint_of_output(custom: Any, truth: Any, outputs: Arrays) -> str:
+    """Name the factor of f's own output by which an elementwise rule is wrong; "" if it fits none."""
+    known = np.isfinite(truth)
+    c, t = np.where(known, custom, 0.0), np.where(known, truth, 0.0)
+    for y in (y for y in outputs if y.shape == c.shape and c.size > 1 and np.isfinite(y).all()):
+        if match(c * (1 + y), t):
+            return "1 − y in place of 1 − y², with y the output"
+        if match(c * y, t):
+            return "a factor is missing: y, the output"
+        if match(c, t * y):
+            return "a factor too many: y, the output"
+        if y.ndim and y.shape[-1] > 2 and (t != c).any() and _is_along(t - c, y):
+            return "a term is missing along the last axis, in proportion to the output: the derivative through a sum"
+    return ""
+
+
+def _missing_term(c: Any, t: Any, point: Any) -> str:
+    """Name a term that is missing along an axis: what flows through a mean or a sum, or through a norm."""
+    missing = t - c
+    if c.ndim == 0 or c.shape[-1] < 3 or not missing.any():
+        return ""
+    if match(missing, np.broadcast_to(missing[..., :1], missing.shape)):
+        return (
+            "a term is missing that is the same along the last axis: the derivative through a mean, a sum or a maximum"
+        )
+    if _is_along(missing, point) or _is_along(missing, point - point.mean(-1, keepdims=True)):
+        return "a term is missing along the last axis, in proportion to the argument: the derivative through a norm"
+    return ""
+
+
+def _is_along(missing: Any, x: Any) -> bool:
+    """Whether each row is a multiple of the same row of x."""
+    size = (x * x).sum(-1, keepdims=True)
+    return match(missing, (missing * x).sum(-1, keepdims=True) / np.where(size == 0, 1.0, size) * x)
 
 
 def _along_axes(c: Any, t: Any) -> str:
     """Name a transpose, a reversal or a sum of the truth t in the cotangent c."""
-    if c.ndim >= 2 and c.shape[-1] == c.shape[-2] and _match(c, np.swapaxes(t, -1, -2)):
+    if c.ndim >= 2 and c.shape[-1] == c.shape[-2] and match(c, np.swapaxes(t, -1, -2)):
         return "a transpose: the derivative with its last two axes swapped"
     for axis in (axis for axis in range(c.ndim) if c.shape[axis] > 1):
-        if _match(c, np.flip(t, axis)):
+        if match(c, np.flip(t, axis)):
             return f"the derivative reversed along axis {axis}"
         summed = np.broadcast_to(t.sum(axis, keepdims=True), t.shape)
-        if _match(c, summed) or _match(c, summed / t.shape[axis]):
+        if match(c, summed) or match(c, summed / t.shape[axis]):
             return f"the derivative summed (or averaged) over axis {axis}, which it must not be"
-    if c.ndim >= 2 and _match(c, np.flip(t, (-2, -1))):
+    if c.ndim >= 2 and match(c, np.flip(t, (-2, -1))):
         return "the derivative reversed along its last two axes"
     return ""
 

@@ -38,8 +38,9 @@ def check(
     Let u be the cotangent of the output. Three numbers must agree at every element of every argument: the rule's
     `vjp(f)(u)`; JAX's derivative of the definition, `vjp(automatic(f))(u)`, in float64; and the numeric derivative
     (⟨u, f(x + hv)⟩ − ⟨u, f(x − hv)⟩) / 2h, at the step h with the smallest error of a sweep. An element may be off by
-    8 eps of the coarsest dtype among arguments and outputs, times its own response to relative perturbations of
-    arguments, cotangent and residuals. The size of the array does not matter.
+    8 eps of its argument's dtype, times its own response to relative perturbations of arguments, cotangent and
+    residuals. The size of the array does not matter. An element for which neither the second nor the third number can
+    be had is unproven.
 
     level="rule" checks the signature, the types, the forward rule's value (`primal`), those three numbers (`gradient`)
     and `linearity` in u. level="full" adds `integers`, `kinks`, `extremes`, `precision` in three dtypes, `staging`
@@ -71,7 +72,8 @@ def check(
       seed: the seed of the cotangents and directions.
 
     Returns:
-      A `Report`. `print` it for a table; `report.ok` is true if no row fails, `report.failures` are the rows that do.
+      A `Report`. `print` it for a table. `report.verdict` is "right", "wrong" or "unproven"; `report.ok` is true for
+      "right"; `report.failures` are the rows that fail, `report.undecided` those that leave it unproven.
 
     Raises:
       TypeError: if `f` is no function, branches in Python on an array's value, or has no floating-point argument or
@@ -87,8 +89,8 @@ def check(
       ...     return jnp.sin(x) * w
       >>> bend.defvjp(lambda x, w: (bend(x, w), (x, w)), lambda r, dy: (dy * jnp.cos(r[0]) * r[1], -dy * jnp.sin(r[0])))
       >>> report = gradcheck.check(bend, jnp.array([0.5, -2.0]), jnp.array([1.5, 3.0]), level="rule")
-      >>> report.ok
-      False
+      >>> report.verdict
+      'wrong'
       >>> [(row.check, row.path, row.hint) for row in report.failures]
       [('gradient', 'w', 'the sign: minus the derivative')]
 
@@ -123,7 +125,7 @@ def check(
 
 
 def assert_correct(f: Callable[..., Any], *args: Any, **options: Any) -> None:
-    """Raise AssertionError if `check(f, *args, **options)` fails, with the failed rows in at most thirty lines.
+    """Raise AssertionError unless `check(f, *args, **options)` says "right", with the rows why in at most thirty lines.
 
     Args:
       f: see `check`.
@@ -131,7 +133,7 @@ def assert_correct(f: Callable[..., Any], *args: Any, **options: Any) -> None:
       **options: see `check`.
 
     Raises:
-      AssertionError: if a row fails.
+      AssertionError: if the verdict is "wrong" or "unproven"; the message names the elements and the cure.
       TypeError, ValueError: as `check`.
 
     Example:

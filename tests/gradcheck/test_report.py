@@ -95,6 +95,37 @@ def test_hints(name):
     assert any(hint in row.hint for row in report.failures), report
 
 
+def normalize(x):
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def centre(x):
+    return x - x.mean(-1, keepdims=True)
+
+
+TYPICAL = {  # f, the rule from the output y, the hint
+    "tanh": (jnp.tanh, lambda x, y, g: g * (1 - y), "1 − y in place of 1 − y²"),
+    "exp": (jnp.exp, lambda x, y, g: g, "a factor is missing: y, the output"),
+    "square-of-exp": (jnp.exp, lambda x, y, g: g * y * y, "a factor too many: y, the output"),
+    "softmax": (jax.nn.softmax, lambda x, y, g: g * y, "in proportion to the output: the derivative through a sum"),
+    "norm": (
+        normalize, lambda x, y, g: g / jnp.linalg.norm(x, axis=-1, keepdims=True),
+        "in proportion to the argument: the derivative through a norm",
+    ),
+    "mean": (centre, lambda x, y, g: g, "the same along the last axis: the derivative through a mean"),
+    "cotangent": (jnp.sin, lambda x, y, g: jnp.cos(x), "a cotangent of ones: multiply by the cotangent"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPICAL)
+def test_hints_of_typical_mistakes(name):
+    f, bwd, hint = TYPICAL[name]
+    rule = jax.custom_vjp(lambda x: f(x))
+    rule.defvjp(lambda x: (f(x), (x, f(x))), lambda r, g: (bwd(*r, g),))
+    report = gradcheck.check(rule, X, level="rule")
+    assert any(hint in row.hint for row in report.failures), report
+
+
 def test_the_hint_for_a_missing_sum_over_a_broadcast_axis():
     f = jax.custom_vjp(lambda x, b: x + b[None])
     f.defvjp(lambda x, b: (x + b[None], None), lambda _, dy: (dy, dy))

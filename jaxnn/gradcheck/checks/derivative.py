@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxnn.gradcheck._conventions import within_one_sided_derivatives
 from jaxnn.gradcheck._evidence import evidence, numeric_element
-from jaxnn.gradcheck._hints import MINUS, hint
+from jaxnn.gradcheck._hints import MINUS, hint, hint_of_output, match
 from jaxnn.gradcheck._slopes import Along, along_directions
 from jaxnn.gradcheck._subject import Arrays, as64
 from jaxnn.gradcheck._tolerance import differs, finfo, index_text, largest_finite
@@ -195,7 +195,20 @@ def _failure(t: Trial, leaf: int, wrong: np.ndarray, evidence: Evidence, whose: 
     message = f"custom{t.named_rules} differs from {whose} derivative at {int(wrong.sum())} of {wrong.size} elements"
     point = np.real(as64(s.points[leaf]))
     pattern = hint(leaf, t.custom, t.truth.gradients, s.paths, point, wrong)
+    if not pattern or pattern.startswith("wrong "):  # at some elements: no pattern of the whole
+        values = [as64(y) for y in t.own_values]
+        pattern = (
+            _forgotten_cotangent(t, leaf) or hint_of_output(t.custom[leaf], t.truth.gradients[leaf], values) or pattern
+        )
     return Row("gradient", s.paths[leaf], FAIL, message, pattern, evidence)
+
+
+def _forgotten_cotangent(t: Trial, leaf: int) -> str:
+    """Say that the rule ignores the cotangent, if its gradient is the one for a cotangent of ones."""
+    if t.no_automatic:
+        return ""
+    at_ones = t.gradients("automatic", t.subject.points, [jnp.ones_like(d) for d in t.dy])[leaf]
+    return "the derivative for a cotangent of ones: multiply by the cotangent" if match(t.custom[leaf], at_ones) else ""
 
 
 # --- one output or one argument at a time ---
