@@ -23,7 +23,6 @@ EPS_FLOAT64, EPS_FLOAT32, EPS_FLOAT16 = 2.0**-52, 2.0**-23, 2.0**-10
 GAP_OF_A_KINK = 0.6
 UNSETTLED = 0.05  # relative error above which a numeric derivative decides nothing
 COARSE = 1e-6  # relative rounding from which a derivative that seems to be 0 may be hidden
-UNEVEN = 0.2  # of a smooth function the one-sided differences differ less than this at the best step
 SIDES = 0.1  # at a kink they change by less, beside their distance, from one step to the next
 # Where steps this small change a function by more, or by less, than they should, it rounds coarser than float64.
 PROBE, LONGER_PROBE, LONGEST_PROBE = 2.0**-30, 2.0**-10, 0.5
@@ -40,15 +39,14 @@ class Slope:
     kinked: bool
     sweep: tuple[tuple[float, float], ...]  # (step, central difference)
     drift: float  # how far the one-sided differences still move from one step to the next
+    uneven: float  # how far the one-sided differences stay apart; 0 if they approach each other
     floor: float  # an error so small, beside φ itself, counts as none
 
     def is_settled(self, size: float) -> bool:
         """Whether the error is small beside a derivative of this size, or so small that the derivative is 0."""
         size = max(abs(self.value), size)
-        uneven = 0.0 if self.kinked else UNEVEN * abs(self.right - self.left)
-        return bool(
-            np.isfinite([self.value, size]).all() and max(self.error, uneven) <= max(UNSETTLED * size, self.floor)
-        )
+        error = self.error if self.kinked else max(self.error, self.uneven)
+        return bool(np.isfinite([self.value, size]).all() and error <= max(UNSETTLED * size, self.floor))
 
     @property
     def has_sides(self) -> bool:
@@ -96,12 +94,20 @@ def slope(f: Callable[[Vector], Vector], x: Vector, dy: Vector, direction: Vecto
         errors[k] = max(errors[k], _conflict(central, k))
         gap, next_gap = abs(right[k] - left[k]), abs(right[k + 1] - left[k + 1])
         noise = 20 * rounding[k + 1] + 1e-6 * abs(central[k + 1])  # a gap must stand out from rounding
+        apart = [max(abs(r - l) - 20 * e, 0.0) for r, l, e in zip(right, left, rounding, strict=True)]
         kinked = next_gap > GAP_OF_A_KINK * gap and next_gap > noise
     return Slope(
         central[k + 1], float(errors[k]), left[k + 1], right[k + 1], bool(kinked),
         tuple(zip(steps, central, strict=True)), max(abs(right[k + 1] - right[k]), abs(left[k + 1] - left[k])),
-        max(1e-9, 16 * eps) * scale if eps < COARSE else 0.0,
+        _least_unless_shrinking(apart), max(1e-9, 16 * eps) * scale if eps < COARSE else 0.0,
     )  # fmt: skip
+
+
+def _least_unless_shrinking(distances: list[float]) -> float:
+    """Return the least distance of the one-sided differences, or 0 if it is small beside the largest one."""
+    finite = [d for d in distances if np.isfinite(d)]
+    least = min(finite, default=np.inf)
+    return 0.0 if least <= 0.01 * max(finite, default=0.0) else least
 
 
 def _conflict(central: list[float], k: int) -> float:

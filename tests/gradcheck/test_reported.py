@@ -83,7 +83,7 @@ def test_a_right_rule_where_automatic_is_nan():
 
     def by_eigenvalues(a):
         w, v = jnp.linalg.eigh((a + a.T) / 2)
-        return (v * jnp.exp(w)) @ v.T
+        return (v * jnp.exp(w)[None]) @ v.T
 
     def expm(a):
         return jax.scipy.linalg.expm((a + a.T) / 2)
