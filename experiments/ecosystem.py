@@ -76,13 +76,11 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """Return the verdict in a word, with the checks that failed."""
+        """Return the verdict in a word, with the checks that failed or are undecided."""
         if self.crash:
             return "CRASH"
-        if not self.report.ok:
-            failed = dict.fromkeys(row.check for row in self.report.failures)
-            return "FAIL " + ", ".join(failed)
-        return "PASS"
+        checks = dict.fromkeys(row.check for row in self.report.failures or self.report.undecided)
+        return {"right": "PASS", "wrong": "FAIL ", "unproven": "UNPROVEN "}[self.report.verdict] + ", ".join(checks)
 
     @property
     def remark(self) -> str:
@@ -247,11 +245,12 @@ def shown(
         for text in dict.fromkeys(v.confirmed.values()):
             checks = ", ".join(check for check, found in v.confirmed.items() if found == text)
             say(f"  {checks}: {'confirmed: ' + text if text else 'not confirmed, counted as a bug of the checker'}")
-    counts = [sum(v.word.startswith(word) for v in verdicts) for word in ("PASS", "FAIL", "CRASH")]
+    counts = [sum(v.word.startswith(word) for v in verdicts) for word in ("PASS", "FAIL", "UNPROVEN", "CRASH")]
     unconfirmed = sum(not text for v in verdicts for text in v.confirmed.values())
     say(
         f"\n{len(verdicts)} examples: {counts[0]} PASS, {counts[1]} FAIL ({unconfirmed} failed checks not confirmed), "
-        f"{counts[2]} CRASH" + (f"; {len(missing)} of {len(rules)} rules not checked" if rules else "")
+        f"{counts[2]} UNPROVEN, {counts[3]} CRASH"
+        + (f"; {len(missing)} of {len(rules)} rules not checked" if rules else "")
     )
 
 

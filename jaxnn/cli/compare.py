@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _results(names: list[str], options: argparse.Namespace) -> Iterator[Result]:
-    """Check the cases; those of one file, and those of the library, share a process."""
+    """Check the cases; consecutive ones of one file, or of the library, share a process."""
     shown = sys.stderr.isatty()
     count = 0
     for _, group in itertools.groupby(names, lambda name: name.rpartition(":")[0]):

@@ -129,8 +129,9 @@ def rounding_of(f: Callable[[Vector], Vector], x: Vector, direction: Vector) -> 
     """
 
     def distance(h: float) -> float:
-        moved = f([a + h * v for a, v in zip(x, direction, strict=True)])
-        return float(np.sqrt(sum(np.nansum(np.square(np.abs(p - y))) for p, y in zip(moved, base, strict=True))))
+        """How far the values move from one side to the other: where the slope is 0, curvature cancels."""
+        ahead, behind = (f([a + k * v for a, v in zip(x, direction, strict=True)]) for k in (h, -h))
+        return float(np.sqrt(sum(np.nansum(np.square(np.abs(p - y))) for p, y in zip(ahead, behind, strict=True))))
 
     base = f(x)
     with np.errstate(all="ignore"):

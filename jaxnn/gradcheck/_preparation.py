@@ -200,8 +200,8 @@ def _signature_failure(trial: Trial, error: Exception) -> Row:
         return Row("signature", s.name, INCONCLUSIVE, missing, decides=True)
     message = " ".join(str(error).split())
     said = f": {message[:400]}" if message else ""
-    places = [f" (the rule of {call.name}, {call.place})" for call in trial.rules if call.place]
-    place = place_of(error) or (places[0] if places else "")
+    rules = dict.fromkeys(f"{call.name}, {call.place}" for call in trial.rules if call.place)
+    place = place_of(error) or (f" (the rule of {' or of '.join(rules)})" if rules else "")
     return Row(
         "signature", s.name, FAIL, f"the rule raises {type(error).__name__}{said}{place}",
         shape_hint(message) or _tangent_hint(trial, error),

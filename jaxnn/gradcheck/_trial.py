@@ -23,8 +23,9 @@ from jaxnn.tracing.primitives import PrimitiveCall, primitive_calls
 
 Findings = Iterator[Row]  # what a check yields
 LARGE = 100_000  # elements, above which fewer perturbations, directions and points are tried, to save time
-DRAWS, DRAWS_OF_LARGE = 2, 1  # random perturbations for the tolerance at first,
-# and before an element is called wrong. That its response is missed by chance must not happen among 10⁷ elements.
+# Random perturbations for the first estimate of the tolerance, and for the second one, before an element is called
+# wrong. The second must miss no response by chance among 10⁷ elements.
+DRAWS, DRAWS_OF_LARGE = 2, 1
 MORE_DRAWS, MORE_DRAWS_OF_LARGE = 8, 4
 
 
@@ -68,8 +69,8 @@ class Trial(Traced):
         return self.rtol if self.rtol is not None else EPS_PER_RESPONSE * float(finfo(dtype).eps)
 
     @property
-    def may_acquit(self) -> bool:
-        """Whether a numeric derivative may say that JAX's is wrong: it ignores stop_gradient, and infinite outputs."""
+    def numeric_may_overrule(self) -> bool:
+        """Whether the numeric derivative may overrule JAX's: it ignores stop_gradient and infinite outputs."""
         return self.is_finite and not self.stops_gradients
 
     @functools.cached_property
@@ -355,20 +356,20 @@ class Trial(Traced):
         """The relative error of the values that are differentiated numerically."""
         if self.no_float64:
             return 2 * _numeric.EPS_FLOAT32  # the points are rounded, too
-        if self.returns_float32:
-            return _numeric.EPS_FLOAT32
+        if (returned := self.coarsest_returned) is not None:
+            return float(finfo(returned).eps)
         x = [as64(p) for p in self.subject.points]
         rng = np.random.default_rng((self.seed, 8))
         towards = (_numeric.random_direction(x, leaf, rng)[leaf] for leaf in range(len(x)))
         return _numeric.rounding_of(self.value64, x, list(towards))
 
     @property
-    def returns_float32(self) -> bool:
-        """Whether the function that is differentiated numerically returns float32 even for float64 arguments."""
+    def coarsest_returned(self) -> Any:
+        """The coarsest dtype narrower than float64 that is returned even for float64 arguments; None if none is."""
         with float64_mode():
             points = self.subject.in_float64(self.subject.points)
             types = jax.eval_shape(lambda p, r: self.subject.value(self.differentiated, p, r), points, self.rest64)
-        return any(y.dtype.itemsize < 8 for y in types)
+        return max((y.dtype for y in types if finfo(y.dtype).bits < 64), key=lambda d: finfo(d).eps, default=None)
 
 
 def evenly_spaced(candidates: Any, count: int) -> Any:

@@ -53,7 +53,7 @@ def check(
     starts a child process on two virtual CPU devices for it, which imports the module of `f`.
 
     Args:
-      f: a function of arrays, with `custom_vjp` or `custom_jvp` rules anywhere inside, or none. It is called often.
+      f: a function of arrays, with hand-written rules of any kind anywhere inside, or none. It is called often.
       *args: its arguments, pytrees of arrays; derivatives are checked at these values. Every floating-point array is
         differentiated (a Python float only where there is no array); integers, booleans and keys are passed on, and
         other leaves are static. In place of a ref (`jax.new_ref`), given or closed over, `f` gets a new one with its
@@ -173,7 +173,7 @@ def _run(trial: Trial, checks: dict[str, Check]) -> list[Row]:
             rows.extend(check(trial))
         except Exception as error:
             if name in RULE:
-                raise  # `prepare` has run the rule: without this check "ok" would mean nothing
+                raise  # `prepare` has run the rule: without this check "right" would mean nothing
             rows.append(
                 Row(name, subject.name, INCONCLUSIVE, f"the check could not run: {first_line(error)}", decides=True)
             )

@@ -75,7 +75,7 @@ class Report:
       repro: the call that gives this report again.
       seed: the seed of the cotangents and directions.
       seconds: the time that the check took.
-      has_rule: whether the function calls a hand-written rule that is not JAX's own.
+      has_rule: whether the function calls a hand-written rule, or is one of JAX's own functions with a rule.
       costs: bytes, flops and milliseconds, by "custom" and "automatic".
       sweep: pairs of a step size and the numeric derivative's relative distance from the rule's at that step.
       errors: the rule's largest distance from the automatic derivative, relative to the largest element, and from the

@@ -36,9 +36,9 @@ def automatic(f: Callable[P, R]) -> Callable[P, R]:
 
     Raises:
       TypeError: if `f` is no function. Also when the result is called, if Python code in `f` branches on an array's
-        value, or if `f` calls a rule whose definition JAX does not know: a primitive with rules of its own, or a
-        `HiPrim` without `expand`. Also when the result is differentiated, if a definition calls an operation without a
-        derivative (a callback, a kernel); the message names it.
+        value, or if `f` calls a `HiPrim` without `expand`. Also when the result is differentiated, if `f` calls a
+        primitive with rules of its own, or a definition calls an operation without a derivative (a callback, a
+        kernel). The message names it.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxnn

@@ -73,7 +73,7 @@ def _judge(t: Trial, leaf: int) -> Row:
     along = along_directions(t, leaf)
     if wrong.any():
         return _explain(t, leaf, custom, wrong)
-    if not known.all() and (row := _judge_unknown(t, leaf, ~known)) is not None:
+    if not known.all() and (row := _judge_unknown(t, leaf, ~known, along)) is not None:
         return row
     if along.agrees:
         return Row("gradient", t.subject.paths[leaf], PASS, _agreement(t, leaf, "custom, automatic and numeric", error))
@@ -86,18 +86,19 @@ def _agreement(t: Trial, leaf: int, who: str, error: float) -> str:
     if top and error > max(NO_DIGIT, 32 * eps) * top:
         return (
             f"right up to rounding, which is large here: error {error:.2g} of {top:.2g}; "
-            f"the gradient has lost its digits in {t.subject.points[leaf].dtype}, and so has JAX's"
+            f"the gradient has lost its digits in {t.subject.points[leaf].dtype}"
         )
     return f"{who} agree, error {error:.2g} of {top:.2g}"
 
 
-def _judge_unknown(t: Trial, leaf: int, unknown: np.ndarray) -> Row | None:
-    """Judge numerically the elements for which JAX's derivative is NaN; None if they are right."""
+def _judge_unknown(t: Trial, leaf: int, unknown: np.ndarray, along: Along) -> Row | None:
+    """Judge numerically the elements for which JAX's derivative is NaN; None if f has no derivative there either."""
     if np.isnan(t.custom[leaf][unknown]).all() and not t.is_finite:
         return None  # neither f nor its derivative is finite
     undecided = []
     flats = np.flatnonzero(unknown)
-    for flat in evenly_spaced(flats, MOST_UNKNOWN):
+    tried = evenly_spaced(flats, MOST_UNKNOWN)
+    for flat in tried:
         i = np.unravel_index(int(flat), unknown.shape)
         numeric, custom = numeric_element(t, leaf, int(flat)), t.custom[leaf][i]
         decided = numeric.settled or np.isinf(numeric.value)  # an infinite slope must be the same infinity
@@ -111,8 +112,11 @@ def _judge_unknown(t: Trial, leaf: int, unknown: np.ndarray) -> Row | None:
         wrong = np.zeros_like(unknown)
         wrong[i] = True
         return _failure(t, leaf, wrong, evidence(t, leaf, i, custom, numeric, ""), "the numeric")
+    if len(tried) < len(flats) and not (along.agrees and along.settled):
+        undecided += [np.unravel_index(int(flat), unknown.shape) for flat in np.setdiff1d(flats, tried)]
     if not undecided:
-        return None
+        message = f"custom and numeric agree where automatic is NaN, at {len(flats)} of {unknown.size} elements"
+        return Row("gradient", t.subject.paths[leaf], PASS, f"{message}; all three agree at the others")
     where = ", ".join(f"{t.subject.paths[leaf]}{index_text(i)}" for i in undecided[:3])
     more = f" and {len(undecided) - 3} more" if len(undecided) > 3 else ""
     message = f"{where}{more}: JAX's derivative is NaN, and the numeric one does not converge; {CURE}"
@@ -176,7 +180,7 @@ def _explain(t: Trial, leaf: int, custom: np.ndarray, wrong: np.ndarray) -> Row:
             at_kinks = True
             continue
         like_custom, like_automatic = (numeric.is_close(v, allowed[i]) for v in (custom[i], truth[i]))
-        if like_custom and not like_automatic and not numeric.kinked and numeric.settled and t.may_acquit:
+        if like_custom and not like_automatic and not numeric.kinked and numeric.settled and t.numeric_may_overrule:
             continue
         agree = "automatic" if like_automatic else "custom" if like_custom else ""
         whose = "the reference's" if t.subject.reference else "automatic's"
