@@ -16,7 +16,7 @@ ELEMENTS = {"rule": 6, "full": 32}
 DIRECTIONS, DIRECTIONS_OF_LARGE = 3, 1
 # How accurate a function that iterates until it converges is taken to be, beside its largest gradient.
 ITERATION = 1e-3
-LOOSE = 0.3  # a numeric derivative that may be off by more, beside the terms of the rule's, proves nothing
+LOOSE = 0.3  # if more is allowed, beside the terms of the rule's, only a closer agreement proves anything
 
 
 class Along(NamedTuple):
@@ -57,7 +57,8 @@ def along_directions(t: Trial, leaf: int) -> Along:
         terms = math.sqrt(_numeric.dot([np.square(np.abs(custom))], [np.square(np.abs(v[leaf]))]))
         rounding = math.sqrt(_numeric.dot([np.square(np.abs(v[leaf]))], [allowed]))
         limit = 3 * slope.error + 4 * rounding + 1e-6 * abs(slope.value) + 1e-300
-        settled &= slope.is_settled(terms) and limit <= max(LOOSE * terms, 3 * slope.floor)
+        sharp = error <= max(3 * slope.error, 0.01 * abs(slope.value)) or limit <= max(LOOSE * terms, 3 * slope.floor)
+        settled &= slope.is_settled(terms) and sharp
         if not error <= limit and not (t.iterates and error <= ITERATION * _largest_gradient(t)):
             return Along(found, slope, False, slope.is_settled(terms))
     return Along(found, slope, True, settled)
