@@ -9,7 +9,7 @@ import oracles
 import pytest
 
 from jaxnn import components, graph
-from jaxnn.cli import compare
+from jaxnn.cli import cases as compared
 from jaxnn.components import TableLine
 
 
@@ -34,8 +34,8 @@ def with_a_toy(monkeypatch):
 
 
 def test_compare_has_it(with_a_toy):
-    (case,) = compare.find(["toy"])
-    assert case.name == "toy 3" and [other.name for other in compare.find([])][-1] == "toy 3"
+    (case,) = compared.find("toy")
+    assert case.name == "toy 3" and compared.names()[-1] == "toy"
 
 
 def test_the_cases_of_the_tests_have_it_and_judge_it(with_a_toy):
