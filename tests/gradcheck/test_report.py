@@ -117,6 +117,7 @@ TYPICAL = {  # f, the rule from the output y, the hint
 }  # fmt: skip
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", TYPICAL)
 def test_hints_of_typical_mistakes(name):
     f, bwd, hint = TYPICAL[name]

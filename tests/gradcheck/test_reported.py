@@ -33,6 +33,7 @@ def solve(transpose):
     )
 
 
+@pytest.mark.more
 def test_a_solver_is_judged_by_the_numeric_derivative():
     """jnp.linalg.solve holds a stop_gradient of JAX's own, which excuses nothing (jax-ml/jax#33872)."""
     a, b = jnp.array([[3.0, 1.0], [-1.0, 2.0]]), jnp.array([1.0, -0.5])
@@ -78,6 +79,7 @@ def test_where_automatic_is_nan_the_numeric_derivative_decides(at_zero, verdict)
     assert gradcheck.check(f, jnp.array([0.0, 0.5, -2.0]), level="rule").verdict == verdict
 
 
+@pytest.mark.more
 def test_a_right_rule_where_automatic_is_nan():
     """The exponential of a symmetric matrix with equal eigenvalues (jax-ml/jax#2311)."""
 
@@ -93,6 +95,7 @@ def test_a_right_rule_where_automatic_is_nan():
     assert gradcheck.check(f, jnp.diag(jnp.array([1.0, 1.0, 2.0, 3.0])), level="rule").verdict == "right"
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("verdict", ["right", "wrong"])
 def test_a_host_function_in_float32(verdict):
     """numpyro#1668: in float64 its steps are those of float32."""
@@ -127,6 +130,7 @@ def test_arrays_that_are_left_out_or_closed_over():
         assert report.verdict == "right", report
 
 
+@pytest.mark.more
 def test_a_solver_with_a_tolerance_of_its_own():
     """jax-ml/jax#17753: the fixed point is iterated until 1e-5, and depends on the guess by less than that."""
 
@@ -150,6 +154,7 @@ def test_a_solver_with_a_tolerance_of_its_own():
         assert gradcheck.check(f, a, guess, level="rule").verdict == verdict
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, "right"), (0.0, "wrong"), (1.9, "wrong")])
 def test_a_coarse_argument_does_not_loosen_the_tolerance_of_the_others(factor, verdict):
     def scaled(q, scale, x):
@@ -189,6 +194,7 @@ def test_a_rule_that_raises_is_named_with_its_line():
         gradcheck.check(lambda x: x.astype(jnp.int8), jnp.ones(3))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cotangent", [lambda m: m.indices, lambda m: 0 * m.indices])
 def test_a_sparse_matrix_may_hold_its_indices_in_the_cotangent(cotangent):
     """jax-ml/jax#12811: BCOO takes no None."""
@@ -219,6 +225,7 @@ def test_a_hint_beside_a_nan():
     assert row.hint == "a constant factor: 2 times the derivative"
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("x", [1e-6, 1e-4])
 def test_derivatives_without_a_right_digit_are_not_said_to_agree(x):
     """jax-ml/jax#34139: the textbook formula of the derivative of sinc cancels."""

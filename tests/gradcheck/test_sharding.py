@@ -52,6 +52,7 @@ PLACED = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("where", PLACED)
 def test_the_verdict_does_not_depend_on_where_the_arguments_lie(where):
     placed = jax.device_put(X, PLACED[where])
@@ -78,6 +79,7 @@ def test_an_array_of_several_processes_is_refused(monkeypatch):
         gradcheck.check(square, placed, level="rule")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("in_force", [EXPLICIT, AUTO, BOTH], ids=["explicit", "auto", "both"])
 def test_a_right_rule_is_right_inside_of_a_mesh(in_force):
     with jax.set_mesh(in_force):
@@ -99,6 +101,7 @@ NEEDS_ITS_MESH = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", NEEDS_ITS_MESH)
 def test_a_function_that_needs_its_mesh_keeps_it(name):
     in_force, definition = NEEDS_ITS_MESH[name]
@@ -185,6 +188,7 @@ def test_collectives_that_autodiff_does_without_are_counted():
     assert message == "the rule's gradient has 1 all-reduce; JAX's derivative of the definition has no collective"
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("types", [EXPLICIT, AUTO], ids=["explicit", "auto"])
 def test_the_mesh_may_be_given(types):
     rows = gradcheck.check(square, X, skip=ONLY, mesh=types).rows
@@ -226,6 +230,7 @@ REFS = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", REFS)
 def test_a_function_with_refs(name):
     for factor, verdict in ((1.0, "right"), (1.01, "wrong")):

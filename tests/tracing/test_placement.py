@@ -29,6 +29,7 @@ def solved(x):
     return lax.custom_linear_solve(lambda y: 2 * y, sine(x), lambda _, b: b / 2, symmetric=True)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("f, factor", [(sine, 1), (solved, 0.5)], ids=["custom_vjp", "custom_linear_solve"])
 def test_automatic_inside_of_a_mesh(mesh, f, factor):
@@ -38,6 +39,7 @@ def test_automatic_inside_of_a_mesh(mesh, f, factor):
         assert np.allclose(gradient, factor * np.cos(X)) and jax.typeof(gradient) == jax.typeof(x)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_trace_inside_of_a_mesh(mesh):
     with jax.set_mesh(MESHES[mesh]):

@@ -45,6 +45,7 @@ PLACES = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("place", PLACES)
 def test_the_values_that_reach_a_primitive(place):
     f, expected = PLACES[place]
