@@ -286,6 +286,8 @@ class Trial(Traced):
     @functools.cached_property
     def narrowest(self) -> Any:
         """The coarsest dtype narrower than float32 in which the rule computes for float64 arguments; None if none."""
+        if self.subject.eager:  # it cannot be traced
+            return None
         with float64_mode():
             operands = self.subject.in_float64(self.subject.points), self.rest64, self.subject.in_float64(self.dy)
             traced = jax.make_jaxpr(functools.partial(self.subject.vjp, "custom"))(*operands)
