@@ -16,6 +16,7 @@ ELEMENTS = {"rule": 6, "full": 32}
 DIRECTIONS, DIRECTIONS_OF_LARGE = 3, 1
 # How accurate a function that iterates until it converges is taken to be, beside its largest gradient.
 ITERATION = 1e-3
+TIES_TRIED = 8  # random directions, of which any may miss a tie
 LOOSE = 0.3  # if more is allowed, beside the terms of the rule's, only a closer agreement proves anything
 
 
@@ -24,6 +25,7 @@ class Along(NamedTuple):
 
     found: float  # the rule's derivative along the direction
     slope: _numeric.Slope
+    direction: Arrays
     agrees: bool
     settled: bool  # whether the numeric derivative decides, along every direction tried
 
@@ -60,8 +62,26 @@ def along_directions(t: Trial, leaf: int) -> Along:
         sharp = error <= max(3 * slope.error, 0.01 * abs(slope.value)) or limit <= max(LOOSE * terms, 3 * slope.floor)
         settled &= slope.is_settled(terms) and sharp
         if not error <= limit and not (t.iterates and error <= ITERATION * _largest_gradient(t)):
-            return Along(found, slope, False, slope.is_settled(terms))
-    return Along(found, slope, True, settled)
+            return Along(found, slope, v, False, slope.is_settled(terms))
+    return Along(found, slope, v, True, settled)
+
+
+def is_linear_along(t: Trial, leaf: int, direction: Arrays) -> bool:
+    """Whether the numeric derivatives along the sum of two directions add up, as they do where f has a derivative.
+
+    At a tie, as of the numbers around a median, they do not, though no single direction shows a kink.
+    """
+    rng = np.random.default_rng((t.seed, 9, leaf))
+    x = [as64(p) for p in t.subject.points]
+    one = t.slope(t.subject.points, t.dy, direction)
+    for _ in range(TIES_TRIED):
+        other = _numeric.random_direction(x, leaf, rng)
+        two = t.slope(t.subject.points, t.dy, other)
+        both = t.slope(t.subject.points, t.dy, [a + b for a, b in zip(direction, other, strict=True)])
+        error = 10 * (one.error + two.error + both.error) + 1e-3 * (abs(one.value) + abs(two.value))
+        if abs(both.value - one.value - two.value) > error:
+            return False
+    return True
 
 
 def _largest_gradient(t: Trial) -> float:
