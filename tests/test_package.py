@@ -215,8 +215,8 @@ def test_the_wheel_alone_in_an_empty_environment_differentiates_every_layer(tmp_
     venv.create(tmp_path / "venv", with_pip=True)
     executable = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     install = [executable, "-m", "pip", "install", "--quiet", f"jax=={jaxnn_jax_version()}", wheel]
-    subprocess.run(install, check=True, capture_output=True)
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(install, check=True, capture_output=True, env=alone)
     where = python(WHEEL_CHECK, executable, cwd=tmp_path, env=alone).strip()
     assert where.startswith(str(tmp_path)), "the installed one, not the checkout"
     assert (Path(where).parent / "py.typed").exists()
