@@ -45,10 +45,10 @@ class _Switch(_Option):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports an error in one line, also an option that is given twice."""
+    """Reports an error in one line."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def refuse_repeated_options(self) -> None:
+        """Let the options that are added after this be given once."""
         for name, action in ((None, _Option), ("store", _Option), ("store_true", _Switch)):
             self.register("action", name, action)
 
