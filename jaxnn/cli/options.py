@@ -153,7 +153,7 @@ def _add_outputs(add: Any) -> None:
 
 
 def _add_compare(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
+    command: _Parser = commands.add_parser(
         "compare",
         help="check rules against automatic and numeric gradients, and measure their cost",
         description="Check custom rules against JAX's automatic derivative and a numeric one, and compare their "
@@ -165,6 +165,7 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
         "rule is wrong; else 4 a case could not be run; else 3 a rule is unproven; 2 wrong usage, and nothing is "
         "judged.",
     )
+    command.refuse_repeated_options()
     add = command.add_argument
     add("names", nargs="*", metavar="NAME", help="a component, module:function or file.py:function (default: all)")
     add("--level", **_one_of(LEVELS) | {"metavar": "LEVEL"}, default="full", help="full; or rule, the quick core "

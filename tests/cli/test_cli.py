@@ -168,8 +168,6 @@ BAD_USAGE = [
     (("--l2", "much"), "argument --l2: 'much' is not a number"),
     (("--seed", -1), "argument --seed: -1 must be at least 0"),
     (("--sed", 1), "unrecognized arguments: --sed 1"),
-    (("--seed", 1, "--seed", 2), "argument --seed: it is given twice; give it once"),
-    (("--quiet", "--quiet"), "argument --quiet: it is given twice"),
 ]
 
 
