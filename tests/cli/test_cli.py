@@ -81,6 +81,7 @@ def test_the_default_run_learns_to_read(tmp_path, capsys):
     assert last["test_accuracy"] > 0.97
 
 
+@pytest.mark.more
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("model", ["mlp", "softmax", "cnn", "convnet"])
 def test_jax_enable_x64_changes_no_bit_of_a_training(model, tmp_path):
@@ -114,6 +115,7 @@ def process(*arguments, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("backend", ["module://no_such_package.backend", "no such backend"])
 def test_a_notebooks_backend_does_not_matter(backend, tmp_path):
     """A notebook names its own backend to the commands that it starts; theirs may not have the packages for it."""
@@ -334,6 +336,7 @@ def test_the_parameters_are_kept_when_the_terminal_closes(tmp_path):
     assert set(contents(tmp_path)) == {"params.npz", "metrics.jsonl"}
 
 
+@pytest.mark.more
 def test_help_and_a_closed_pipe(tmp_path):
     run = subprocess.run([*command()[:-1], "--help"], capture_output=True, text=True)
     assert run.returncode == 0 and "train" in run.stdout

@@ -116,6 +116,7 @@ def test_processes_and_devices_give_the_same_bits(tmp_path):
     *(pytest.param(*case, marks=pytest.mark.more)
       for case in (("kill", 1), ("kill the child", 0), ("kill the child", 1), ("stop the child", 0))),
 ])  # fmt: skip
+@pytest.mark.more
 def test_a_process_that_dies_or_stops_ends_the_others(how, who, tmp_path):
     """It ends, too: a stopped process ends itself when it continues, a stopped child is ended by its parent."""
     run = Run(tmp_path, 2, "--model", "softmax", "--epochs", "100000")

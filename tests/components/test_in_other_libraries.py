@@ -184,6 +184,7 @@ def test_loss_and_gradients_are_those_of_the_librarys_layers(library):
     assert_close(got, expected, sizes=jax.tree.map(lambda g: abs(g).mean(0), of_sample(x, labels)))
 
 
+@pytest.mark.more
 @pytest.mark.one_in(2)
 @both_libraries
 def test_training_ends_with_the_same_parameters_as_with_the_librarys_layers(library):

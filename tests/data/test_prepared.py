@@ -122,6 +122,7 @@ def test_a_copy_that_would_take_memory_or_time_is_refused(lie, copies, tmp_path)
         data.load("mnist", tmp_path / "c")
 
 
+@pytest.mark.more
 @needs_mnist
 def test_prepare_waits_for_another_process_that_makes_the_copy(copies, tmp_path):
     unlock = files.lock(tmp_path)

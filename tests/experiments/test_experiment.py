@@ -36,6 +36,7 @@ def test_a_second_run_names_what_it_wrote_again_and_nothing_else(tmp_path, capsy
     assert str(tmp_path / "page.html") not in run(tmp_path, capsys, without_page)
 
 
+@pytest.mark.more
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["softmax_regression", "backprop_in_action"])
 def test_an_experiment_names_what_lies_in_its_folder(name, tmp_path, capsys, monkeypatch):

@@ -62,6 +62,7 @@ def test_any_number_of_devices_and_micro_batches_trains_the_same(devices, accumu
     assert sums["count"] == 50 and sums["nll"] == pytest.approx(expected_sums["nll"], rel=1e-5)
 
 
+@pytest.mark.more
 def test_devices_exchange_only_one_sum_per_step():
     """The compiled program has one collective, of the gradient, the loss, the rows and three metrics."""
     _, step, state = start(4, accumulate=2, dropout=0.5)

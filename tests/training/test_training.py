@@ -246,6 +246,7 @@ def parallel(step, how):
     return jax.jit(jax.shard_map(step, mesh=mesh, check_vma=how == "check_vma", **specs))
 
 
+@pytest.mark.more
 @pytest.mark.one_in(6)
 @pytest.mark.parametrize("how", ["check_vma", "no check_vma", "pmap"])
 @pytest.mark.parametrize("name", ["momentum", "adam"])
