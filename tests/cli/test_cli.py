@@ -115,7 +115,7 @@ def process(*arguments, **environment):
     )  # fmt: skip
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.more
 @pytest.mark.parametrize("backend", ["module://no_such_package.backend", "no such backend"])
 def test_a_notebooks_backend_does_not_matter(backend, tmp_path):
     """A notebook names its own backend to the commands that it starts; theirs may not have the packages for it."""

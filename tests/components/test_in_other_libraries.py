@@ -195,6 +195,7 @@ def test_training_ends_with_the_same_parameters_as_with_the_librarys_layers(libr
     assert_close(library.pure(ours)[0], library.pure(theirs)[0])
 
 
+@pytest.mark.more
 @pytest.mark.one_in(2)
 @both_libraries
 def test_a_model_with_dropout_trains(library):

@@ -18,6 +18,7 @@ def test_argnums():
         assert not gradcheck.check(dense, X, W, argnums=argnums, level="rule").ok
 
 
+@pytest.mark.more
 def test_kwargs_and_skip():
     report = gradcheck.check(dense, X, kwargs={"w": W}, skip=("gradient", "cost", "precision", "kinks", "extremes"))
     assert report.ok and not {"gradient", "cost", "precision"} & {row.check for row in report.rows}

@@ -35,6 +35,7 @@ def test_the_command_is_what_was_typed():
     assert gallery.command("speedrun", said) == "python experiments/speedrun.py --epochs 3 --validate"
 
 
+@pytest.mark.more
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", gallery.names())
 def test_figures_come_from_the_results(name):
