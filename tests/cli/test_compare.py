@@ -50,6 +50,7 @@ def run(capsys, *arguments):
     return code, out, err
 
 
+@pytest.mark.more
 def test_a_component_by_name(capsys):
     code, out, err = run(capsys, "relu", "nll", "--level", "rule")
     head, relu, nll = out.splitlines()
@@ -241,6 +242,7 @@ def test_what_cannot_be_run_is_a_row_and_not_the_end(course, capsys):
     assert out.endswith("page: page.html\n") and "could not be run" in text and "division by zero" in text
 
 
+@pytest.mark.more
 def test_json_of_what_cannot_be_run_and_a_wrong_rule_decides_the_exit_code(course, capsys):
     code, out, _ = run(capsys, "syntax.py:case", "bob/student.py:case", "--level", "rule", "--json")
     broken, wrong = json.loads(out)["functions"]

@@ -67,7 +67,7 @@ def traced(line):
     return graph.trace(lambda x: first(line(x, *args[1:])).sum(), jax.numpy.asarray(args[0]))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("line", components.COMPONENTS, ids=lambda line: line.name)
 def test_the_graph_shows_the_formula_of_every_line(line):
     found = traced(line)

@@ -155,6 +155,7 @@ def more_rows(request, monkeypatch):
     monkeypatch.setattr(module, "rows_more", lambda *_: request.param)
 
 
+@pytest.mark.more
 @pytest.mark.one_in(12)
 @pytest.mark.parametrize("id", [id for id in CONV if id.endswith(("padding", "asymmetric", "batch-0"))])
 def test_the_convolution_with_more_rows(id, more_rows):

@@ -123,6 +123,7 @@ def test_an_unmapped_key_shares_one_mask_and_mapped_keys_do_not():
     assert not (own[0] == own[1]).all()
 
 
+@pytest.mark.more
 def test_transformations_keep_the_mask():
     key, x = jax.random.key(2), jnp.linspace(-1.0, 1.0, 32)
 

@@ -79,6 +79,7 @@ def test_devices_exchange_only_one_sum_per_step():
     assert sum(sizes) == sum(p.size for p in jax.tree.leaves(state.params)) + 5  # loss, rows, and three metrics
 
 
+@pytest.mark.more
 @pytest.mark.one_in(10)
 @pytest.mark.parametrize("model", ["convnet", "mlp"])
 @pytest.mark.parametrize("how", ["shard_map", "unchecked", "pmap", "Auto", "Explicit"])

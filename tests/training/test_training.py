@@ -221,6 +221,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
     assert not np.array_equal(train(0), train(1))
 
 
+@pytest.mark.more
 def test_evaluation_counts_each_row_once():
     classifier, _, state = start("cnn")
     logits = np.asarray(classifier.logits(state.params, jnp.asarray(IMAGES)))
