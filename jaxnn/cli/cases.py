@@ -100,7 +100,7 @@ def _module(where: str) -> Any:
         raise CommandError(f"there is no file {where!r}")
     if (loaded := sys.modules.get(path.stem)) is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded
-    # As for a script, its own folder comes first. A name that a package has already is not taken from it.
+    # As for a script, its own folder comes first. If a module of this name is loaded, the file gets another name.
     sys.path.insert(0, str(path.parent))
     name = path.stem if path.stem not in sys.modules else f"{path.stem}_of_user"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -23,7 +23,8 @@ EPS_FLOAT64, EPS_FLOAT32, EPS_FLOAT16 = 2.0**-52, 2.0**-23, 2.0**-10
 GAP_OF_A_KINK = 0.6
 UNSETTLED = 0.05  # relative error above which a numeric derivative decides nothing
 COARSE = 1e-6  # relative rounding from which a derivative that seems to be 0 may be hidden
-SIDES = 0.1  # at a kink they change by less, beside their distance, from one step to the next
+# At a kink a one-sided difference changes by less than this share of their distance from one step to the next.
+SIDES = 0.1
 # Where steps this small change a function by more, or by less, than they should, it rounds coarser than float64.
 PROBE, LONGER_PROBE, LONGEST_PROBE = 2.0**-30, 2.0**-10, 0.5
 
@@ -99,11 +100,11 @@ def slope(f: Callable[[Vector], Vector], x: Vector, dy: Vector, direction: Vecto
     return Slope(
         central[k + 1], float(errors[k]), left[k + 1], right[k + 1], bool(kinked),
         tuple(zip(steps, central, strict=True)), max(abs(right[k + 1] - right[k]), abs(left[k + 1] - left[k])),
-        _least_unless_shrinking(apart), max(1e-9, 16 * eps) * scale if eps < COARSE else 0.0,
+        _remaining_gap(apart), max(1e-9, 16 * eps) * scale if eps < COARSE else 0.0,
     )  # fmt: skip
 
 
-def _least_unless_shrinking(distances: list[float]) -> float:
+def _remaining_gap(distances: list[float]) -> float:
     """Return the least distance of the one-sided differences, or 0 if it is small beside the largest one."""
     finite = [d for d in distances if np.isfinite(d)]
     least = min(finite, default=np.inf)

@@ -2,7 +2,7 @@
 
 JAX decides once, at its first use, how many devices there are. So a process with one device starts another, which runs
 beside the other checks. The function travels by name, as "find `f` in `module`", or pickled; arrays travel as NumPy's.
-The child returns its rows as JSON, and whatever goes wrong there is the reason why there are none.
+The child returns its rows as JSON; if it fails, the cause.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ class TwoDevices:
     cause: str = ""
     process: Any = None
     output: Any = None  # the file of its rows
-    complaints: Any = None  # the file of its standard error
+    stderr: Any = None  # the file of its standard error
 
     def rows(self, seconds: float = SECONDS) -> tuple[list[Row], str]:
         """Wait for the child, and return its rows, or the reason why there are none."""
@@ -68,43 +68,43 @@ class TwoDevices:
                 return [], str(found["cause"])
             return [Row(CHECK, path, status, message, hint) for path, status, message, hint in found["rows"]], ""
         except (ValueError, TypeError, KeyError):
-            return [], f"it ended with exit code {self.process.returncode}{self._last_words()}"
+            return [], f"it ended with exit code {self.process.returncode}{self._last_error_line()}"
 
-    def _last_words(self) -> str:
+    def _last_error_line(self) -> str:
         """Return the last line that the child wrote to its standard error."""
-        self.complaints.seek(0)
-        lines = self.complaints.read().decode(errors="replace").strip().splitlines()
+        self.stderr.seek(0)
+        lines = self.stderr.read().decode(errors="replace").strip().splitlines()
         return f" ({lines[-1][:200]})" if lines else ""
 
 
 @contextlib.contextmanager
-def two_devices(wanted: bool, *what: Any) -> Iterator[TwoDevices | None]:
+def two_devices(wanted: bool, *call: Any) -> Iterator[TwoDevices | None]:
     """Start the child if it is wanted and this process has one device; end it at the end.
 
     Args:
       wanted: whether `shard_map` is checked, on no mesh in particular.
-      *what: f, its arguments, its keyword arguments, and the options of `check` by name.
+      *call: f, its arguments, its keyword arguments, and the options of `check` by name.
     """
     if not wanted or jax.device_count() > 1:
         yield None
         return
     try:
-        sent = packed(what)
+        sent = packed(call)
     except Exception as error:  # whatever the pickling of a stranger's object raises
         yield TwoDevices(str(error) if isinstance(error, CannotSend) else f"f cannot be pickled: {first_line(error)}")
         return
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as complaints:
-        given.write(sent)
-        given.seek(0)
+    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as stderr:
+        stdin.write(sent)
+        stdin.seek(0)
         code = STARTED_WITH.format(path=[os.path.abspath(p) for p in sys.path])
-        files: dict[str, Any] = {"stdin": given, "stdout": output, "stderr": complaints}
+        files: dict[str, Any] = {"stdin": stdin, "stdout": output, "stderr": stderr}
         try:
             process = subprocess.Popen([sys.executable, "-c", code], env=_environment(), **files)
         except OSError as error:
             yield TwoDevices(f"Python cannot be started: {first_line(error)}")
             return
         try:
-            yield TwoDevices("", process, output, complaints)
+            yield TwoDevices("", process, output, stderr)
         finally:
             process.kill()
             process.wait()
@@ -119,7 +119,7 @@ def _environment() -> dict[str, str]:
 # --- what is sent ---
 
 
-def packed(what: Any) -> bytes:
+def packed(call: Any) -> bytes:
     """Return what the child is sent: JAX's settings, and the function with its arguments.
 
     Raises:
@@ -128,7 +128,7 @@ def packed(what: Any) -> bytes:
     buffer = io.BytesIO()
     settings = {name: getattr(jax.config, name) for name in SETTINGS if hasattr(jax.config, name)}
     pickle.dump({name: value for name, value in settings.items() if _is_plain(value)}, buffer)
-    _Sender(buffer).dump(what)
+    _Sender(buffer).dump(call)
     return buffer.getvalue()
 
 

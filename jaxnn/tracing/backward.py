@@ -117,7 +117,7 @@ def _traced(
         positions[:] = [i for i, ct in enumerate(leaves) if _is_array_cotangent(ct)]
         return [*(leaves[i] for i in positions), *jax.tree.leaves(logs)]
 
-    jaxpr = jax.make_jaxpr(flat)([shape_and_dtype(a) for a in residuals], [_cotangent_type(a) for a in outputs])
+    jaxpr = jax.make_jaxpr(flat)([shape_and_dtype(a) for a in residuals], [cotangent_type(a) for a in outputs])
     numbered = jax.tree.unflatten(in_tree, list(range(in_tree.num_leaves)))
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(numbered)[0]]
     return BackwardRule(name, residuals, primals, paths, outputs, jaxpr, positions)
@@ -137,7 +137,7 @@ def _is_array_cotangent(ct: Any) -> bool:
     return hasattr(ct, "dtype") and ct.dtype != jax.dtypes.float0
 
 
-def _cotangent_type(aval: Any) -> Any:
+def cotangent_type(aval: Any) -> Any:
     """Return the type of the cotangent of an output: float0 for integers, booleans and keys."""
     if is_inexact(aval):
         return shape_and_dtype(aval)

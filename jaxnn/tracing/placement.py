@@ -1,8 +1,8 @@
-"""Where arrays lie: arguments placed on devices or sharded over a mesh, and the mesh in force, taken away and put back.
+"""Where arrays are: arguments placed on devices or sharded over a mesh, and the mesh in force.
 
-A derivative does not depend on where its arguments lie. So a function is judged at arguments that lie nowhere in
-particular, outside of any mesh. A function that needs its mesh (for a constraint, or a `shard_map` without one) keeps
-it, with all axes Auto; inside of the function alone they are Explicit where they were.
+A derivative does not depend on where its arguments are. So the arguments are moved to the default device, and the mesh
+is left. A function that needs its mesh (for a constraint, or a `shard_map` without one) keeps it with Auto axes. Inside
+the function, axes that were Explicit are Explicit again.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxnn.tracing.functions import is_array, is_inexact
+from jaxnn.tracing.functions import is_array, is_inexact, with_arrays_apart
 
 Function = Callable[..., Any]
 
@@ -114,18 +114,9 @@ def _with_explicit_axes(axes: tuple[str, ...], specs: list[PartitionSpec], f: Fu
 
     @functools.wraps(f)
     def on_explicit_axes(*args: Any, **kwargs: Any) -> Any:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        where = [i for i, x in enumerate(leaves) if is_array(x)]
-
-        def of_arrays(*arrays: Any) -> Any:
-            filled = list(leaves)
-            for i, x in zip(where, arrays, strict=True):
-                filled[i] = x
-            args, kwargs = jax.tree.unflatten(tree, filled)
-            return f(*args, **kwargs)
-
+        of_arrays, arrays = with_arrays_apart(f, args, kwargs, is_array)
         explicit = jax.sharding.explicit_axes(of_arrays, axes=axes, in_sharding=tuple(specs))
-        return explicit(*(jnp.asarray(leaves[i]) for i in where))
+        return explicit(*map(jnp.asarray, arrays))
 
     return on_explicit_axes
 

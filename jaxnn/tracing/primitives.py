@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.tracing.functions import is_inexact
+from jaxnn.tracing.functions import is_inexact, random_values
 from jaxnn.tracing.jaxprs import is_jaxpr, open_jaxpr
 from jaxnn.tracing.kinds import HIPRIM, equations, hi_primitive, rule_call, unbatched
 
@@ -81,7 +80,7 @@ def primitive_calls(closed: Any, leaves: Sequence[Any]) -> list[PrimitiveCall]:
         pass
     for eqn in filter(_calls_users_primitive, equations(closed)):
         if _key(eqn) not in found:
-            found[_key(eqn)] = _call(eqn, _random_values(hi_primitive(eqn).in_avals_flat))
+            found[_key(eqn)] = _call(eqn, random_values(hi_primitive(eqn).in_avals_flat))
     return list(found.values())
 
 
@@ -177,16 +176,3 @@ def _entered(eqn: Any, operands: list[Any]) -> Iterator[tuple[Any, list[Any]]]:
         for inner in _inner_jaxprs(eqn):
             if len(open_jaxpr(inner).invars) == len(operands) and name != "shard_map":
                 yield inner, operands
-
-
-def _random_values(avals: Sequence[Any]) -> list[Any]:
-    rng = np.random.default_rng(0)
-
-    def value(aval: Any) -> Any:
-        if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
-            return jax.random.split(jax.random.key(0), aval.shape) if aval.shape else jax.random.key(0)
-        if not is_inexact(aval):
-            return jnp.ones(aval.shape, aval.dtype)
-        return jnp.asarray(rng.uniform(0.5, 1.5, aval.shape)).astype(aval.dtype)
-
-    return [value(aval) for aval in avals]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxnn.tracing import jaxprs
-from jaxnn.tracing.functions import is_array, is_ref
+from jaxnn.tracing.functions import is_array, is_ref, with_arrays_apart
 
 Function = Callable[..., Any]
 
@@ -27,17 +27,7 @@ def with_new_refs(f: Function, closed: Any) -> Function:
 
     @functools.wraps(f)
     def on_new_refs(*args: Any, **kwargs: Any) -> Any:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        where = [i for i, x in enumerate(leaves) if is_array(x) or is_ref(x)]
-
-        def of_arrays(*arrays: Any) -> Any:
-            filled = list(leaves)
-            for i, x in zip(where, arrays, strict=True):
-                filled[i] = x
-            args, kwargs = jax.tree.unflatten(tree, filled)
-            return f(*args, **kwargs)
-
-        arrays = [leaves[i] for i in where]
+        of_arrays, arrays = with_arrays_apart(f, args, kwargs, lambda x: is_array(x) or is_ref(x))
         trace, outputs = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
         consts = [jax.new_ref(contents[id(c)][1]) if id(c) in contents else c for c in trace.consts]
         renewed = trace.replace(consts=consts)  # type: ignore[no-untyped-call]

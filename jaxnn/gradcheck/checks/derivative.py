@@ -17,8 +17,9 @@ from jaxnn.gradcheck._evidence import evidence, numeric_element
 from jaxnn.gradcheck._hints import MINUS, hint, hint_of_output, match
 from jaxnn.gradcheck._slopes import Along, along_directions, is_linear_along
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import differs, finfo, index_text, largest_finite
+from jaxnn.gradcheck._tolerance import Truth, differs, finfo, index_text, largest_finite
 from jaxnn.gradcheck._trial import Findings, Trial, evenly_spaced
+from jaxnn.gradcheck.checks.examples import Expected
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Evidence, Row
 from jaxnn.tracing.errors import first_line
 
@@ -73,8 +74,8 @@ def _judge(t: Trial, leaf: int) -> Row:
     along = along_directions(t, leaf)
     if wrong.any():
         return _explain(t, leaf, custom, wrong)
-    if not known.all() and (row := _judge_unknown(t, leaf, ~known, along)) is not None:
-        return row
+    if not known.all():
+        return _judge_unknown(t, leaf, ~known, along)
     if along.agrees:
         return Row("gradient", t.subject.paths[leaf], PASS, _agreement(t, leaf, "custom, automatic and numeric", error))
     return _without_numeric(t, leaf, along, _agreement(t, leaf, "custom and automatic", error))
@@ -91,10 +92,12 @@ def _agreement(t: Trial, leaf: int, who: str, error: float) -> str:
     return f"{who} agree, error {error:.2g} of {top:.2g}"
 
 
-def _judge_unknown(t: Trial, leaf: int, unknown: np.ndarray, along: Along) -> Row | None:
-    """Judge numerically the elements for which JAX's derivative is NaN; None if f has no derivative there either."""
+def _judge_unknown(t: Trial, leaf: int, unknown: np.ndarray, along: Along) -> Row:
+    """Judge numerically the elements for which JAX's derivative is NaN; the others are right."""
+    count = f"{int(unknown.sum())} of {unknown.size} elements"
     if np.isnan(t.custom[leaf][unknown]).all() and not t.is_finite:
-        return None  # neither f nor its derivative is finite
+        message = f"custom and automatic are NaN at {count}, where f is not finite, and agree at the others"
+        return Row("gradient", t.subject.paths[leaf], PASS, message)
     undecided = []
     flats = np.flatnonzero(unknown)
     tried = evenly_spaced(flats, MOST_UNKNOWN)
@@ -115,7 +118,7 @@ def _judge_unknown(t: Trial, leaf: int, unknown: np.ndarray, along: Along) -> Ro
     if len(tried) < len(flats) and not (along.agrees and along.settled):
         undecided += [np.unravel_index(int(flat), unknown.shape) for flat in np.setdiff1d(flats, tried)]
     if not undecided:
-        message = f"custom and numeric agree where automatic is NaN, at {len(flats)} of {unknown.size} elements"
+        message = f"custom and numeric agree where automatic is NaN, at {count}"
         return Row("gradient", t.subject.paths[leaf], PASS, f"{message}; all three agree at the others")
     where = ", ".join(f"{t.subject.paths[leaf]}{index_text(i)}" for i in undecided[:3])
     more = f" and {len(undecided) - 3} more" if len(undecided) > 3 else ""
@@ -224,18 +227,26 @@ def _each_cotangent_alone(t: Trial) -> Findings:
     s = t.subject
     for k, path in enumerate(s.output_paths[:MOST_OUTPUTS]):
         dy = _only(t.dy, k)
-        custom, truth = t.gradients("custom", s.points, dy), t.truth_at(s.points, dy, 1)
-        bad = []
-        for leaf, name in enumerate(s.paths):
-            allowed = t.allowed(leaf) + truth.allowed(
-                leaf, t.factor(t.subject.points[leaf].dtype), t.subject.points[leaf].dtype
-            )
-            wrong = differs(custom[leaf], truth.gradients[leaf], allowed) & np.isfinite(truth.gradients[leaf])
-            bad += [name] if wrong.any() else []
-        if bad:
-            yield Row("gradient", path, FAIL, f"wrong for {', '.join(bad)} when all other outputs' cotangents are 0")
+        custom = t.gradients("custom", s.points, dy)
+        wrong = _wrong_arguments(t, custom, t.truth_at(s.points, dy, 1))
+        if wrong:  # a few draws may miss an element's response
+            t.re_estimate_tolerance()
+            wrong = _wrong_arguments(t, custom, t.truth_at(s.points, dy, t.more_draws))
+        if wrong:
+            yield Row("gradient", path, FAIL, f"wrong for {', '.join(wrong)} when all other outputs' cotangents are 0")
         else:
             yield Row("gradient", path, PASS, "right when all other outputs' cotangents are 0")
+
+
+def _wrong_arguments(t: Trial, custom: Arrays, truth: Truth) -> list[str]:
+    """Name the arguments whose cotangents differ from the truth."""
+    names = []
+    for leaf, path in enumerate(t.subject.paths):
+        dtype, exact = t.subject.points[leaf].dtype, truth.gradients[leaf]
+        allowed = t.allowed(leaf) + truth.allowed(leaf, t.factor(dtype), dtype)
+        if (differs(custom[leaf], exact, allowed) & np.isfinite(exact)).any():
+            names.append(path)
+    return names
 
 
 def _only(dy: Arrays, k: int) -> Arrays:
@@ -250,20 +261,7 @@ def _each_argument_differentiated_alone(t: Trial) -> Findings:
         def of_one(x: Any, leaf: int = leaf) -> Arrays:
             return s.value("custom", [x if i == leaf else p for i, p in enumerate(s.points)], s.rest)
 
-        try:
-            found = as64(jax.jit(lambda x, dy: jax.vjp(of_one, x)[1](dy)[0])(s.points[leaf], t.dy))
-        except Exception as error:
-            yield Row(
-                "gradient",
-                path,
-                FAIL,
-                f"the rule raises when only this argument is differentiated: {first_line(error)}",
-            )
-            continue
-        if differs(found, t.custom[leaf], 2 * t.allowed(leaf)).any():
-            yield Row("gradient", path, FAIL, "the gradient changes when only this argument is differentiated")
-        else:
-            yield Row("gradient", path, PASS, "the same gradient when only this argument is differentiated")
+        yield _alone(t, path, "argument", of_one, {leaf: t.custom[leaf]}, t.dy)
 
 
 def _each_output_differentiated_alone(t: Trial) -> Findings:
@@ -274,16 +272,19 @@ def _each_output_differentiated_alone(t: Trial) -> Findings:
         def one(*points: Any, k: int = k) -> Any:
             return s.value("custom", list(points), s.rest)[k]
 
-        expected = t.gradients("custom", s.points, _only(t.dy, k))
-        try:
-            found = jax.jit(lambda dy, *points: jax.vjp(one, *points)[1](dy))(t.dy[k], *s.points)
-        except Exception as error:
-            yield Row(
-                "gradient", path, FAIL, f"the rule raises when only this output is differentiated: {first_line(error)}"
-            )
-            continue
-        pairs = enumerate(zip(found, expected, strict=True))
-        if any(differs(as64(f), e, 2 * t.allowed(leaf)).any() for leaf, (f, e) in pairs):
-            yield Row("gradient", path, FAIL, "the gradient changes when only this output is differentiated")
-        else:
-            yield Row("gradient", path, PASS, "the same gradient when only this output is differentiated")
+        expected = dict(enumerate(t.gradients("custom", s.points, _only(t.dy, k))))
+        yield _alone(t, path, "output", one, expected, t.dy[k])
+
+
+def _alone(t: Trial, path: str, what: str, f: Any, expected: dict[int, Any], dy: Any) -> Row:
+    """Compare the cotangents of the arguments in `expected` with those of f, which has only these arguments."""
+    points = [t.subject.points[leaf] for leaf in expected]
+    try:
+        found = jax.jit(lambda dy, *x: jax.vjp(f, *x)[1](dy))(dy, *points)
+    except Exception as error:
+        message = f"the rule raises when only this {what} is differentiated: {first_line(error)}"
+        return Row("gradient", path, FAIL, message)
+    for (leaf, wanted), got in zip(expected.items(), found, strict=True):
+        if t.differing(as64(got), wanted, functools.partial(Expected(t.custom).allowed, t, leaf)).any():
+            return Row("gradient", path, FAIL, f"the gradient changes when only this {what} is differentiated")
+    return Row("gradient", path, PASS, f"the same gradient when only this {what} is differentiated")

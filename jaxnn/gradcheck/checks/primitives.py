@@ -7,7 +7,6 @@ primitive without a method is no mistake: the row is UNSUPPORTED, and says which
 
 import contextlib
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from jaxnn.gradcheck._subject import Arrays, as64
 from jaxnn.gradcheck._tolerance import differs, finfo, index_text, worst_index
 from jaxnn.gradcheck._trial import Findings, Trial
+from jaxnn.gradcheck.checks.examples import NEARBY, Mask, all_and_each, subsets
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
 from jaxnn.tracing.contexts import float64_mode, new_remat
 from jaxnn.tracing.errors import first_line, missing_method
@@ -28,8 +28,6 @@ from jaxnn.tracing.primitives import PrimitiveCall
 
 Positions = tuple[int, ...]
 OfCall = Callable[[PrimitiveCall], Iterator[Row]]
-MOST_SUBSETS_OF = 3  # up to so many arguments every subset is batched; of more, all together and each alone
-NEARBY = 1 + 2.0**-6  # an example that differs a little is a point of the same kind
 ZEROS = "; when only this argument is differentiated, the others' tangents are `hijax.Zero`"
 DISAGREE = "where JAX takes the gradient from `jvp` (under scan and jax.checkpoint) it is another one"
 
@@ -70,7 +68,7 @@ def lin(call: PrimitiveCall) -> Iterator[Row]:
 
 def _pushed_forward(call: PrimitiveCall, method: str, pushforward: Callable[..., Any]) -> Iterator[Row]:
     """Compare ⟨u, J v⟩ by the method with ⟨Jᵀ u, v⟩ by the vjp, for all arguments together and each alone."""
-    for positions in _all_and_each(call.differentiable):
+    for positions in _chosen(call.differentiable, all_and_each(len(call.differentiable))):
         f, definition, x = (*_functions(call, positions), [call.operands[i] for i in positions])
         v, u = _random_like(x, 1), _random_like(jax.eval_shape(definition, *x), 2)
 
@@ -131,7 +129,7 @@ def batch(call: PrimitiveCall) -> Iterator[Row]:
     """
     near = [(x * NEARBY).astype(x.dtype) if is_inexact(x) else x for x in call.operands]
     every = tuple(range(len(call.operands)))
-    for positions, last in [*((p, False) for p in _subsets(every)), ((), False), (every, True)]:
+    for positions, last in [*((p, False) for p in _chosen(every, subsets(len(every)))), ((), False), (every, True)]:
         axes = [(call.operands[i].ndim if last else 0) if i in positions else None for i in every]
         stacked = [x if a is None else jnp.stack([x, n], a) for x, n, a in zip(call.operands, near, axes, strict=True)]
 
@@ -167,7 +165,7 @@ def transpose(call: PrimitiveCall) -> Iterator[Row]:
         return
     u = _random_like([y for y in jax.eval_shape(call.definition, *call.operands) if is_inexact(y)], 2)
     rows = []
-    for positions in _all_and_each(call.differentiable):
+    for positions in _chosen(call.differentiable, all_and_each(len(call.differentiable))):
         f, definition, x = (*_functions(call, positions), [call.operands[i] for i in positions])
         try:
             expected = jax.jit(lambda u, d=definition, x=x: jax.linear_transpose(d, *x)(u))(u)
@@ -280,17 +278,9 @@ def _path(call: PrimitiveCall, positions: Sequence[int]) -> str:
     return call.name + "".join(call.paths[i] for i in positions)
 
 
-def _all_and_each(positions: Sequence[int]) -> list[Positions]:
-    """Return all of these positions, and each alone."""
-    return list(dict.fromkeys([tuple(positions), *((i,) for i in positions)]))
-
-
-def _subsets(positions: Positions) -> list[Positions]:
-    """Return every subset of a few positions but the empty one; of many, all together and each alone."""
-    if len(positions) > MOST_SUBSETS_OF:
-        return _all_and_each(positions)
-    sizes = range(len(positions), 0, -1)
-    return [subset for size in sizes for subset in itertools.combinations(positions, size)]
+def _chosen(positions: Sequence[int], masks: list[Mask]) -> list[Positions]:
+    """Return the positions that each mask chooses."""
+    return [tuple(p for p, chosen in zip(positions, mask, strict=True) if chosen) for mask in masks]
 
 
 def _random_like(arrays: Any, seed: int) -> Arrays:

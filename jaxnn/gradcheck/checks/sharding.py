@@ -13,16 +13,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxnn.gradcheck._subject import Arrays, as64
 from jaxnn.gradcheck._trial import Findings, Trial
-from jaxnn.gradcheck.checks.transformations import (
+from jaxnn.gradcheck.checks.examples import (
     MOST_SUBSETS_OF,
     Expected,
-    _all_and_each,
-    _attempt,
-    _compare,
-    _examples,
-    _label,
-    _one_by_one,
-    _stacked,
+    Mask,
+    all_and_each,
+    attempt,
+    compare,
+    examples,
+    label,
+    one_by_one,
+    stacked,
 )
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, NOTE, UNSUPPORTED, Row
 from jaxnn.tracing import kinds, rewriting
@@ -61,10 +62,10 @@ def _under_shard_map(t: Trial, mesh: Mesh) -> Findings:
     s, mesh = t.subject, with_axis_type(mesh, AxisType.Auto)
     axis, spec = mesh.axis_names[0], _spec(mesh.axis_names[0])
     count = mesh.shape[axis]
-    examples, dys = _examples(t, count)
+    each, dys = examples(t, count)
     stacked_dy = [jnp.stack(group) for group in zip(*dys, strict=True)]
 
-    def sharded(mask: tuple[bool, ...], check_vma: bool, kind: str) -> Arrays:
+    def sharded(mask: Mask, check_vma: bool, kind: str) -> Arrays:
         def body(points: Arrays, rest: Arrays) -> Arrays:
             local = [p[0] if m else p for p, m in zip(points, mask, strict=True)]
             return [_varying(y[None], axis, check_vma) for y in s.value(kind, local, rest)]
@@ -72,16 +73,16 @@ def _under_shard_map(t: Trial, mesh: Mesh) -> Findings:
         specs = ([spec if m else _spec() for m in mask], _spec())
         value = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=check_vma)
         gradient = jax.jit(lambda p, r, d: jax.vjp(lambda p: value(p, r), p)[1](d)[0])
-        return list(gradient(_stacked(t, mask, examples), s.rest, stacked_dy))
+        return list(gradient(stacked(t, mask, each), s.rest, stacked_dy))
 
     has_callback = any(e.primitive.name in rewriting.OPAQUE_CALLS for e in kinds.equations(t.jaxpr))
-    masks = _all_and_each(len(s.points))
-    expected = {mask: _one_by_one(t, mask, examples, dys) for mask in masks}
+    masks = all_and_each(len(s.points))
+    expected = {mask: one_by_one(t, mask, each, dys) for mask in masks}
     for check_vma in (True, False):
         for mask in masks:
-            name = f"{_label(t, mask)} (check_vma={check_vma})"
+            name = f"{label(t, mask)} (check_vma={check_vma})"
             run = functools.partial(sharded, mask, check_vma)
-            row = _attempt(t, "shard_map", name, run, expected[mask])
+            row = attempt(t, "shard_map", name, run, expected[mask])
             if row.status == FAIL and check_vma and has_callback:
                 # JAX does not mark a callback's results as varying over the mesh, and sums their cotangents.
                 message = f"JAX forgets the mesh axis at a callback: {row.message}; use check_vma=False"
@@ -111,22 +112,22 @@ def _over_an_explicit_axis(t: Trial, mesh: Mesh) -> Findings:
     mesh = with_axis_type(mesh, AxisType.Explicit)
     count, tried = mesh.shape[mesh.axis_names[0]], 0
     for leaf, point in enumerate(t.subject.points):
-        cut = next((k for k, n in enumerate(point.shape) if n and n % count == 0), None)
-        if cut is not None and tried < MOST_SUBSETS_OF:
+        axis = next((k for k, n in enumerate(point.shape) if n and n % count == 0), None)
+        if axis is not None and tried < MOST_SUBSETS_OF:
             tried += 1
-            yield from _with_one_sharded(t, mesh, leaf, cut)
+            yield from _with_one_sharded(t, mesh, leaf, axis)
     if not tried:
         message = f"no argument has an axis that {count} devices divide; give one that has"
         yield Row("shard_map", "Explicit", INCONCLUSIVE, message)
 
 
-def _with_one_sharded(t: Trial, mesh: Mesh, leaf: int, cut: int) -> Findings:
+def _with_one_sharded(t: Trial, mesh: Mesh, leaf: int, axis: int) -> Findings:
     """Shard one argument along one of its axes, and compare outside of the mesh."""
     name = f"{t.subject.paths[leaf]} (Explicit)"
     with jax.set_mesh(mesh):
-        found, programs, errors = _gradient_there(t, mesh, leaf, cut)
+        found, programs, errors = _gradient_there(t, mesh, leaf, axis)
     if found:
-        yield _compare(t, "shard_map", name, found, Expected(t.custom))
+        yield compare(t, "shard_map", name, found, Expected(t.custom))
         yield from _more_collectives(name, programs)
         return
     if "definition" in errors:
@@ -137,13 +138,13 @@ def _with_one_sharded(t: Trial, mesh: Mesh, leaf: int, cut: int) -> Findings:
     yield Row("shard_map", name, UNSUPPORTED, message)
 
 
-def _gradient_there(t: Trial, mesh: Mesh, leaf: int, cut: int) -> tuple[Arrays, dict[str, Any], dict[str, str]]:
+def _gradient_there(t: Trial, mesh: Mesh, leaf: int, axis: int) -> tuple[Arrays, dict[str, Any], dict[str, str]]:
     """Return the rule's gradient with one argument sharded, the programs by kind, and why a kind does not compile.
 
     If the rule does not run so, all arrays with the argument's first axis are sharded, too.
     """
     errors: dict[str, str] = {}
-    for operands in _placements(t, mesh, leaf, cut):
+    for operands in _placements(t, mesh, leaf, axis):
         programs = {}
         for kind in ("custom", "definition"):
             try:
@@ -155,20 +156,20 @@ def _gradient_there(t: Trial, mesh: Mesh, leaf: int, cut: int) -> tuple[Arrays, 
     return [], {}, errors
 
 
-def _placements(t: Trial, mesh: Mesh, leaf: int, cut: int) -> Iterator[tuple[Arrays, Arrays, Arrays]]:
+def _placements(t: Trial, mesh: Mesh, leaf: int, axis: int) -> Iterator[tuple[Arrays, Arrays, Arrays]]:
     """Yield the points, the other arrays and the cotangents, placed: one point sharded, then its companions too."""
-    s, axis = t.subject, mesh.axis_names[0]
-    length = s.points[leaf].shape[cut]
+    s, name = t.subject, mesh.axis_names[0]
+    length = s.points[leaf].shape[axis]
 
     def placed(x: Any, where: int | None) -> Any:
-        spec = _spec() if where is None else _spec(*(None,) * where, axis)
+        spec = _spec() if where is None else _spec(*(None,) * where, name)
         return jax.device_put(x, NamedSharding(mesh, spec))
 
     def with_its_axis(x: Any) -> int | None:
-        return 0 if cut == 0 and x.ndim and x.shape[0] == length else None  # a batch's labels and masks, for example
+        return 0 if axis == 0 and x.ndim and x.shape[0] == length else None  # a batch's labels and masks, for example
 
     rest, dy = ([placed(x, None) for x in group] for group in (s.rest, t.dy))
-    yield [placed(p, cut if i == leaf else None) for i, p in enumerate(s.points)], rest, dy
+    yield [placed(p, axis if i == leaf else None) for i, p in enumerate(s.points)], rest, dy
     points, others = ([with_its_axis(x) for x in group] for group in (s.points, s.rest))
     if [*points, *others].count(0) > 1:
         yield list(map(placed, s.points, points)), list(map(placed, s.rest, others)), dy

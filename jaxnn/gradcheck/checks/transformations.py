@@ -1,10 +1,9 @@
 """The checks under transformations: the rule staged, batched, and differentiated again."""
 
 import functools
-import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,76 +12,12 @@ from jax import lax
 
 from jaxnn.gradcheck import _numeric
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import index_text, largest_finite, worst_index
+from jaxnn.gradcheck._tolerance import largest_finite
 from jaxnn.gradcheck._trial import Findings, Trial
+from jaxnn.gradcheck.checks.examples import Expected, Mask, attempt, examples, label, one_by_one, stacked, subsets
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
 from jaxnn.tracing.contexts import float64_mode
-from jaxnn.tracing.errors import TRACING_ERRORS, first_line, is_missing_in_jax, missing_method
-
-TWO_GRADIENTS = 2.0  # times the error of one: those with and without the transformation are compared
-MOST_SUBSETS_OF = (
-    3  # up to so many arguments every subset is batched, in 7 programs; of more, all together and each alone
-)
-NEARBY = 1 + 2.0**-6  # an example that differs a little: in all dtypes another number, and a point of the same kind
-
-
-class Expected(NamedTuple):
-    """The gradients that a transformed rule must return: of the arguments, or of examples by turns.
-
-    The examples' cotangents are the trial's first and second ones in turn. An argument of which every example has its
-    own (its `batched` is true) has stacked gradients; one that they share has the sum of theirs.
-    """
-
-    gradients: Arrays
-    examples: int = 1
-    batched: tuple[bool, ...] | None = None
-
-    def allowed(self, t: Trial, leaf: int) -> Any:
-        if self.batched is None:
-            return TWO_GRADIENTS * t.allowed(leaf)
-        each = [t.allowed(leaf, second=k % 2 == 1) for k in range(self.examples)]
-        return TWO_GRADIENTS * (np.stack(each) if self.batched[leaf] else np.sum(each, 0))
-
-
-def _compare(t: Trial, check: str, name: str, found: Arrays, expected: Expected) -> Row:
-    for leaf, path in enumerate(t.subject.paths):
-        ours, want = found[leaf], expected.gradients[leaf]
-        if ours.shape != want.shape:
-            return Row(check, name, FAIL, f"{path} has shape {ours.shape}, must be {want.shape}")
-        wrong = t.differing(ours, want, functools.partial(expected.allowed, t, leaf))
-        if wrong.any():
-            i = worst_index(ours, want, wrong)
-            message = f"{path}{index_text(i)} is {ours[i]:.6g}, without the transformation {want[i]:.6g}"
-            return Row(check, name, FAIL, message)
-    return Row(check, name, PASS, "the same gradient")
-
-
-def _attempt(t: Trial, check: str, name: str, run: Callable[[str], Arrays], expected: Expected) -> Row:
-    """Run a transformation of the rule. If it raises, try the definition, to see whether the rule is the cause."""
-    try:
-        found = [as64(g) for g in run("custom")]
-    except Exception as error:
-        try:
-            run("definition")
-        except Exception:
-            return Row(check, name, UNSUPPORTED, f"neither the rule nor its definition runs: {first_line(error)}")
-        if _is_vma_error(error):
-            message = "the cotangent of an argument that is equal on all devices must be summed over the devices"
-            cure = "in bwd, psum over the axes that the cotangent varies over and the primal does not"
-            return Row(check, name, UNSUPPORTED, f"{message}: {cure} (jax.typeof(x).manual_axis_type.varying)")
-        if missing := missing_method(error):
-            return Row(check, name, UNSUPPORTED, missing)
-        if is_missing_in_jax(error):
-            return Row(check, name, UNSUPPORTED, f"the rule does not run, its definition does: {first_line(error)}")
-        return Row(check, name, FAIL, f"the rule raises, its definition does not: {first_line(error)}")
-    return _compare(t, check, name, found, expected)
-
-
-def _is_vma_error(error: Exception) -> bool:
-    """Whether JAX complains of a cotangent that varies over other mesh axes than its argument."""
-    return not isinstance(error, TRACING_ERRORS) and any(
-        words in str(error) for words in ("bwd rule must produce", "varying manual axes", "{V:")
-    )
+from jaxnn.tracing.errors import first_line
 
 
 def staging(t: Trial) -> Findings:
@@ -119,71 +54,30 @@ def staging(t: Trial) -> Findings:
     }
     for name, transform in variants.items():
         if not (s.eager and name in ("eager", "jit")):
-            yield _attempt(t, "staging", name, functools.partial(vjp_of, transform), Expected(t.custom))
-
-
-def _all_and_each(count: int) -> list[tuple[bool, ...]]:
-    """Return the set of all arguments, and each argument alone."""
-    return list(dict.fromkeys([(True,) * count, *(tuple(i == j for j in range(count)) for i in range(count))]))
-
-
-def _subsets(count: int) -> list[tuple[bool, ...]]:
-    """Return every non-empty subset of a few arguments; of many, all together and each alone."""
-    if count > MOST_SUBSETS_OF:
-        return _all_and_each(count)
-    return [mask for mask in itertools.product((True, False), repeat=count) if any(mask)]
-
-
-def _label(t: Trial, mask: tuple[bool, ...]) -> str:
-    return "all" if all(mask) else ", ".join(path for path, m in zip(t.subject.paths, mask, strict=True) if m)
-
-
-def _examples(t: Trial, count: int) -> tuple[list[Arrays], list[Arrays]]:
-    """Return examples, the arguments and a point nearby in turn, and a cotangent for each."""
-    near = [(x * NEARBY).astype(x.dtype) for x in t.subject.points]
-    dys = [t.dy, t.second_dy]
-    return [near if k % 2 else t.subject.points for k in range(count)], [dys[k % 2] for k in range(count)]
-
-
-def _stacked(t: Trial, mask: tuple[bool, ...], examples: list[Arrays]) -> Arrays:
-    """Stack the arguments that are batched; the others are the first example's."""
-    return [
-        jnp.stack([e[i] for e in examples]) if m else p
-        for i, (p, m) in enumerate(zip(t.subject.points, mask, strict=True))
-    ]  # fmt: skip
-
-
-def _one_by_one(t: Trial, mask: tuple[bool, ...], examples: list[Arrays], dys: list[Arrays]) -> Expected:
-    """Return the examples' cotangents: stacked for a batched argument, summed for one that all examples share."""
-    parts = [
-        t.gradients("custom", [e if m else p for e, p, m in zip(example, t.subject.points, mask, strict=True)], dy)
-        for example, dy in zip(examples, dys, strict=True)
-    ]  # fmt: skip
-    groups = zip(zip(*parts, strict=True), mask, strict=True)
-    return Expected([np.stack(g) if m else np.sum(g, 0) for g, m in groups], len(examples), mask)
+            yield attempt(t, "staging", name, functools.partial(vjp_of, transform), Expected(t.custom))
 
 
 def vmap(t: Trial) -> Findings:
     """A batch has the gradients of its examples, whichever arguments are batched."""
     s = t.subject
-    examples, dys = _examples(t, 2)
+    both, dys = examples(t, 2)
     stacked_dy = [jnp.stack(pair) for pair in zip(*dys, strict=True)]
 
-    def batched(mask: tuple[bool, ...], kind: str) -> Arrays:
+    def batched(mask: Mask, kind: str) -> Arrays:
         value = jax.vmap(lambda p: s.value(kind, p, s.rest), in_axes=([0 if m else None for m in mask],))
-        return list(jax.jit(lambda p, d: jax.vjp(value, p)[1](d)[0])(_stacked(t, mask, examples), stacked_dy))
+        return list(jax.jit(lambda p, d: jax.vjp(value, p)[1](d)[0])(stacked(t, mask, both), stacked_dy))
 
     def cotangents_alone(kind: str) -> Arrays:
         return list(
             jax.jit(jax.vmap(lambda d, p: s.vjp(kind, p, s.rest, d)[1], in_axes=(0, None)))(stacked_dy, s.points)
         )
 
-    for mask in _subsets(len(s.points)):
-        expected = _one_by_one(t, mask, examples, dys)
-        yield _attempt(t, "vmap", _label(t, mask), functools.partial(batched, mask), expected)
+    for mask in subsets(len(s.points)):
+        expected = one_by_one(t, mask, both, dys)
+        yield attempt(t, "vmap", label(t, mask), functools.partial(batched, mask), expected)
     each = [np.stack(pair) for pair in zip(t.custom, t.second_custom, strict=True)]
     expected = Expected(each, 2, (True,) * len(each))
-    yield _attempt(t, "vmap", "cotangents (jacrev)", cotangents_alone, expected)
+    yield attempt(t, "vmap", "cotangents (jacrev)", cotangents_alone, expected)
 
 
 def second_order(t: Trial) -> Findings:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,7 +11,8 @@ from jaxnn.gradcheck._tolerance import differs, finfo, index_text, largest_finit
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, NOTE, PASS, Row
 from jaxnn.tracing import jaxprs
-from jaxnn.tracing.backward import BackwardRule
+from jaxnn.tracing.backward import BackwardRule, cotangent_type
+from jaxnn.tracing.functions import random_values
 
 REFERENCE_ROUNDING = 16  # times the allowed error: a reference may add up in another order, or by another algorithm
 LINEAR_ROUNDING = 64  # times the allowed error, relative to each element: for a reference no response is computed
@@ -178,15 +178,6 @@ def integers(t: Trial) -> Findings:
 
 def _is_nonzero(rule: BackwardRule, position: int) -> bool:
     """Whether a cotangent of the rule is not 0, at random residuals and output cotangents."""
-    rng = np.random.default_rng(0)
-
-    def example(aval: Any, is_cotangent: bool) -> Any:
-        if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
-            return jax.random.split(jax.random.key(0), aval.shape) if aval.shape else jax.random.key(0)
-        if not jnp.issubdtype(aval.dtype, np.inexact):
-            return np.zeros(aval.shape, jax.dtypes.float0) if is_cotangent else jnp.ones(aval.shape, aval.dtype)
-        return jnp.asarray(rng.uniform(0.5, 1.5, aval.shape)).astype(aval.dtype)
-
-    given = [*(example(a, False) for a in rule.residuals), *(example(a, True) for a in rule.outputs)]
+    given = random_values([*rule.residuals, *map(cotangent_type, rule.outputs)])
     with np.errstate(all="ignore"):
         return bool(np.any(as64(jaxprs.run(rule.jaxpr, *given)[position]) != 0))
