@@ -122,7 +122,8 @@ def _by_sign(point: Any, wrong: Any) -> str:
 def shape_hint(message: str) -> str:
     """Name the mistake behind JAX's message on a cotangent's shape; "" if the message is another one."""
     found = re.search(
-        r"of type \w+\[([\d,]*)\][^\[]* (?:of type|input of type|to an input of type) \w+\[([\d,]*)\]", message
+        r"of type \w+\[([\d,]*)\][^\[]* (?:of type|input of type|to an input of type|expected type) \w+\[([\d,]*)\]",
+        message,
     )
     if not found:
         return ""

@@ -80,7 +80,8 @@ def _find_outputs(s: Subject) -> None:
     except BRANCHING_ERRORS as error:
         raise TypeError(branching_message(s.name, error)) from None
     except Exception as error:
-        if re.search("could not be resolved to position(al-only|s)", str(error)):
+        # The second message comes from a custom_vjp function under jax_custom_vjp3.
+        if re.search("could not be resolved to position(al-only|s)|^missing a required argument", str(error)):
             raise _NoSignature(" ".join(str(error).split())) from error
         keywords = isinstance(error, TypeError) and "argument" in str(error)
         cure = "; pass keyword arguments as kwargs={...}" if keywords else ""

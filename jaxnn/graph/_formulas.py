@@ -271,7 +271,8 @@ NONE = Formulas("", {})
 
 def _of_rule(eqn: Any) -> tuple[Formulas, list[str], str]:
     """Return a hand-written rule's formulas, its operands' names, and the meaning of those without a formula."""
-    place = _source.place_of(eqn.params["call_jaxpr"])
+    call = kinds.rule_call(eqn)
+    place = None if call is None or call.traced is None else _source.place_of(call.traced)
     function = None if place is None else _source.function_at(place)
     formulas = NONE if place is None else FORMULAS.get((place.file, place.name), NONE)
     docstring = "" if function is None else (ast.get_docstring(function) or "").split("\n")[0]

@@ -11,6 +11,7 @@ import jax
 
 from jaxnn.rules.component import FORMULAS
 from jaxnn.tracing.jaxprs import open_jaxpr
+from jaxnn.tracing.kinds import rule_call
 
 _PACKAGE = str(Path(__file__).parents[1])
 _JAX = str(Path(jax.__file__).parent)
@@ -80,9 +81,10 @@ def function_at(place: Place) -> ast.FunctionDef | None:
 def arguments_of(eqn: Any, function: ast.FunctionDef | None) -> list[str]:
     """Name the operands of a custom rule's call by its function's parameters: "x", "params.w"."""
     count = len(eqn.invars)
-    known = open_jaxpr(eqn.params["call_jaxpr"]).debug_info.arg_names
+    call = rule_call(eqn)
+    known = None if call is None or call.traced is None else open_jaxpr(call.traced).debug_info.arg_names
     if known is not None and len(known) == count:
-        return list(known)
+        return [re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", name) for name in known]  # "p['w'][0]" is p.w.0
     parameters = [] if function is None else _differentiable_parameters(function)
     tree = _argument_tree(eqn)
     if tree is not None and tree.num_leaves == count and len(tree.children()) <= len(parameters):

@@ -48,15 +48,20 @@ class RuleCall:
         "custom_root", or "primitive" for a primitive that is registered with JAX by hand.
       name: the function's name.
       is_jaxs_own: whether the rule belongs to JAX itself.
-      place: the file and line where the definition begins, "student.py:14"; "" if unknown.
       definition: returns the trace of the definition, which takes the call's operands; None for a primitive.
+      traced: the trace in which JAX keeps the function's place and the names of its arguments; None for a HiPrim.
     """
 
     kind: str
     name: str
     is_jaxs_own: bool
     definition: Callable[[], Any] | None
-    place: str = ""
+    traced: Any = None
+
+    @property
+    def place(self) -> str:
+        """The file and line where the function begins, "student.py:14"; "" if unknown."""
+        return "" if self.traced is None else _place(self.traced)
 
     @property
     def is_implicit(self) -> bool:
@@ -84,7 +89,7 @@ def rule_call(eqn: Any) -> RuleCall | None:
 
 
 def _traced_call(kind: str, jaxpr: Any) -> RuleCall:
-    return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), lambda: jaxpr, _place(jaxpr))
+    return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), lambda: jaxpr, jaxpr)
 
 
 def _function_name(jaxpr: Any) -> str:
@@ -119,7 +124,7 @@ def _primitive_call(eqn: Any) -> RuleCall:
     if type(primitive).__name__ in ("CustomVJPTraced", "CustomJVPTraced"):
         kind = "custom_vjp" if type(primitive).__name__ == "CustomVJPTraced" else "custom_jvp"
         jaxpr = primitive.traced.jaxpr
-        return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), definition, _place(jaxpr))
+        return RuleCall(kind, _function_name(jaxpr), _is_in_jax(jaxpr), definition, jaxpr)
     if type(primitive).__name__ == "CustomRoot":
         return RuleCall("custom_root", "custom_root", False, definition)
     return RuleCall(HIPRIM, type(primitive).__name__, type(primitive).__module__.startswith("jax."), definition)
@@ -134,7 +139,8 @@ def _expanded(eqn: Any) -> Any:
     avals = [v.aval for v in eqn.invars]
     with eqn.ctx.manager:
         mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.manual_axes:
+    axes = set(mesh.manual_axes) - set(jax.sharding.get_abstract_mesh().manual_axes)
+    if not axes:
         return jax.make_jaxpr(expand)(*avals)
     # The call stands in a shard_map: trace inside of another one, where JAX knows the axes.
     traced = []
@@ -144,7 +150,7 @@ def _expanded(eqn: Any) -> Any:
         return x
 
     whole = mesh.update(axis_types=(jax.sharding.AxisType.Auto,) * len(mesh.axis_names))  # type: ignore[no-untyped-call]
-    spec, axes = jax.P(), set(mesh.manual_axes)  # type: ignore[no-untyped-call]
+    spec = jax.P()  # type: ignore[no-untyped-call]
     varies = any(a.manual_axis_type.varying for a in avals if hasattr(a, "manual_axis_type"))
     around = jax.shard_map(body, mesh=whole, in_specs=spec, out_specs=spec, axis_names=axes, check_vma=varies)
     jax.eval_shape(around, jnp.zeros((), bool))

@@ -11,6 +11,7 @@ import pytest
 from cases import CASES, CHOSEN
 
 import jaxnn
+from jaxnn.tracing import kinds
 
 BY_ID = {case.id: case for case in CASES}
 
@@ -167,13 +168,7 @@ def test_forward_over_reverse(plain):
 
 def operations(jaxpr, names):
     """Every equation with one of these names, however deep."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in names:
-            yield eqn
-        for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from operations(inner, names)
+    return [eqn for eqn in kinds.equations(jaxpr) if eqn.primitive.name in names]
 
 
 def in_float32(case):

@@ -16,6 +16,7 @@ from test_transformations import operations
 
 import jaxnn
 from jaxnn.rules.blocks import least_overlapping
+from jaxnn.tracing import kinds
 
 loss = jaxnn.linear_cross_entropy
 memories = pytest.mark.parametrize("memory", ["fast", "lean"])
@@ -191,12 +192,8 @@ def hessian_product(f, x, w, t):
 
 
 def shapes(jaxpr):
-    for eqn in jaxpr.eqns:
-        yield from (v.aval.shape for v in eqn.outvars if hasattr(v.aval, "shape"))
-        for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from shapes(inner)
+    """The shapes of all arrays that a program computes, however deep."""
+    return [v.aval.shape for eqn in kinds.equations(jaxpr) for v in eqn.outvars if hasattr(v.aval, "shape")]
 
 
 @memories
