@@ -113,7 +113,7 @@ def test_a_child_that_dies_or_hangs_or_cannot_run_is_the_reason(one_device, monk
 def test_the_child_is_gone_afterwards(one_device):
     with two_devices(True, rules.waits, (X,), {}, OPTIONS) as child:
         pass
-    assert child.process.returncode is not None and child.output.closed and child.complaints.closed
+    assert child.process.returncode is not None and child.output.closed and child.stderr.closed
 
 
 def test_no_child_where_it_is_not_wanted(one_device, monkeypatch):
