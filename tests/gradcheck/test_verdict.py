@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 from rules_to_check import X, with_rule
-from zoo.unproven import UNPROVEN
+from zoo.unproven import UNPROVEN, on_host
 
 from jaxnn import gradcheck
 
@@ -91,16 +91,10 @@ def test_what_a_stop_gradient_holds_constant_is_no_mistake_and_hides_none(
     assert gradcheck.check(rule, jnp.array([0.3, -1.2, 2.6]), level="rule").verdict == verdict
 
 
-def sine_on_host(x):
-    return jax.pure_callback(
-        lambda x: np.sin(np.asarray(x)), jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="expand_dims"
-    )
-
-
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, "right"), (1.1, "wrong")])
 def test_a_numeric_derivative_is_no_truth_for_an_argument_that_is_held_constant(factor, verdict):
     def scaled(x):
-        return sine_on_host(x) * lax.stop_gradient(x)
+        return on_host(np.sin)(x) * lax.stop_gradient(x)
 
     f = with_rule(scaled, lambda x: (scaled(x), x), lambda x, dy: (factor * dy * jnp.cos(x) * x,))
     (row,) = gradcheck.check(f, X, level="rule").undecided
@@ -120,3 +114,17 @@ def test_an_argument_beside_one_that_is_held_constant_is_judged(transpose):
     report = gradcheck.check(lambda a, b: solve(lax.stop_gradient(a), b), a, b, level="rule")
     assert report.verdict == ("unproven" if transpose is jnp.transpose else "wrong")
     assert {row.path for row in report.undecided} == {"a"}
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "right"), (1.1, "wrong")])
+def test_float64_is_a_cure_where_f_has_arrays_of_its_own(factor, verdict):
+    def check(dtype):
+        one = jnp.ones(2, dtype)  # in float64 JAX's strict product does not take it in float32
+        f = lambda x: on_host(lambda x: 1e6 + np.sin(x))(lax.mul(x, one))  # noqa: E731
+        rule = with_rule(f, lambda x: (f(x), x), lambda x, dy: (factor * dy * jnp.cos(x),))
+        return gradcheck.check(rule, jnp.array([1e-3, 0.5], dtype), level="rule")
+
+    report = check("float32")
+    assert report.verdict == "unproven" and "JAX_ENABLE_X64=1" in report.failed_lines(), report
+    with jax.enable_x64(True):
+        assert check("float64").verdict == verdict

@@ -30,6 +30,7 @@ MOST_OUTPUTS = 8  # that are checked one by one
 NO_DIGIT = 0.05  # relative error from which a gradient in float32 has lost its digits
 STOPPED = "varies what f holds constant by a stop_gradient"
 CURE = "give a `reference=` that JAX can differentiate, or other arguments"
+FLOAT64 = "; or switch float64 on (JAX_ENABLE_X64=1), with the arguments and f's own arrays in float64"
 
 
 def gradient(t: Trial) -> Findings:
@@ -124,8 +125,13 @@ def _judge_unknown(t: Trial, leaf: int, unknown: np.ndarray, along: Along) -> Ro
     where = ", ".join(f"{t.subject.paths[leaf]}{index_text(i)}" for i in undecided[:3])
     more = f" and {len(undecided) - 3} more" if len(undecided) > 3 else ""
     why = STOPPED if leaf in t.stopped else "does not converge"
-    message = f"{where}{more}: JAX's derivative is NaN, and the numeric one {why}; {CURE}"
+    message = f"{where}{more}: JAX's derivative is NaN, and the numeric one {why}; {_cure(t)}"
     return Row("gradient", t.subject.paths[leaf], INCONCLUSIVE, message, decides=True)
+
+
+def _cure(t: Trial) -> str:
+    """Say what would give a truth."""
+    return CURE + FLOAT64 * bool(t.no_float64)
 
 
 def _without_numeric(t: Trial, leaf: int, along: Along, agree: str) -> Row:
@@ -157,15 +163,15 @@ def _judge_numerically(t: Trial, leaf: int) -> Row:
     if along.agrees and along.settled and t.is_finite:
         return row(PASS, f"{rule} and numeric agree, error {along.slope.error:.2g} of {abs(along.slope.value):.2g}")
     if not t.is_finite:
-        message = f"f is not finite here, so it has no numeric derivative; {CURE}"
+        message = f"f is not finite here, so it has no numeric derivative; {_cure(t)}"
         return row(INCONCLUSIVE, message, decides=True)
     if along.slope.kinked and along.slope.has_sides and along.within_interval:
         return row(PASS, f"{rule} lies between the one-sided numeric derivatives: f has a kink here")
     if not along.settled or along.slope.kinked:
-        message = f"the numeric derivative does not converge here (along a direction {rule} is {along.text}); {CURE}"
+        message = f"the numeric derivative does not converge here (along a direction {rule} is {along.text}); {_cure(t)}"
         return row(INCONCLUSIVE, message, decides=True)
     if leaf in t.stopped:
-        message = f"along a direction {rule} is {along.text}: the numeric derivative {STOPPED}; {CURE}"
+        message = f"along a direction {rule} is {along.text}: the numeric derivative {STOPPED}; {_cure(t)}"
         return row(INCONCLUSIVE, message, decides=True)
     minus = MINUS if abs(along.found + along.slope.value) < 1e-2 * abs(along.found) else ""
     return row(FAIL, f"along a direction {rule} is {along.text}", minus)
