@@ -168,7 +168,9 @@ def _judge_numerically(t: Trial, leaf: int) -> Row:
     if along.slope.kinked and along.slope.has_sides and along.within_interval:
         return row(PASS, f"{rule} lies between the one-sided numeric derivatives: f has a kink here")
     if not along.settled or along.slope.kinked:
-        message = f"the numeric derivative does not converge here (along a direction {rule} is {along.text}); {_cure(t)}"
+        message = (
+            f"the numeric derivative does not converge here (along a direction {rule} is {along.text}); {_cure(t)}"
+        )
         return row(INCONCLUSIVE, message, decides=True)
     if leaf in t.stopped:
         message = f"along a direction {rule} is {along.text}: the numeric derivative {STOPPED}; {_cure(t)}"
