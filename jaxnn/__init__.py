@@ -46,6 +46,7 @@ _MODULE_OF = {
     **dict.fromkeys(_LOSSES.split(), "jaxnn.losses"),
     "automatic": "jaxnn.tracing",
 }
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> object:
@@ -60,4 +61,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE_OF})
+    return sorted({*globals(), *__all__})

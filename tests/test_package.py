@@ -180,8 +180,8 @@ def test_the_module_is_the_command():
 
 
 def test_every_public_name_is_documented():
-    for name, value in vars(jaxnn).items():
-        if callable(value) and not name.startswith("_"):
+    for name in jaxnn.__all__:
+        if callable(value := getattr(jaxnn, name)):
             for part in ("Args:", "Returns:", "Raises:", "Example:", "References:"):
                 assert part in value.__doc__, f"{name} lacks {part}"
             assert name == "automatic" or callable(value.definition)
@@ -203,7 +203,7 @@ print(jaxnn.__file__)
 
 
 def test_every_public_function_is_in_the_table_of_components():
-    public = {name for name, value in vars(jaxnn).items() if hasattr(value, "definition")}
+    public = {name for name in jaxnn.__all__ if hasattr(getattr(jaxnn, name), "definition")}
     assert {line.f.__name__ for line in components.COMPONENTS} == public
     assert len({line.name for line in components.COMPONENTS}) == len(components.COMPONENTS)
 

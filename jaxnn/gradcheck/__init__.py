@@ -18,6 +18,7 @@ _MODULE_OF = {
     "Row": "jaxnn.gradcheck.report",
     "automatic": "jaxnn.tracing.automatic",
 }
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> object:
@@ -29,4 +30,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE_OF})
+    return sorted({*globals(), *__all__})

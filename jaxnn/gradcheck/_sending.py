@@ -32,10 +32,17 @@ def settings() -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is None or isinstance(value, bool | int | str)}
 
 
+def devices() -> dict[str, Any]:
+    """Return the setting for as many virtual CPU devices as this process has; none on other devices."""
+    given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")  # the other process has it, too
+    return {} if given or jax.default_backend() != "cpu" else {"jax_num_cpu_devices": jax.device_count()}
+
+
 def apply(found: dict[str, Any]) -> None:
     """Set JAX up as another process was."""
     for name, value in found.items():
-        jax.config.update(name, value)  # type: ignore[no-untyped-call]
+        with contextlib.suppress(RuntimeError):  # the number of devices is decided once, at JAX's first use
+            jax.config.update(name, value)  # type: ignore[no-untyped-call]
 
 
 def path() -> list[str]:

@@ -1,5 +1,6 @@
-"""The check of recorded calls, in a process of its own: a rule that hangs or kills it is a line, and not the end."""
+"""The check of recorded calls, in other processes: a rule that hangs or kills one is a line, and not the end."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -9,11 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 SECONDS = {"rule": 20.0, "full": 60.0}  # for one call
 START = 60.0  # for the process to start
+PROCESSES = 4  # at most, and no more than there are cores
 STARTED_WITH = "import sys; sys.path[:] = {path!r}; from jaxnn.gradcheck.pytest_plugin.judging import main; main()"
 NOT_CHECKED = "not checked"
 
@@ -33,32 +35,38 @@ class Job:
     options: dict[str, Any]
 
 
-def judged(jobs: list[Job], seconds: float) -> Iterator[dict[str, Any]]:
-    """Yield the outcome of each job: its verdict, the rows that decide it, and the time.
+def judged(jobs: list[Job], seconds: float) -> list[dict[str, Any]]:
+    """Return the outcome of each job: its verdict, the rows that decide it, and the time.
 
     Args:
       jobs: what to check.
       seconds: the time for all of them.
     """
     end = time.monotonic() + seconds
-    child = None
+    idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+
+    def outcome_in_a_child(job: Job) -> dict[str, Any]:
+        left = end - time.monotonic()
+        if left <= 0:
+            return not_checked("left out: the time of --gradcheck-seconds is over")
+        try:
+            child = idle.get_nowait()
+        except queue.Empty:
+            child = _Child()
+        found = child.outcome(job, min(left, SECONDS[job.level]))
+        if not child.has_ended:
+            idle.put(child)
+        return found
+
     try:
-        for job in jobs:
-            left = end - time.monotonic()
-            if left <= 0:
-                yield _not_checked("left out: the time of --gradcheck-seconds is over")
-                continue
-            child = child or _Child()
-            outcome = child.outcome(job, min(left, SECONDS[job.level]))
-            if child.has_ended:
-                child = None
-            yield outcome
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, PROCESSES)) as pool:
+            return list(pool.map(outcome_in_a_child, jobs))
     finally:
-        if child is not None:
-            child.end()
+        while not idle.empty():
+            idle.get().end()
 
 
-def _not_checked(why: str) -> dict[str, Any]:
+def not_checked(why: str) -> dict[str, Any]:
     return {"verdict": NOT_CHECKED, "message": why, "rows": [], "seconds": 0.0}
 
 
@@ -74,7 +82,8 @@ class _Child:
             text=True,
         )  # fmt: skip
         self.answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
         self.is_ready = False
 
     def _read(self) -> None:
@@ -95,18 +104,23 @@ class _Child:
             answer = self.answers.get(timeout=seconds)
         except queue.Empty:
             self.end()
-            return _not_checked(f"it did not finish within {seconds:.0f} s")
+            return not_checked(f"it did not finish within {seconds:.0f} s")
         except OSError:
             answer = ""
         if not answer:
             code = self.process.wait()
-            return _not_checked(f"it ended the process that checks it, with exit code {code}")
+            self.end()
+            return not_checked(f"it ended the process that checks it, with exit code {code}")
         found: dict[str, Any] = json.loads(answer)
         return found | {"seconds": time.monotonic() - started}
 
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):  # what it did not read
+                pipe.close()  # type: ignore[union-attr]
 
 
 # --- in the child ---
@@ -131,7 +145,7 @@ def outcome_of(job: Job) -> dict[str, Any]:
     try:
         record = load(job.file)
     except Exception as error:
-        return _not_checked(f"it cannot be loaded in another process: {first_line(error)}")
+        return not_checked(f"it cannot be loaded in another process: {first_line(error)}")
     return outcome(record, job)
 
 
@@ -150,7 +164,7 @@ def outcome(record: Any, job: Job) -> dict[str, Any]:
             f, args, kwargs = record.call()
             report = check(f, *args, kwargs=kwargs, level=job.level, **options)
     except Exception as error:
-        return _not_checked(f"it cannot be called again: {first_line(error)}")
+        return not_checked(f"it cannot be called again: {first_line(error)}")
     rows = [dataclasses.asdict(row) for row in (report.failures or report.undecided)]
     short = [{key: row[key] for key in ("check", "path", "status", "message", "hint")} for row in rows]
     return {"verdict": report.verdict, "message": "", "rows": short, "seconds": report.seconds, "text": str(report)}

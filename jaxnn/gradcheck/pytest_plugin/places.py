@@ -55,18 +55,16 @@ def place_of(rule: Any, wanted: Callable[[Place], bool]) -> Place | None:
 
 
 def _place(f: Any, kind: str) -> Place | None:
-    module, code = getattr(f, "__module__", None), getattr(f, "__code__", None)
-    if module is None:
+    parts = list(vars(f).values()) if inspect.isclass(f) else [f]
+    code = next((part.__code__ for part in parts if hasattr(part, "__code__")), None)
+    if code is None or not isinstance(getattr(f, "__module__", None), str):
         return None
-    if code is not None:
-        file, line = code.co_filename, code.co_firstlineno
-    else:
-        try:
-            file, line = inspect.getsourcefile(f) or "", inspect.getsourcelines(f)[1]
-        except (TypeError, OSError):
-            return None
+    try:
+        line = inspect.getsourcelines(f)[1] if inspect.isclass(f) else code.co_firstlineno
+    except (TypeError, OSError):  # a class that was made by calling `type`
+        line = code.co_firstlineno
     name = str(getattr(f, "__qualname__", type(f).__name__)).replace("<locals>.", "")
-    return Place(name, module, os.path.abspath(file), line, kind)
+    return Place(name, f.__module__, os.path.abspath(code.co_filename), line, kind)
 
 
 def _functions(f: Any, depth: int = 3) -> Iterator[Callable[..., Any]]:

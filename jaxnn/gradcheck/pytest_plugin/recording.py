@@ -19,7 +19,10 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
-from jax._src import pjit  # the only place where a call of a compiled function can be seen
+from jax._src import (
+    pjit,  # the only place where a call of a compiled function can be seen
+    source_info_util,  # which has the only way to keep this file out of a program's source information
+)
 from jax.experimental import hijax
 from jax.interpreters import ad, batching, mlir
 
@@ -30,6 +33,8 @@ from jaxnn.tracing.contexts import quiet
 from jaxnn.tracing.functions import is_array
 
 HiPrim = getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive  # its name before jax 0.12
+source_info_util.register_exclusion(__file__)
+
 CANDIDATES = 3  # calls of a signature from which the hardest is kept
 MARKS = 50  # calls of a signature under a trace that are marked at most, until values have come
 MEMORY = 2**30  # bytes that all recorded arguments may have

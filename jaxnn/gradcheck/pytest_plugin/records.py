@@ -186,7 +186,9 @@ def _type_text(name: str, x: Any) -> str:
 def save(record: Record, file: str, by_value: Collection[str]) -> None:
     """Write a record to a file, for another process; raise what its pickling raises."""
     without_tests = dataclasses.replace(record, rule=None, tests={}, options={})
-    Path(file).write_bytes(_sending.packed(_sending.settings()) + _sending.packed(without_tests, by_value))
+    Path(file).write_bytes(
+        _sending.packed(_sending.settings() | _sending.devices()) + _sending.packed(without_tests, by_value)
+    )
 
 
 def load(file: str, *, set_up: bool = True) -> Record:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from jaxnn.gradcheck.pytest_plugin import results
-from jaxnn.gradcheck.pytest_plugin.judging import NOT_CHECKED, SECONDS, Job, judged, outcome
+from jaxnn.gradcheck.pytest_plugin.judging import NOT_CHECKED, SECONDS, Job, judged, not_checked, outcome
 from jaxnn.gradcheck.pytest_plugin.settings import Settings
 
 INSTALLED = {"site-packages", "dist-packages", ".venv", "venv", ".tox", ".nox"}
@@ -104,10 +104,10 @@ class Session:
         found = {"arguments": record.signature, "x64": record.x64, "tests": list(record.tests)}
         if record.leaves is None:
             why = record.left_out or "no values were seen: its program was compiled before, or elsewhere, or never ran"
-            return found | {"outcome": _not_checked(why)}
+            return found | {"outcome": not_checked(why)}
         options = self.settings.options(rule.name) | record.options
         if options.get("skip") is True:
-            return found | {"outcome": _not_checked("left out by gradcheck_rules")}
+            return found | {"outcome": not_checked("left out by gradcheck_rules")}
         file = os.path.join(self.folder, f"{os.getpid()}-{next(numbers)}.pkl")
         own = {key: value for key, value in options.items() if key == "reference" and not isinstance(value, str)}
         job = Job(file, self.settings.level, {key: value for key, value in options.items() if key not in own})
@@ -169,10 +169,6 @@ class Session:
         results.show(terminal, self.rules, self.problems, self.known, self.seconds, self.settings)
 
 
-def _not_checked(why: str) -> dict[str, Any]:
-    return {"verdict": NOT_CHECKED, "message": why, "rows": [], "seconds": 0.0}
-
-
 class _OverTime(BaseException):
     pass
 
@@ -190,7 +186,7 @@ def _limited(check: Callable[..., dict[str, Any]], seconds: float, *args: Any) -
     try:
         return check(*args)
     except _OverTime:
-        return _not_checked(f"it did not finish within {seconds:.0f} s")
+        return not_checked(f"it did not finish within {seconds:.0f} s")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
