@@ -100,7 +100,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
     return (yield)
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before the file of --junitxml is written
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Save the records in a worker; check the rules in the process that reports."""
     if SESSION not in session.config.stash:

@@ -157,7 +157,7 @@ def outcome(record: Any, job: Job) -> dict[str, Any]:
     from jaxnn.tracing.errors import first_line
 
     try:
-        options = dict(job.options)
+        options = record.options | job.options  # of these, those that JSON cannot hold are in the record
         if isinstance(options.get("reference"), str):
             options["reference"] = _found(options["reference"])
         with jax.enable_x64(record.x64):

@@ -4,10 +4,13 @@ import dataclasses
 import functools
 import inspect
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.experimental import hijax
 
 HiPrim = getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive  # its name before jax 0.12
@@ -94,3 +97,39 @@ def _content(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:  # not yet filled
         return None
+
+
+def constants_of(rule: Any) -> str:
+    """Return what tells a rule from others of the same place: what its functions close over, "eps=1e-06, axis=1"."""
+    found = rule.params if isinstance(rule, HiPrim) else _closed_over(rule)
+    return ", ".join(f"{name}={_short(value)}" for name, value in sorted(found.items()))
+
+
+def tracer_in(rule: Any) -> str:
+    """Return the name of a variable that a rule closes over and that holds a tracer; "" if there is none."""
+    found = {} if isinstance(rule, HiPrim) else _closed_over(rule)
+    traced = (name for name, value in found.items() if any(map(_is_tracer, jax.tree.leaves(value))))
+    return next(traced, "")
+
+
+def _closed_over(rule: Any) -> dict[str, Any]:
+    """Return the variables that a rule's functions close over, without the rule itself."""
+    functions = [f for part in ("fun", "fwd", "bwd", "jvp") for f in _functions(getattr(rule, part, None))]
+    pairs = [pair for f in functions for pair in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True)]
+    found = {name: _content(cell) for name, cell in pairs}
+    return {name: value for name, value in found.items() if not isinstance(value, jax.custom_vjp | jax.custom_jvp)}
+
+
+def _is_tracer(x: Any) -> bool:
+    return isinstance(x, jax.core.Tracer)
+
+
+def _short(value: Any) -> str:
+    """Return a value as short text; different values have different texts, if they are numbers, arrays or functions."""
+    if isinstance(value, jax.Array | np.ndarray) and not _is_tracer(value):
+        array = np.asarray(jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value)
+        return f"{array.dtype}{list(array.shape)}#{zlib.crc32(np.ascontiguousarray(array).tobytes()):08x}"
+    if inspect.isfunction(value):
+        return f"{value.__qualname__}:{value.__code__.co_firstlineno}".replace("<locals>.", "")
+    text = repr(value)
+    return text if len(text) < 40 and " at 0x" not in text else type(value).__name__

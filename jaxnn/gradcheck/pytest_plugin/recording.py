@@ -26,7 +26,7 @@ from jax._src import (
 from jax.experimental import hijax
 from jax.interpreters import ad, batching, mlir
 
-from jaxnn.gradcheck.pytest_plugin.places import Place, place_of
+from jaxnn.gradcheck.pytest_plugin.places import Place, place_of, tracer_in
 from jaxnn.gradcheck.pytest_plugin.records import Record, Rule
 from jaxnn.tracing import jaxprs
 from jaxnn.tracing.contexts import quiet
@@ -110,6 +110,9 @@ class Recorder:
             record = found.record(rule, tree, leaves)
             record.tests.setdefault(self.test, None)
             record.options.update(self.options)
+            if variable := tracer_in(rule):
+                record.left_out = f"it closes over a tracer, `{variable}`, and exists only while that is traced"
+                return args, kwargs
             traced = [i for i, x in enumerate(leaves) if isinstance(x, jax.core.Tracer) and is_array(x)]
             if not traced:
                 if not any(isinstance(x, jax.core.Tracer) for x in leaves):

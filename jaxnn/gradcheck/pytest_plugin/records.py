@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxnn.gradcheck import _sending
 from jaxnn.gradcheck._subject import argument_names
+from jaxnn.gradcheck.pytest_plugin.places import constants_of
 from jaxnn.tracing.functions import is_array
 
 SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c", "bool": "bool"}
@@ -46,7 +47,9 @@ class Rule:
         x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
         mesh = jax.sharding.get_abstract_mesh()
         axes = {str(name): mesh.shape[name] for name in mesh.manual_axes}
+        constants = constants_of(rule)
         signature = signature_of(rule, tree, leaves) + "".join(f", over {n}={size}" for n, size in axes.items())
+        signature += f"; with {constants}" if constants else ""
         key = f"{signature} {x64}"
         if key not in self.records:
             self.records[key] = Record(self, rule, tree, signature, x64, axes)
@@ -185,10 +188,9 @@ def _type_text(name: str, x: Any) -> str:
 
 def save(record: Record, file: str, by_value: Collection[str]) -> None:
     """Write a record to a file, for another process; raise what its pickling raises."""
-    without_tests = dataclasses.replace(record, rule=None, tests={}, options={})
-    Path(file).write_bytes(
-        _sending.packed(_sending.settings() | _sending.devices()) + _sending.packed(without_tests, by_value)
-    )
+    alone = dataclasses.replace(record, rule=None, tests={})
+    settings = _sending.settings() | _sending.devices()
+    Path(file).write_bytes(_sending.packed(settings) + _sending.packed(alone, by_value))
 
 
 def load(file: str, *, set_up: bool = True) -> Record:
