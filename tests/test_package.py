@@ -140,6 +140,7 @@ def test_importing_pulls_in_nothing_heavy_and_starts_no_backend():
 import sys, jax, jax.numpy, jaxtyping
 before = set(sys.modules)
 import jaxnn
+jaxnn.relu, jaxnn.nll, jaxnn.automatic  # they are imported when they are first used
 from jax._src import xla_bridge
 print({name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names) - {"jaxnn"})
 print(xla_bridge.backends_are_initialized())
