@@ -78,6 +78,8 @@ class _Sender(cloudpickle.Pickler):  # type: ignore[misc]
             by_pickle = isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType)
             if not by_pickle or name != obj.__qualname__:
                 return _find, (obj.__module__, name)
+        if isinstance(obj, jax.custom_vjp | jax.custom_jvp):
+            return object.__new__, (type(obj),), vars(obj)  # a new one would need its function, which may call it
         return super().reducer_override(obj)
 
     def _name_of(self, obj: Any) -> str | None:
