@@ -1,0 +1,37 @@
+"""The project with 40 rules: its own tests pass, and `check` says of each rule what `expected.py` says."""
+
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxnn import gradcheck
+
+PROJECT = Path(__file__).parent / "project"
+sys.path.insert(0, str(PROJECT))
+try:
+    from expected import EXPECTED
+finally:
+    sys.path.remove(str(PROJECT))
+
+SAMPLE = ("primitives.Blend", "attention.sharp_softmax")
+
+
+def rule(name):
+    """The name, marked as `more` unless it is of the sample."""
+    return pytest.param(name, marks=() if name.endswith(SAMPLE) else pytest.mark.more)
+
+
+@pytest.mark.parametrize("name", [rule(name) for name in EXPECTED])
+def test_check_says_what_is_expected(name):
+    expected = EXPECTED[name]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        f, *args = expected.call()
+        report = gradcheck.check(f, *args, level=expected.level)
+    assert report.verdict == expected.verdict, f"{expected.why}\n{report}"
+
+
+def test_half_of_the_rules_are_wrong():
+    verdicts = [expected.verdict for expected in EXPECTED.values()]
+    assert verdicts.count("wrong") == verdicts.count("right") == 20
