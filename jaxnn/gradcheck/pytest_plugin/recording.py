@@ -133,6 +133,7 @@ class Recorder:
     def values(self, call: Call, arrays: Any, batches: Any) -> None:
         """Take the values of the tracers of a call."""
         record = call.record
+        record.batched |= bool(batches)
         if record.seen >= CANDIDATES:
             return
         with self.lock, self.pause(), _undisturbed():
