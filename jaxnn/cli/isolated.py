@@ -11,6 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Generator
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from jaxnn.gradcheck.report import Report
 _CHILD = "from jaxnn.cli.isolated import serve\nserve()"
 MAX_CAUSE = 300  # characters of an error's message: JAX's may be pages long
 END_SECONDS = 5.0  # that a process may take to end after its last report
+CASE_SECONDS = 600.0  # that a case may take: an endless loop in a file is not the end of the others
 
 
 class Result(NamedTuple):
@@ -66,12 +68,13 @@ def _run_some(left: list[str], options: tuple[str, int, bool]) -> Generator[Resu
         start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the child
     )
     assert child.stdin is not None and child.stdout is not None
+    late = threading.Event()
     try:
         with contextlib.suppress(BrokenPipeError), child.stdin:
             pickle.dump((left, *options), child.stdin)
         with contextlib.suppress(EOFError, pickle.UnpicklingError):
             while True:
-                received = pickle.load(child.stdout)
+                received = _next_message(child, late)
                 if isinstance(received, CommandError):
                     raise received
                 if isinstance(received, str):
@@ -85,9 +88,27 @@ def _run_some(left: list[str], options: tuple[str, int, bool]) -> Generator[Resu
         child.wait()
         child.stdout.close()
     code = child.returncode
+    if late.is_set():
+        return f"no result within {CASE_SECONDS:g} s"
     return (
         f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"it ends its process (code {code})"
     )
+
+
+def _next_message(child: Any, late: threading.Event) -> Any:
+    """Return what the process sends next; if nothing comes in time, set `late` and end it with all that it started."""
+
+    def end() -> None:
+        late.set()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+    limit = threading.Timer(CASE_SECONDS, end)
+    limit.start()
+    try:
+        return pickle.load(child.stdout)
+    finally:
+        limit.cancel()
 
 
 def serve() -> None:
