@@ -1,10 +1,13 @@
 """The project with 40 rules: its own tests pass, and `check` says of each rule what `expected.py` says."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
 import jax
 import pytest
+from plugin_run import run
 
 from jaxnn import gradcheck
 
@@ -35,3 +38,16 @@ def test_check_says_what_is_expected(name):
 def test_half_of_the_rules_are_wrong():
     verdicts = [expected.verdict for expected in EXPECTED.values()]
     assert verdicts.count("wrong") == verdicts.count("right") == 20
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "workers"])
+def test_the_plugin_finds_the_wrong_rules_and_no_other(workers, tmp_path):
+    """At the arguments that the project's own tests use, without a line in them."""
+    project = tmp_path / "project"
+    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("__pycache__"))
+    output = run(project, "--gradcheck", "--gradcheck-report=found.json", *workers, code=1)
+    rules = json.loads((project / "found.json").read_text())["rules"]
+    assert {rule["name"]: rule["verdict"] for rule in rules} == {name: e.verdict for name, e in EXPECTED.items()}, (
+        output
+    )

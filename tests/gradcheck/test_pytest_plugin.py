@@ -5,11 +5,10 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
+from plugin_run import ROOT, run
 
-ROOT = Path(__file__).parents[2]
 RULES = """
     import jax, jax.numpy as jnp, os
 
@@ -68,19 +67,6 @@ def project(tmp_path):
 def write(path, text):
     path.parent.mkdir(exist_ok=True)
     path.write_text(textwrap.dedent(text))
-
-
-def run(project, *options, code=None, env=None):
-    """Run the project's tests; return what is printed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
-    path = os.pathsep.join([str(ROOT), str(project)])
-    found = subprocess.run(
-        command, cwd=project, env=os.environ | {"PYTHONPATH": path, "COLUMNS": "200"} | (env or {}), text=True,
-        capture_output=True,
-    )  # fmt: skip
-    output = found.stdout + found.stderr
-    assert code is None or found.returncode == code, output
-    return output
 
 
 LINE = (

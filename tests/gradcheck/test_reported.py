@@ -64,6 +64,7 @@ def test_rules_that_are_handed_over_to_jax_are_judged_and_named():
         f = divide(transpose)
         report = gradcheck.check(lambda x, f=f: f(x, y), jnp.array([1.0, -2.0]), level="rule")
         assert report.verdict == verdict, report
+        assert report.ok or "the transpose of linear_call" in messages(report)
 
 
 @pytest.mark.parametrize(("at_zero", "verdict"), [(0.7, "wrong"), (0.0, "right")])

@@ -54,7 +54,10 @@ def place_of(rule: Any, wanted: Callable[[Place], bool]) -> Place | None:
         return [place for f in functions if (place := _place(f, kind)) is not None and wanted(place)]
 
     derivative = wanted_in("bwd", "fwd", "jvp")
-    return (wanted_in("fun") + derivative)[0] if derivative else None
+    if not derivative:
+        return None
+    names = wanted_in("fun") + derivative
+    return next((place for place in names if "<lambda>" not in place.name), names[0])
 
 
 def _place(f: Any, kind: str) -> Place | None:

@@ -133,6 +133,7 @@ class Recorder:
     def values(self, call: Call, arrays: Any, batches: Any) -> None:
         """Take the values of the tracers of a call."""
         record = call.record
+        record.batched |= bool(batches)
         if record.seen >= CANDIDATES:
             return
         with self.lock, self.pause(), _undisturbed():
@@ -214,7 +215,7 @@ def _host(x: Any) -> Any:
 
 
 def _hardness(x: Any) -> float:
-    """Return how much an array asks of a rule: finite, not all zero or equal, with ties, zeros and large numbers."""
+    """Return how much an array asks of a rule: finite, not all 0 or 1, not all equal, with ties and large numbers."""
     if not is_array(x) or _is_key(x) or not jnp.issubdtype(x.dtype, np.inexact) or not x.size:
         return 0.0
     with np.errstate(all="ignore"):
@@ -222,7 +223,8 @@ def _hardness(x: Any) -> float:
         size, distinct = np.abs(x), len(np.unique(x))
         finite = bool(np.isfinite(x).all())
         varied, tied, large = distinct > 1, 1 < distinct < x.size, bool((size > 20).any())
-        return float(8 * finite + 4 * bool(size.any()) + 2 * varied + tied + large)
+        generic = not np.isin(size, (0.0, 1.0)).all()
+        return float(8 * finite + 4 * bool(size.any()) + 4 * generic + 2 * varied + tied + large)
 
 
 def _examples(arrays: list[Any], batches: Any) -> Iterator[list[Any]]:

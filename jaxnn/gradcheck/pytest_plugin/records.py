@@ -70,6 +70,7 @@ class Record:
       checks_varying: whether shard_map keeps account of what varies.
       leaves: the arguments of the hardest call; None while there is none.
       hardness: how much these ask of a rule.
+      batched: whether a call was one of a batch, under vmap.
       seen: how many calls brought values.
       marks: how many calls with tracers were marked.
       runs: how often a copy of a program was run for its values.
@@ -88,6 +89,7 @@ class Record:
     checks_varying: bool = False
     leaves: list[Any] | None = None
     hardness: float = -1.0
+    batched: bool = False
     seen: int = 0
     marks: int = 0
     runs: int = 0
