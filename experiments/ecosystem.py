@@ -40,9 +40,10 @@ import rich.progress
 import rich.table
 from _ecosystem_confirmations import CONFIRMED, DOCUMENTED
 from _ecosystem_examples import EXAMPLES, SKIPPED, Example
-from _ecosystem_rules import LIBRARIES, Rule, discover, recording, short, versions
+from _ecosystem_rules import LIBRARIES, recording, short, versions
 
 from jaxnn import gradcheck
+from jaxnn.gradcheck.discovery import Rule, discover
 
 OUT = Path("results/ecosystem")
 
