@@ -36,6 +36,7 @@ LIBRARIES = {  # what is imported: the distribution it is installed from
     "jaxopt": "jaxopt",
     "e3nn_jax": "e3nn-jax",
     "tokamax": "tokamax",
+    "jax_cce": "jax-cce",
     TFP: "tfp-nightly",
 }
 # Tests, benchmarks, exporters to other frameworks, and kernels that import only on their own accelerator.
