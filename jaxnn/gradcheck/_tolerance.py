@@ -64,7 +64,7 @@ def response(base: list[Any], at: Callable[[float], list[Any]]) -> list[Any]:
 
 
 def _change(base: Any, coarse: Any, fine: Any) -> Any:
-    far, near = np.abs(coarse - base), np.abs(fine - base)
+    far, near = np.asarray(np.abs(coarse - base)), np.asarray(np.abs(fine - base))  # no scalars
     far /= COARSE  # in place: at 10**7 elements a new array costs more than the arithmetic
     near /= FINE
     jumps = near > JUMP * far
