@@ -123,9 +123,19 @@ def multinomial_entropy() -> str:
     return together(found, f"along (1, -1, 0) it is {tilted:.4g} by central difference")
 
 
+def twice_sine(x: Any) -> Any:
+    return sine_of_module(resolve("flax.nnx.custom_vjp"), x, jnp.float32(2.0))
+
+
 def sine_twice() -> str:
-    rule = jax.grad(jax.grad(lambda x: sine_of_module(resolve("flax.nnx.custom_vjp"), x, jnp.float32(2.0))))
-    return against(rule(jnp.float32(1.0)), -2 * np.sin(1.0), "d²(2 sin x)/dx² at 1 by NumPy")
+    rule = jax.grad(jax.grad(twice_sine))(jnp.float32(1.0))
+    return against(rule, -2 * np.sin(1.0), "d²(2 sin x)/dx² at 1 by NumPy")
+
+
+def sine_under_remat() -> str:
+    x = jnp.float32(1.0)
+    found = raised(lambda: jax.grad(jax.checkpoint(twice_sine))(x))
+    return together("grad of remat " + found if found else "", f"grad without remat gives {jax.grad(twice_sine)(x):.6g}")
 
 
 def padded_classes() -> str:
@@ -293,7 +303,7 @@ CONFIRMED: dict[str, dict[tuple[str, ...], Callable[[], str]]] = {
             "jaxopt.projection.projection_sparse_simplex": ("jaxopt.projection.projection_sparse_simplex", 3),
         }.items()
     },
-    "flax.nnx.custom_vjp [module]": {("second_order",): sine_twice},
+    "flax.nnx.custom_vjp [module]": {("second_order",): sine_twice, ("staging",): sine_under_remat},
     "tokamax.linear_softmax_cross_entropy_loss [chunked, 37 classes]": {(*WRONG, "primal"): padded_classes},
     "distrax.Multinomial [entropy]": {("signature",): multinomial_entropy},
     "rlax.clip_gradient": {(*WRONG, "linearity"): clipped},
