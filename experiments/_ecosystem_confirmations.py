@@ -135,7 +135,9 @@ def sine_twice() -> str:
 def sine_under_remat() -> str:
     x = jnp.float32(1.0)
     found = raised(lambda: jax.grad(jax.checkpoint(twice_sine))(x))
-    return together("grad of remat " + found if found else "", f"grad without remat gives {jax.grad(twice_sine)(x):.6g}")
+    return together(
+        "grad of remat " + found if found else "", f"grad without remat gives {jax.grad(twice_sine)(x):.6g}"
+    )
 
 
 def padded_classes() -> str:

@@ -432,7 +432,7 @@ EXAMPLES = (
     Example(
         "tokamax.linear_softmax_cross_entropy_loss", (normal(3, 4), array([0, 2, 1], jnp.int32), normal(4, 5)),
     ),
-    # Its loops have no derivative of JAX's, so the reference computes the same in plain JAX. Its block has 2048 classes.
+    # JAX cannot differentiate its loops, so the reference computes the same in plain JAX. A block has 2048 classes.
     *(
         Example(
             "tokamax.linear_softmax_cross_entropy_loss",
