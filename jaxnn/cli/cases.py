@@ -49,10 +49,11 @@ def find(name: str) -> list[Case]:
     return _own(name) if ":" in name else list(map(of_line, lines(name)))
 
 
-def check(case: Case, name: str, level: str, seed: int) -> gradcheck.Report:
+def check(case: Case, name: str, level: str, seed: int, package: str = "") -> gradcheck.Report:
     """Check a case; its report names the case, and the command that gives it again."""
     report = gradcheck.check(case.f, *case.args, **{"level": level, "seed": seed, **case.options})
-    again = shlex.join(["jaxnn", "compare", name, "--level", level, "--seed", str(seed)])
+    of_package = ["--package", package] if package else []
+    again = shlex.join(["jaxnn", "compare", name, *of_package, "--level", level, "--seed", str(seed)])
     return dataclasses.replace(report, name=case.name, repro=again)
 
 

@@ -56,6 +56,6 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from jaxnn.cli import compare
+    from jaxnn.cli import compare, packages
 
-    return compare.run(options)
+    return compare.run(options) if options.package is None else packages.run(options)

@@ -6,7 +6,7 @@ import itertools
 import json
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +19,53 @@ from jaxnn.gradcheck.report import RIGHT, UNPROVEN, WRONG
 from jaxnn.plots.comparison import page
 
 NOT_RUN = "could not be run"
-CODES = {WRONG: 1, NOT_RUN: 4, UNPROVEN: 3, RIGHT: 0}  # the exit code is that of the first that occurs
-USAGE = 2
+CODES = {WRONG: 1, NOT_RUN: isolated.NOT_RUN, UNPROVEN: 3, RIGHT: 0}  # the exit code is that of the first that occurs
+USAGE = isolated.USAGE
 
 
 def run(options: argparse.Namespace) -> int:
     """Check the named rules, print what was found, and return the exit code."""
+    if options.report is not None:
+        raise CommandError("--report must be given with --package, whose rules it is about", USAGE)
     names = options.names or cases.names()
     for name in names:
         _check_name(name)
+    path = page_path(options)
+    found = list(_results(names, options))
+    print_line(to_json(found) if options.json else "\n\n".join([table(found), *filter(None, map(block, found))]))
+    if path is not None:
+        write_page(path, options, found)
+    return exit_code(set(map(verdict_of, found)))
+
+
+def page_path(options: argparse.Namespace) -> Path | None:
+    """Return where the page is to be written; None if it is not asked for."""
     path = None if options.html is None else Path(options.html).expanduser()
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise CommandError(f"cannot write --html {str(path)!r}: choose a file in a folder that exists", USAGE)
-    found = list(_results(names, options))
-    print_line(to_json(found) if options.json else "\n\n".join([table(found), *filter(None, map(_block, found))]))
-    if path is not None:
-        _write_page(path, options, found)
-    verdicts = {_verdict(result) for result in found}
-    return next(code for verdict, code in CODES.items() if verdict in verdicts)
+    return path
+
+
+def exit_code(verdicts: set[str]) -> int:
+    """Return the code of the worst verdict."""
+    return next((code for verdict, code in CODES.items() if verdict in verdicts), 0)
 
 
 def _results(names: list[str], options: argparse.Namespace) -> Iterator[Result]:
     """Check the cases; consecutive ones of one file, or of the library, share a process."""
-    shown = sys.stderr.isatty()
-    count = 0
-    for _, group in itertools.groupby(names, lambda name: name.rpartition(":")[0]):
-        for result in isolated.run(list(group), options.level, options.seed, options.debug):
-            count += 1
-            if shown:
-                print(f"\r\x1b[K{count} {result.name}", end="", file=sys.stderr, flush=True)
-            yield result
-    if shown:
+    groups = itertools.groupby(names, lambda name: name.rpartition(":")[0])
+    run = (isolated.run(list(group), options.level, options.seed, options.debug) for _, group in groups)
+    return shown(itertools.chain.from_iterable(run))
+
+
+def shown(results: Iterable[Result]) -> Iterator[Result]:
+    """Show on a terminal which result came last."""
+    on_terminal = sys.stderr.isatty()
+    for count, result in enumerate(results, 1):
+        if on_terminal:
+            print(f"\r\x1b[K{count} {result.name}", end="", file=sys.stderr, flush=True)
+        yield result
+    if on_terminal:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
@@ -82,7 +98,8 @@ def _takes_nothing(arguments: ast.arguments) -> bool:
     return positional <= len(arguments.defaults) and None not in arguments.kw_defaults
 
 
-def _verdict(result: Result) -> str:
+def verdict_of(result: Result) -> str:
+    """Return the verdict of a case, also of one that could not be run."""
     return NOT_RUN if result.report is None else result.report.verdict
 
 
@@ -125,7 +142,7 @@ def _ratio(costs: dict[str, dict[str, float]], key: str) -> str:
     return f"{ours / theirs:.2f}" if theirs else ("1.00" if not ours else f"{ours:,.0f} B / 0")
 
 
-def _block(result: Result) -> str:
+def block(result: Result) -> str:
     """Return the lines about a rule that is not right."""
     return "" if result.report is None or result.report.ok else result.report.failed_lines()
 
@@ -141,7 +158,8 @@ def to_json(found: list[Result]) -> str:
     return json.dumps({"versions": versions(), "functions": list(map(entry, found))}, indent=1)
 
 
-def _write_page(path: Path, options: argparse.Namespace, found: list[Result]) -> None:
+def write_page(path: Path, options: argparse.Namespace, found: list[Result]) -> None:
+    """Write the page, and say where."""
     title = "jaxnn compare: custom rules beside automatic gradients"
     command = " ".join(["jaxnn compare", *options.names, f"--level {options.level} --seed {options.seed}"])
     text = page(list(map(entry, found)), title, command, versions())

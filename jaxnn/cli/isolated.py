@@ -6,6 +6,7 @@ process reports through a pipe; what the file prints goes to the standard error.
 """
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import signal
@@ -14,14 +15,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Generator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from jaxnn.cli import cluster
 from jaxnn.cli.terminal import CommandError, one_line
+from jaxnn.gradcheck.discovery import Rule, discover
 from jaxnn.gradcheck.report import Report
 
-_CHILD = "from jaxnn.cli.isolated import serve\nserve()"
+_CHILD = "from jaxnn.cli.isolated import {0}\n{0}()"
 MAX_CAUSE = 300  # characters of an error's message: JAX's may be pages long
+USAGE, NOT_RUN = 2, 4  # exit codes
 END_SECONDS = 5.0  # that a process may take to end after its last report
 CASE_SECONDS = 600.0  # that a case may take: an endless loop in a file is not the end of the others
 
@@ -34,14 +37,18 @@ class Result(NamedTuple):
     error: str = ""
 
 
-def run(names: list[str], level: str, seed: int, debug: bool) -> Generator[Result, None, None]:
+def run(
+    names: list[str], level: str, seed: int, debug: bool, package: str = "", limit: float | None = None
+) -> Generator[Result, None, None]:
     """Check the cases of names that share a process.
 
     Args:
-        names: components, or functions of one file or module, as `cases.find` takes them.
+        names: components, or functions of one file or module, as `cases.find` takes them; or rules of `package`.
         level: of `gradcheck.check`.
         seed: of `gradcheck.check`.
         debug: print the traceback of a case that cannot be run.
+        package: the package whose rules are named; "" for cases.
+        limit: the seconds that one case may take; None for ten minutes.
 
     Yields:
         The results, in the order of the names.
@@ -51,17 +58,42 @@ def run(names: list[str], level: str, seed: int, debug: bool) -> Generator[Resul
     """
     left = list(names)
     while left:  # a case that ends its process is not the end of those after it
-        end = yield from _run_some(left, (level, seed, debug))
+        messages = _messages("serve", (left, level, seed, debug, package), limit or CASE_SECONDS)
+        while True:
+            try:
+                received = next(messages)
+            except StopIteration as stop:
+                end = stop.value
+                break
+            if isinstance(received, str):
+                left.remove(received)
+            else:
+                yield received
         if left:
             yield Result(left.pop(0), None, end)
 
 
-def _run_some(left: list[str], options: tuple[str, int, bool]) -> Generator[Result, None, str]:
-    """Run names in one process and remove those that are done; return how the process ended."""
+def listed(package: str) -> tuple[list[Rule], dict[str, str]]:
+    """Return the rules of a package, found by a process of its own, and the modules that cannot be imported.
+
+    Raises:
+        CommandError: it cannot be imported.
+    """
+    messages = _messages("serve_listing", package, CASE_SECONDS)
+    try:
+        received: Any = next(messages)
+    except StopIteration as stop:
+        raise CommandError(f"--package {package!r} cannot be imported: {stop.value}", NOT_RUN) from None
+    messages.close()
+    return received  # type: ignore[no-any-return]
+
+
+def _messages(serve: str, request: Any, limit: float) -> Generator[Any, None, str]:
+    """Yield what a process sends that runs a function of this module; return how it ended."""
     # The check of shard_map takes two devices. A file may still ask for another number.
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     child = subprocess.Popen(
-        [sys.executable, "-c", f"import sys\nsys.path[:] = {sys.path!r}\n{_CHILD}"],
+        [sys.executable, "-c", f"import sys\nsys.path[:] = {sys.path!r}\n{_CHILD.format(serve)}"],
         env=({} if forced else {"JAX_NUM_CPU_DEVICES": "2"}) | dict(os.environ),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -71,16 +103,13 @@ def _run_some(left: list[str], options: tuple[str, int, bool]) -> Generator[Resu
     late = threading.Event()
     try:
         with contextlib.suppress(BrokenPipeError), child.stdin:
-            pickle.dump((left, *options), child.stdin)
+            pickle.dump(request, child.stdin)
         with contextlib.suppress(EOFError, pickle.UnpicklingError):
             while True:
-                received = _next_message(child, late)
+                received = _next_message(child, limit, late)
                 if isinstance(received, CommandError):
                     raise received
-                if isinstance(received, str):
-                    left.remove(received)
-                else:
-                    yield received
+                yield received
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(END_SECONDS)
     finally:
@@ -89,13 +118,13 @@ def _run_some(left: list[str], options: tuple[str, int, bool]) -> Generator[Resu
         child.stdout.close()
     code = child.returncode
     if late.is_set():
-        return f"no result within {CASE_SECONDS:g} s"
+        return f"no result within {limit:g} s"
     return (
         f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"it ends its process (code {code})"
     )
 
 
-def _next_message(child: Any, late: threading.Event) -> Any:
+def _next_message(child: Any, limit: float, late: threading.Event) -> Any:
     """Return what the process sends next; if nothing comes in time, set `late` and end it with all that it started."""
 
     def end() -> None:
@@ -103,17 +132,17 @@ def _next_message(child: Any, late: threading.Event) -> Any:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
 
-    limit = threading.Timer(CASE_SECONDS, end)
-    limit.start()
+    timer = threading.Timer(limit, end)
+    timer.start()
     try:
         return pickle.load(child.stdout)
     finally:
-        limit.cancel()
+        timer.cancel()
 
 
-def serve() -> None:
-    """Run the names that the parent sends, and send it each result, and each name that is done."""
-    names, level, seed, debug = pickle.load(sys.stdin.buffer)
+def _begin() -> tuple[Any, Any]:
+    """Return what the parent asks for, and a function that sends it a message."""
+    request = pickle.load(sys.stdin.buffer)
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     pipe = os.fdopen(os.dup(1), "wb")
@@ -123,26 +152,49 @@ def serve() -> None:
         pickle.dump(message, pipe)
         pipe.flush()
 
-    folder = os.getcwd()
-    for name in names:
-        os.chdir(folder)  # a file may have changed it
-        for result in _results(name, level, seed, debug, send):
-            send(result)
-        send(name)
+    return request, send
+
+
+def _end() -> NoReturn:
     sys.stdout.flush()
     os._exit(0)  # not by way of what the file has registered
 
 
-def _results(name: str, level: str, seed: int, debug: bool, send: Any) -> Generator[Result, None, None]:
+def serve() -> None:
+    """Run the names that the parent sends, and send it each result, and each name that is done."""
+    (names, level, seed, debug, package), send = _begin()
+    folder = os.getcwd()
+    for name in names:
+        os.chdir(folder)  # a file may have changed it
+        for result in _results(name, level, seed, debug, package, send):
+            send(result)
+        send(name)
+    _end()
+
+
+def serve_listing() -> None:
+    """Find the rules of the package that the parent names, and send them."""
+    package, send = _begin()
+    sys.path.insert(0, "")
+    try:
+        rules, failed = discover(package)
+        send(([dataclasses.replace(rule, rule=None) for rule in rules], failed))
+    except BaseException as error:
+        cause = f"{type(error).__name__}: {one_line(error)[:MAX_CAUSE]}"
+        send(CommandError(f"--package {package!r} cannot be imported: {cause}", NOT_RUN))
+    _end()
+
+
+def _results(name: str, level: str, seed: int, debug: bool, package: str, send: Any) -> Generator[Result, None, None]:
     """Check the cases of a name; whatever one of them raises, also SystemExit, is its result."""
-    from jaxnn.cli import cases
+    from jaxnn.cli import cases, packages
 
     row = name
     try:
-        for case in cases.find(name):
+        for case in packages.find(name, package) if package else cases.find(name):
             row = case.name
             try:
-                yield Result(row, cases.check(case, name, level, seed))
+                yield Result(row, cases.check(case, name, level, seed, package))
             except BaseException as error:
                 yield Result(row, None, _cause(error, debug, send))
     except BaseException as error:

@@ -168,6 +168,10 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
     command.refuse_repeated_options()
     add = command.add_argument
     add("names", nargs="*", metavar="NAME", help="a component, module:function or file.py:function (default: all)")
+    add("--package", metavar="PACKAGE", help="list the rules that an installed package defines, and check those for "
+        "which arguments can be made; NAMEs are then rules of it (default: all)")  # fmt: skip
+    add("--report", metavar="FILE", help="with --package: the file that `pytest --gradcheck-report FILE.json` wrote, "
+        "which says what a run reached and found")  # fmt: skip
     add("--level", **_one_of(LEVELS) | {"metavar": "LEVEL"}, default="full", help="full; or rule, the quick core "
         "without costs (default: full)")  # fmt: skip
     add("--json", action="store_true", help="print all results as JSON")

@@ -48,7 +48,7 @@ class Subject:
     ) -> None:  # fmt: skip
         self.f, self.reference, self.name = f, reference, function_name(f)
         named, self.tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
-        self.names = _names(f, [path for path, _ in named])
+        self.names = argument_names(f, [path for path, _ in named])
         self.ref_leaves = {i for i, (_, x) in enumerate(named) if is_ref(x)}
         leaves = [x[...] if is_ref(x) else x for _, x in named]
         self.leaves = _with_arrays(list(map(unplaced, leaves, self.names)))
@@ -230,7 +230,7 @@ def _with_arrays(leaves: Arrays) -> Arrays:
     return [jnp.asarray(x) if isinstance(x, float) else x for x in arrays]
 
 
-def _names(f: Any, paths: list[Any]) -> list[str]:
+def argument_names(f: Any, paths: list[Any]) -> list[str]:
     """Name the leaves of the arguments by f's parameters."""
     try:
         parameters = [

@@ -1,47 +1,30 @@
 """The check `shard_map` in a child process on two virtual CPU devices, where the parent has one device.
 
 JAX decides once, at its first use, how many devices there are. So a process with one device starts another, which runs
-beside the other checks. The function travels by name, as "find `f` in `module`", or pickled; arrays travel as NumPy's.
+beside the other checks (`_sending.py`: how the function travels).
 The child returns its rows as JSON; if it fails, the cause.
 """
 
 import contextlib
 import dataclasses
-import functools
-import importlib
-import io
 import json
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
-import types
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from jaxnn.gradcheck import _sending
 from jaxnn.gradcheck.report import Row
 from jaxnn.tracing.errors import first_line
-from jaxnn.tracing.functions import is_ref
 
 SECONDS = 20.0  # that the child gets when all other checks are done
 CHECK = "shard_map"
-# What changes the programs that JAX traces, or their numbers.
-SETTINGS = (
-    "jax_enable_x64", "jax_custom_vjp3", "jax_custom_jvp3", "jax_remat3", "jax_numpy_dtype_promotion",
-    "jax_numpy_rank_promotion", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable",
-    "jax_enable_custom_prng", "jax_legacy_prng_key", "jax_softmax_custom_jvp", "jax_use_shardy_partitioner",
-    "jax_explicit_x64_dtypes", "jax_use_direct_linearize",
-)  # fmt: skip
 STARTED_WITH = "import sys; sys.path[:] = {path!r}; from jaxnn.gradcheck._two_devices import main; main()"
-
-
-class CannotSend(Exception):
-    """A function, or a part of it, that another process cannot have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +72,14 @@ def two_devices(wanted: bool, *call: Any) -> Iterator[TwoDevices | None]:
         yield None
         return
     try:
-        sent = packed(call)
+        sent = _sending.packed(_sending.settings()) + _sending.packed(call)
     except Exception as error:  # whatever the pickling of a stranger's object raises
-        yield TwoDevices(str(error) if isinstance(error, CannotSend) else f"f cannot be pickled: {first_line(error)}")
+        yield TwoDevices(f"f cannot be sent to another process: {first_line(error)}")
         return
     with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as stderr:
         stdin.write(sent)
         stdin.seek(0)
-        code = STARTED_WITH.format(path=[os.path.abspath(p) for p in sys.path])
+        code = STARTED_WITH.format(path=_sending.path())
         files: dict[str, Any] = {"stdin": stdin, "stdout": output, "stderr": stderr}
         try:
             process = subprocess.Popen([sys.executable, "-c", code], env=_environment(), **files)
@@ -114,73 +97,6 @@ def _environment() -> dict[str, str]:
     flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "xla_force_host_platform_device_count" not in f]
     devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": " ".join(flags)}
     return os.environ | devices
-
-
-# --- what is sent ---
-
-
-def packed(call: Any) -> bytes:
-    """Return what the child is sent: JAX's settings, and the function with its arguments.
-
-    Raises:
-      CannotSend: if the function, or a part of it, cannot be found by name; the message says what to do.
-    """
-    buffer = io.BytesIO()
-    settings = {name: getattr(jax.config, name) for name in SETTINGS if hasattr(jax.config, name)}
-    pickle.dump({name: value for name, value in settings.items() if _is_plain(value)}, buffer)
-    _Sender(buffer).dump(call)
-    return buffer.getvalue()
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | str)
-
-
-class _Sender(pickle.Pickler):
-    """Pickles functions by name where they have one, whatever object they are, and arrays as NumPy's."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if is_ref(obj):
-            return jax.new_ref, (obj[...],)
-        if isinstance(obj, jax.Array):
-            if jnp.issubdtype(obj.dtype, jax.dtypes.prng_key):
-                return _key, (np.asarray(jax.random.key_data(obj)), str(jax.random.key_impl(obj)))
-            return jnp.asarray, (np.asarray(obj),)
-        if not callable(obj) or not isinstance(getattr(obj, "__module__", None), str):
-            return NotImplemented
-        if (name := _name_of(obj)) is not None:
-            by_pickle = isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType)
-            return NotImplemented if by_pickle and name == obj.__qualname__ else (_find, (obj.__module__, name))
-        if isinstance(obj, type) or (hasattr(obj, "__qualname__") and not hasattr(obj, "__self__")):
-            raise CannotSend(_why_not(obj))
-        return NotImplemented
-
-
-def _name_of(obj: Any) -> str | None:
-    """Return the name under which another process finds an object in its module; None if it has none."""
-    module = sys.modules.get(obj.__module__)
-    if obj.__module__ == "__main__" or module is None:
-        return None
-    qualified = getattr(obj, "__qualname__", None)
-    with contextlib.suppress(AttributeError):
-        if isinstance(qualified, str) and functools.reduce(getattr, qualified.split("."), module) is obj:
-            return qualified
-    return next((name for name, value in vars(module).items() if value is obj), None)
-
-
-def _why_not(obj: Any) -> str:
-    name = getattr(obj, "__qualname__", type(obj).__name__)
-    if obj.__module__ == "__main__":
-        return f"`{name}` is defined in the program that was started, which another process cannot import"
-    return f"`{name}` is made inside of a function, or has no name in its module `{obj.__module__}`"
-
-
-def _find(module: str, name: str) -> Any:
-    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
-
-
-def _key(data: Any, implementation: str) -> Any:
-    return jax.random.wrap_key_data(data, impl=implementation)
 
 
 # --- in the child ---
@@ -202,8 +118,7 @@ def main() -> None:
 
 
 def _checked(given: Any) -> list[tuple[str, str, str, str]]:
-    for name, value in pickle.load(given).items():
-        jax.config.update(name, value)  # type: ignore[no-untyped-call]
+    _sending.apply(pickle.load(given))
     f, args, kwargs, options = pickle.load(given)
     from jaxnn.gradcheck.checker import check
     from jaxnn.gradcheck.checks import FULL

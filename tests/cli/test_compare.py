@@ -246,6 +246,16 @@ def test_each_file_runs_with_its_own_imports(course, capsys):
     assert code == 1 and "\nbob/student.py:case: " in out and "this is printed" not in out + err
 
 
+@pytest.mark.more
+def test_a_file_may_have_the_name_of_another_module_and_its_own_folder_comes_first(course, capsys, monkeypatch):
+    (course / "elsewhere").mkdir()
+    (course / "elsewhere" / "helper.py").write_text("raise ImportError('the helper of somebody else')")
+    monkeypatch.syspath_prepend(course / "elsewhere")
+    (course / "alice" / "types.py").write_text(f"{STUDENT}\nimport types\ntypes.FunctionType  # of Python's module")
+    code, out, err = run(capsys, "alice/types.py:case", "--level", "rule")
+    assert code == 0, out + err
+
+
 def test_what_cannot_be_run_is_a_row_and_not_the_end(course, capsys):
     names = [*NOT_RUN, "odd.py:case"]
     code, out, err = run(capsys, *names, "--level", "rule", "--html", "page.html")

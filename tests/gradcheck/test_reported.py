@@ -16,6 +16,7 @@ from rules_to_check import with_rule
 
 import jaxnn
 from jaxnn import gradcheck
+from jaxnn.gradcheck.checks import FULL, RULE
 
 
 def normal(*shape, seed=0):
@@ -63,6 +64,7 @@ def test_rules_that_are_handed_over_to_jax_are_judged_and_named():
         f = divide(transpose)
         report = gradcheck.check(lambda x, f=f: f(x, y), jnp.array([1.0, -2.0]), level="rule")
         assert report.verdict == verdict, report
+        assert report.ok or "the transpose of linear_call" in messages(report)
 
 
 @pytest.mark.parametrize(("at_zero", "verdict"), [(0.7, "wrong"), (0.0, "right")])
@@ -206,7 +208,7 @@ def test_a_sparse_matrix_may_hold_its_indices_in_the_cotangent(cotangent):
 
     f = with_rule(lambda m, v: m @ v, lambda m, v: (m @ v, (m, v)), bwd)
     m = BCOO((jnp.array([1.0, -2.0]), jnp.array([[0, 1], [2, 0]])), shape=(3, 3))
-    everything = set(gradcheck.checks.FULL) - set(gradcheck.checks.RULE) - {"integers"}
+    everything = set(FULL) - set(RULE) - {"integers"}
     assert gradcheck.check(f, m, jnp.array([0.5, -1.0, 2.0]), skip=tuple(everything)).verdict == "right"
 
 
@@ -276,7 +278,7 @@ def test_a_sum_in_bfloat16(verdict):
         lambda s, g: (g * s[1][None], total(g * s[0]).astype(s[1].dtype)),
     )  # fmt: skip
     x, w = ((normal(*shape, seed=1) + 1).astype(jnp.bfloat16) for shape in ((1024, 8), (8,)))
-    skip = tuple(set(gradcheck.checks.FULL) - set(gradcheck.checks.RULE) - {"precision"})
+    skip = tuple(set(FULL) - set(RULE) - {"precision"})
     report = gradcheck.check(f, x, w, skip=skip)
     assert report.verdict == verdict, report
 
@@ -349,6 +351,6 @@ def test_two_runs_of_a_right_rule_agree_at_size(name, size, seed):
     f, bwd, shapes = LARGE[name]
     rule = with_rule(f, lambda x, w: (f(x, w), (x, w)), bwd)
     x, w = (normal(*shape, seed=seed + k) for k, shape in enumerate(shapes(size)))
-    skip = tuple(set(gradcheck.checks.FULL) - set(gradcheck.checks.RULE) - {"vmap", "staging"})
+    skip = tuple(set(FULL) - set(RULE) - {"vmap", "staging"})
     report = gradcheck.check(rule, x, w, skip=skip, seed=seed)
     assert report.verdict == "right", report

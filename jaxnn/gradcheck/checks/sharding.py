@@ -46,7 +46,7 @@ def shard_map(t: Trial) -> Findings:
     mesh = t.mesh or jax.make_mesh((min(2, jax.device_count()),), ("devices",), axis_types=(AxisType.Auto,))
     if mesh.shape[mesh.axis_names[0]] == 1:
         tried = f"; a process with two could not decide it: {cause}" if cause else ""
-        cure = "start Python with JAX_NUM_CPU_DEVICES=2, move f into a module, or give a `mesh=`"
+        cure = "start Python with JAX_NUM_CPU_DEVICES=2, or give a `mesh=`"
         yield Row("shard_map", "values", INCONCLUSIVE, f"on one device only the types are checked{tried}; {cure}")
         yield from _under_shard_map(t, mesh)
         return

@@ -1,0 +1,1 @@
+"""Layers, losses and numerics of small networks, many with hand-written derivatives."""

@@ -1,0 +1,1 @@
+"""Rules with something odd about them."""
