@@ -63,8 +63,7 @@ SUITES = (
     ),
     Suite(
         "optimistix", "0.1.0", "optimistix", "patrick-kidger/optimistix@v0.1.0",
-        ("tests/test_misc.py", "tests/test_root_find.py", "-k", "misc or asarray or newton_chord or bisection_flip"),
-        TYPED,
+        ("tests/test_misc.py", "-k", "asarray or feasible"), TYPED,
     ),
     Suite(
         "numpyro", "0.22.0", "numpyro", SDIST,
@@ -84,8 +83,8 @@ SUITES = (
     ),
     Suite(
         "jaxopt", "0.8.5", "jaxopt", "google/jaxopt@jaxopt-v0.8.5",
-        ("tests/isotonic_test.py", "tests/projection_test.py", "tests/implicit_diff_test.py",
-         "-k", "test_gradient or simplex_jacobian or simplex_vmap or custom_root"), ("scikit-learn",),
+        ("tests/isotonic_test.py", "tests/implicit_diff_test.py",
+         "-k", "test_gradient_min_max or custom_root_with_kwargs_grad"), ("scikit-learn",),
     ),
     Suite(
         "e3nn-jax", "0.21.0", "e3nn_jax", SDIST,
@@ -97,13 +96,12 @@ SUITES = (
     ),
     Suite(
         "tokamax", "0.0.12", "tokamax", INSTALLED,
-        ("--pyargs", "tokamax._src.ops.normalization.api_test", "tokamax._src.ops.gated_linear_unit.api_test",
-         "tokamax._src.ops.linear_softmax_cross_entropy_loss.api_test"),
+        ("--pyargs", "tokamax._src.ops.normalization.api_test"),
     ),
     Suite(
         "jax", "0.10.2", "jax", "jax-ml/jax@jax-v0.10.2",
-        ("tests/nn_test.py", "tests/ode_test.py", "tests/custom_root_test.py",
-         "-k", "Relu or SoftmaxGrad or log1mexp or decay or custom_root_scalar"),
+        ("tests/nn_test.py", "tests/custom_root_test.py",
+         "-k", "Relu or testSoftmaxGrad or testLog1mexp or custom_root_scalar"),
     ),
 )  # fmt: skip
 
