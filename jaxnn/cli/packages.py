@@ -210,7 +210,7 @@ def _rows(rules: list[Rule], reported: dict[str, dict[str, Any]], found: list[Re
             signatures = [s for entry in entries for s in entry["signatures"]]
             verdicts = {entry["verdict"] for entry in entries}
             verdict = next((v for v in CODES if v in verdicts), NOT_JUDGED)
-            how = f"reached by the run, {len(signatures)} signatures"
+            how = f"reached by the run, {len(signatures)} signature{'s' * (len(signatures) != 1)}"
             if bad := [s["arguments"] for s in signatures if s["verdict"] == verdict != RIGHT]:
                 how += f"; {verdict} at {' and '.join(bad)}"
             differentiated = any(entry.get("differentiated", True) for entry in entries)

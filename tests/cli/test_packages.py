@@ -109,7 +109,7 @@ def test_what_a_run_reached_is_said_and_not_checked_again(package, capsys):
     assert {name: rule["verdict"] for name, rule in found.items()} == {
         "leaves": "unproven", "lookup": "right", "make": "wrong", "with_rule": "not judged",
     }  # fmt: skip
-    assert found["make"]["how"] == "reached by the run, 1 signatures; wrong at x f32[2]; never differentiated by a test"
+    assert found["make"]["how"] == "reached by the run, 1 signature; wrong at x f32[2]; never differentiated by a test"
     assert found["make"]["reached"] and not found["with_rule"]["reached"]
 
 

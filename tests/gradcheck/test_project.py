@@ -51,3 +51,9 @@ def test_the_plugin_finds_the_wrong_rules_and_no_other(workers, tmp_path):
     assert {rule["name"]: rule["verdict"] for rule in rules} == {name: e.verdict for name, e in EXPECTED.items()}, (
         output
     )
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("folder", [PROJECT, PROJECT.with_name("project_of_troubles")], ids=lambda path: path.name)
+def test_the_own_tests_of_the_projects_pass(folder):
+    run(folder, code=0)

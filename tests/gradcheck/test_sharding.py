@@ -255,3 +255,8 @@ def test_the_refs_of_the_caller_keep_what_they_hold():
 def test_a_ref_that_is_read_counts_as_a_constant():
     scale = with_rule(lambda x, ref: x * ref[...], lambda x, ref, dy: (dy * ref[...], None))
     assert gradcheck.check(scale, X, jax.new_ref(2 * jnp.ones_like(X)), level="rule").ok
+
+
+def test_an_argument_without_elements_is_not_sharded():
+    report = gradcheck.check(square, X[:0], skip=ONLY)
+    assert report.ok, report

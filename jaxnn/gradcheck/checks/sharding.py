@@ -112,7 +112,8 @@ def _over_an_explicit_axis(t: Trial, mesh: Mesh) -> Findings:
     mesh = with_axis_type(mesh, AxisType.Explicit)
     count, tried = mesh.shape[mesh.axis_names[0]], 0
     for leaf, point in enumerate(t.subject.points):
-        axis = next((k for k, n in enumerate(point.shape) if n and n % count == 0), None)
+        # An array without elements has nothing to shard, and JAX 0.10 cannot place one.
+        axis = next((k for k, n in enumerate(point.shape) if point.size and n % count == 0), None)
         if axis is not None and tried < MOST_SUBSETS_OF:
             tried += 1
             yield from _with_one_sharded(t, mesh, leaf, axis)

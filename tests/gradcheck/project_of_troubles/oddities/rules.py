@@ -98,7 +98,7 @@ endless = _rule(lambda x: jnp.cos(x), _hang)
 
 
 def _spin(x, g):
-    """Halve a number until it is negative: it never is, and this loop never lets another thread's signal in."""
+    """Halve a number until it is negative: it never is."""
     step = 1.0
     while step >= 0:
         step /= 2
