@@ -184,7 +184,9 @@ def _linear_solve_call(eqn: Any) -> RuleCall:
 def _registered_call(eqn: Any) -> RuleCall | None:
     """Return the call of a primitive that somebody else than JAX has registered with JAX: it has no definition."""
     primitive = eqn.primitive
-    rules = [table.get(primitive) for table in (ad.primitive_jvps, ad.primitive_transposes)]
+    # The tangents of stop_gradient are zeros: no transpose of it is ever called, and lineax registers one.
+    tables = (ad.primitive_jvps, ad.primitive_transposes)[: 1 if primitive.name == "stop_gradient" else 2]
+    rules = [table.get(primitive) for table in tables]
     if not any(rules) or all(_is_of_jax(f) for f in (*rules, primitive.impl, primitive.abstract_eval)):
         return None
     return RuleCall("primitive", primitive.name, False, None)

@@ -7,7 +7,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from rules_to_check import X, with_rule
 
-from jaxnn import gradcheck
+from jaxnn import automatic, gradcheck
 
 
 def sine(name, factor=1.0, *, differentiable=True, compiled=True):
@@ -49,3 +49,11 @@ def test_a_rule_of_a_function_that_does_not_compile_is_not_called_wrong():
     (row,) = report.undecided
     assert report.verdict == "unproven" and "uncompiled_sine" in row.message and "jax.jit" in row.message
     assert jax.numpy.allclose(f(X), jnp.sin(X))
+
+
+def test_a_transpose_of_stop_gradient_is_never_called(monkeypatch):
+    """lineax registers one when it is imported."""
+    (eqn,) = jax.make_jaxpr(jax.lax.stop_gradient)(1.0).eqns
+    monkeypatch.setitem(ad.primitive_transposes, eqn.primitive, lambda *_: pytest.fail("it is called"))
+    gradient = jax.grad(lambda x: automatic(lambda x: jax.lax.stop_gradient(x) * x)(x).sum())(X)
+    assert jax.numpy.array_equal(gradient, X)

@@ -128,3 +128,12 @@ def test_float64_is_a_cure_where_f_has_arrays_of_its_own(factor, verdict):
     assert report.verdict == "unproven" and "JAX_ENABLE_X64=1" in report.failed_lines(), report
     with jax.enable_x64(True):
         assert check("float64").verdict == verdict
+
+
+def test_where_f_is_not_finite_its_second_derivative_convicts_nobody():
+    @jax.custom_vjp
+    def root(x):
+        return jax.pure_callback(np.sqrt, x, x, vmap_method="expand_dims")
+
+    root.defvjp(lambda x: (root(x), x), lambda x, dy: (dy * 0.5 / jnp.sqrt(x),))
+    assert gradcheck.check(root, jnp.array([-1.0]), skip=("shard_map",)).verdict == "unproven"

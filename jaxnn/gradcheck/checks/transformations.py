@@ -149,6 +149,10 @@ def second_order(t: Trial) -> Findings:
         automatic: Arrays | None = None if t.no_automatic else twice("automatic")
     except Exception:  # a while_loop, say; then only the numeric derivative of the rule decides
         automatic = None
+    if automatic is None and not all(np.isfinite(g).all() for g in t.gradients64("custom", x, d)):
+        message = "the rule's derivative is not finite at these arguments; give others"
+        yield Row("second_order", s.name, INCONCLUSIVE, message)
+        return
     paths = [*s.paths, *(f"cotangent of {p}" for p in s.output_paths)]
     for k, path in enumerate(paths):
         if automatic is not None and _close_in_norm(custom[k], automatic[k], t, k):
