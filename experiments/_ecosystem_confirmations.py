@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
-from _ecosystem_examples import DIST, MATH, OPS, OTT, PARETO, adjoint, attention
+from _ecosystem_examples import DIST, MATH, OPS, OTT, PARETO, adjoint, attention, sine_of_module
 from _ecosystem_rules import resolve
 from scipy import special
 
@@ -121,6 +121,33 @@ def multinomial_entropy() -> str:
     found = raised(lambda: jax.grad(entropy)(jnp.array([0.2, 0.3, 0.5])))
     tilted = central(lambda t: float(entropy(jnp.array([0.2 + t, 0.3 - t, 0.5]))), 0.0, 1e-2)
     return together(found, f"along (1, -1, 0) it is {tilted:.4g} by central difference")
+
+
+def twice_sine(x: Any) -> Any:
+    return sine_of_module(resolve("flax.nnx.custom_vjp"), x, jnp.float32(2.0))
+
+
+def sine_twice() -> str:
+    rule = jax.grad(jax.grad(twice_sine))(jnp.float32(1.0))
+    return against(rule, -2 * np.sin(1.0), "d²(2 sin x)/dx² at 1 by NumPy")
+
+
+def sine_under_remat() -> str:
+    x = jnp.float32(1.0)
+    found = raised(lambda: jax.grad(jax.checkpoint(twice_sine))(x))
+    return together(
+        "grad of remat " + found if found else "", f"grad without remat gives {jax.grad(twice_sine)(x):.6g}"
+    )
+
+
+def padded_classes() -> str:
+    rng = np.random.default_rng(0)
+    x, w, labels = rng.standard_normal((3, 4)), rng.standard_normal((4, 37)), np.array([0, 2, 1])
+    logits = x @ w
+    truth = np.sum(special.logsumexp(logits, -1) - logits[np.arange(3), labels])
+    f = resolve("tokamax.linear_softmax_cross_entropy_loss")
+    loss = f(jnp.float32(x), jnp.int32(labels), jnp.float32(w), implementation="chunked_xla")
+    return against(loss, truth, "the loss over 37 classes by NumPy")
 
 
 def clipped() -> str:
@@ -278,6 +305,8 @@ CONFIRMED: dict[str, dict[tuple[str, ...], Callable[[], str]]] = {
             "jaxopt.projection.projection_sparse_simplex": ("jaxopt.projection.projection_sparse_simplex", 3),
         }.items()
     },
+    "flax.nnx.custom_vjp [module]": {("second_order",): sine_twice, ("staging",): sine_under_remat},
+    "tokamax.linear_softmax_cross_entropy_loss [chunked, 37 classes]": {(*WRONG, "primal"): padded_classes},
     "distrax.Multinomial [entropy]": {("signature",): multinomial_entropy},
     "rlax.clip_gradient": {(*WRONG, "linearity"): clipped},
     PARETO + " [log_prob]": {WRONG: power_log_prob},

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _ecosystem_rules import LIBRARIES, TFP, resolve, short
+from packaging.version import Version
 
 Make = Callable[[np.random.Generator], Any]
 
@@ -26,6 +27,7 @@ class Example:
       call: calls the function, its first argument, where a plain call is not enough.
       kwargs: keyword arguments of the function.
       options: keyword arguments of `gradcheck.check`.
+      since: the first version of the library that has it, "" for every version.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Example:
     call: Callable[..., Any] | None = None
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    since: str = ""
 
     @property
     def title(self) -> str:
@@ -44,6 +47,10 @@ class Example:
     def library(self) -> str:
         """Return the library it belongs to."""
         return next(library for library in LIBRARIES if self.name.startswith(library + "."))
+
+    def is_in(self, version: str) -> bool:
+        """Whether this version of the library has it; "" means that the library is not installed."""
+        return bool(version) and (not self.since or Version(version) >= Version(self.since))
 
     def function(self) -> Callable[..., Any]:
         """Return what is checked."""
@@ -133,6 +140,26 @@ def splash(make: Any, q: Any, k: Any, v: Any) -> Any:
     """Run splash attention without a TPU."""
     masks = resolve("jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask")
     return make(masks.MultiHeadMask([masks.CausalMask((128, 128))]), interpret=True)(q, k, v)
+
+
+def sine_of_module(custom_vjp: Any, x: Any, y: Any) -> Any:
+    """Compute y sin x of a module's two parameters, with the rule of flax's own example."""
+    nnx = resolve("flax.nnx")
+    f = custom_vjp(lambda m: jnp.sin(m.x[...]) * m.y[...], graph_updates=True)
+
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        m, ((dm,), dy) = residuals, cotangents
+        dm = jax.tree.map(lambda leaf: leaf, dm)
+        dm["x"][...], dm["y"][...] = dy * jnp.cos(m.x[...]) * m.y[...], dy * jnp.sin(m.x[...])
+        return (dm,)
+
+    f.defvjp(lambda m: (f(m), m), backward)
+    return f(nnx.Dict(x=nnx.Param(x), y=nnx.Param(y)))
+
+
+def plain_cross_entropy(x: Any, labels: Any, w: Any) -> Any:
+    """Compute what tokamax's cross entropy does."""
+    return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(x @ w), labels[:, None], -1))
 
 
 def loop(while_loop: Any, x: Any) -> Any:
@@ -346,6 +373,7 @@ EXAMPLES = (
         FP8 + "fp8_scaled_dot_general", (normal(3, 4), normal(4, 2)), call=fp8_dot,
         options={"reference": jnp.matmul, "skip": ("linearity",), "level": "rule", "rtol": 0.125},
     ),
+    Example("flax.nnx.custom_vjp", (normal(3), normal(3)), "module", sine_of_module),
     Example(FP8 + "dot_general_with_precision", (normal(3, 4), normal(4, 2), MATMUL)),
     Example("equinox.internal.nextafter", (normal(3, 4),)),
     Example("equinox.internal.prevbefore", (normal(3, 4),)),
@@ -403,6 +431,23 @@ EXAMPLES = (
     Example("tokamax.ragged_dot", (normal(6, 4), normal(2, 4, 5), array([4, 2], jnp.int32))),
     Example(
         "tokamax.linear_softmax_cross_entropy_loss", (normal(3, 4), array([0, 2, 1], jnp.int32), normal(4, 5)),
+    ),
+    # JAX cannot differentiate its loops, so the reference computes the same in plain JAX. A block has 2048 classes.
+    *(
+        Example(
+            "tokamax.linear_softmax_cross_entropy_loss",
+            (normal(3, 4), array([0, 2, 1], jnp.int32), normal(4, classes)), f"chunked, {classes} classes",
+            lambda loss, *args: loss(*args, implementation="chunked_xla"),
+            options={"reference": plain_cross_entropy}, since="0.0.17",
+        )
+        for classes in (37, 2048)
+    ),
+    *(
+        Example(
+            "jax_cce.linear_cross_entropy", (normal(6, 4), normal(37, 4), array([0, 36, 5, 11, 36, 7], jnp.int32)),
+            f"chunk_size={size}", kwargs={"chunk_size": size},
+        )
+        for size in (37, 16)
     ),
     Example(
         "tokamax.triangle_multiplication",

@@ -32,6 +32,7 @@ LIBRARIES = {  # what is imported: the distribution it is installed from
     "jaxopt": "jaxopt",
     "e3nn_jax": "e3nn-jax",
     "tokamax": "tokamax",
+    "jax_cce": "jax-cce",
     TFP: "tfp-nightly",
 }
 

@@ -10,7 +10,7 @@ FAIL is confirmed by a second calculation without the checker (`_ecosystem_confi
 
 It needs a virtual environment of its own: pip install -e . 'jax==0.10.2' matplotlib rich mpmath scipy optax flax
 equinox lineax diffrax optimistix chex distrax rlax dm-haiku numpyro blackjax ott-jax penzai flashbax jaxopt e3nn-jax
-tokamax tfp-nightly flatbuffers. A library that is not installed has a row, too.
+tokamax jax-cce tfp-nightly flatbuffers. A library that is not installed has a row, too.
 """
 
 import os
@@ -197,7 +197,7 @@ def main() -> None:
         return
     verdicts = []
     for example in rich.progress.track(examples, console=console, disable=not console.is_terminal, transient=True):
-        if installed[example.library]:
+        if example.is_in(installed[example.library]):
             verdicts.append(examined(example, installed[example.library], options.seed))
     missing = {} if options.only else unreached(rules, verdicts)
     shown(console, verdicts, missing, rules, installed)

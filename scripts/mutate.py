@@ -195,10 +195,10 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
         args = arguments(case, *dtypes.split())
         component = getattr(unchanged, case.f.__name__)
         # The definition of dropout draws other bits: there the unchanged rule is the reference.
-        reference = functools.partial(case.call, component if case.f is jaxnn.dropout else component.definition)
-        failed = failures(functools.partial(case.call, case.f), *args, level=level, reference=reference)
+        reference = functools.partial(case.outputs, component if case.f is jaxnn.dropout else component.definition)
+        failed = failures(functools.partial(case.outputs, case.f), *args, level=level, reference=reference)
         if failed:
-            unmutated = functools.partial(case.call, component)
+            unmutated = functools.partial(case.outputs, component)
             failed -= failures(unmutated, *args, level=level, reference=reference)
         if failed:
             return f"{name}: " + "; ".join(f"{check} of {path}" for check, path in sorted(failed))
@@ -348,13 +348,13 @@ def main() -> int:
     chosen.sort(key=lambda m: (len(m.components), m.of))
     tasks = [(j, m) for j in judges for m in chosen if options.only or ledger.lacks(j, m)]
     with tempfile.TemporaryDirectory() as programs:
-        if any(judge == "tests" for judge, _ in tasks):
+        for judge in {judge for judge, _ in tasks}:  # else an error of the judge would count as noticed
             unchanged = Mutant(
-                frozenset().union(*(m.components for j, m in tasks if j == "tests")), "rules/cotangents.py"
+                frozenset().union(*(m.components for j, m in tasks if j == judge)), "rules/cotangents.py"
             )
-            for *_, failed, _ in judged([("tests", unchanged)], 1, programs):
+            for *_, failed, _ in judged([(judge, unchanged)], 1, programs):
                 if failed:
-                    sys.exit(f"fails without any mutation: {failed}")
+                    sys.exit(f"{judge} fails without any mutation: {failed}")
         try:
             for judge, mutant, failed, seconds in judged(tasks, options.jobs, programs):
                 if not options.only:

@@ -32,9 +32,13 @@ class Case(NamedTuple):
 
     def call(self, f: Any, *args: Any) -> Any:
         """Call the component, its definition or its oracle with the case's arguments and options."""
-        n = len(args) - len(self.keywords)
-        y = f(*args[:n], **dict(zip(self.keywords, args[n:], strict=True)), **self.options)
+        y = self.outputs(f, *args)
         return y[0] if isinstance(y, tuple) else y
+
+    def outputs(self, f: Any, *args: Any) -> Any:
+        """Do the same, and return the indices of a pooling, too."""
+        n = len(args) - len(self.keywords)
+        return f(*args[:n], **dict(zip(self.keywords, args[n:], strict=True)), **self.options)
 
     def oracle(self, *args: Any) -> Any:
         """The loops' value."""

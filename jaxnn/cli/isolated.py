@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Generator
 from typing import Any, NamedTuple, NoReturn
@@ -27,6 +26,7 @@ _CHILD = "from jaxnn.cli.isolated import {0}\n{0}()"
 MAX_CAUSE = 300  # characters of an error's message: JAX's may be pages long
 USAGE, NOT_RUN = 2, 4  # exit codes
 END_SECONDS = 5.0  # that a process may take to end after its last report
+CASE_SECONDS = 600.0  # that a case may take: an endless loop in a file is not the end of the others
 
 
 class Result(NamedTuple):
@@ -48,7 +48,7 @@ def run(
         seed: of `gradcheck.check`.
         debug: print the traceback of a case that cannot be run.
         package: the package whose rules are named; "" for cases.
-        limit: the seconds that one case may take; None for any.
+        limit: the seconds that one case may take; None for ten minutes.
 
     Yields:
         The results, in the order of the names.
@@ -58,7 +58,7 @@ def run(
     """
     left = list(names)
     while left:  # a case that ends its process is not the end of those after it
-        messages = _messages("serve", (left, level, seed, debug, package), limit)
+        messages = _messages("serve", (left, level, seed, debug, package), limit or CASE_SECONDS)
         while True:
             try:
                 received = next(messages)
@@ -79,7 +79,7 @@ def listed(package: str) -> tuple[list[Rule], dict[str, str]]:
     Raises:
         CommandError: it cannot be imported.
     """
-    messages = _messages("serve_listing", package, None)
+    messages = _messages("serve_listing", package, CASE_SECONDS)
     try:
         received: Any = next(messages)
     except StopIteration as stop:
@@ -88,7 +88,7 @@ def listed(package: str) -> tuple[list[Rule], dict[str, str]]:
     return received  # type: ignore[no-any-return]
 
 
-def _messages(serve: str, request: Any, limit: float | None) -> Generator[Any, None, str]:
+def _messages(serve: str, request: Any, limit: float) -> Generator[Any, None, str]:
     """Yield what a process sends that runs a function of this module; return how it ended."""
     # The check of shard_map takes two devices. A file may still ask for another number.
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
@@ -100,14 +100,13 @@ def _messages(serve: str, request: Any, limit: float | None) -> Generator[Any, N
         start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the child
     )
     assert child.stdin is not None and child.stdout is not None
-    asked = time.monotonic()
+    late = threading.Event()
     try:
         with contextlib.suppress(BrokenPipeError), child.stdin:
             pickle.dump(request, child.stdin)
         with contextlib.suppress(EOFError, pickle.UnpicklingError):
             while True:
-                asked = time.monotonic()
-                received = _answer(child, limit)
+                received = _next_message(child, limit, late)
                 if isinstance(received, CommandError):
                     raise received
                 yield received
@@ -117,19 +116,23 @@ def _messages(serve: str, request: Any, limit: float | None) -> Generator[Any, N
         child.kill()
         child.wait()
         child.stdout.close()
-    if limit is not None and time.monotonic() - asked >= limit:
-        return f"it was stopped after {limit:.0f} s"
     code = child.returncode
+    if late.is_set():
+        return f"no result within {limit:g} s"
     return (
         f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"it ends its process (code {code})"
     )
 
 
-def _answer(child: Any, limit: float | None) -> Any:
-    """Return the next message of a process; end the process if it takes longer than the limit."""
-    if limit is None:
-        return pickle.load(child.stdout)
-    timer = threading.Timer(limit, child.kill)
+def _next_message(child: Any, limit: float, late: threading.Event) -> Any:
+    """Return what the process sends next; if nothing comes in time, set `late` and end it with all that it started."""
+
+    def end() -> None:
+        late.set()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+    timer = threading.Timer(limit, end)
     timer.start()
     try:
         return pickle.load(child.stdout)

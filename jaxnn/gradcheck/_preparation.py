@@ -199,6 +199,8 @@ def _signature_failure(trial: Trial, error: Exception) -> Row:
         raise TypeError(f"`f` ({s.name}) must be differentiable, but jax.vjp raises {first_line(error)}") from error
     if missing := missing_method(error):
         return Row("signature", s.name, INCONCLUSIVE, missing, decides=True)
+    if not_compiled := _why_not_compiled(s):
+        return Row("signature", s.name, INCONCLUSIVE, not_compiled, decides=True)
     message = " ".join(str(error).split())
     said = f": {message[:400]}" if message else ""
     rules = dict.fromkeys(f"{call.name}, {call.place}" for call in trial.rules if call.place)
@@ -207,6 +209,15 @@ def _signature_failure(trial: Trial, error: Exception) -> Row:
         "signature", s.name, FAIL, f"the rule raises {type(error).__name__}{said}{place}",
         shape_hint(message) or _tangent_hint(trial, error),
     )  # fmt: skip
+
+
+def _why_not_compiled(s: Subject) -> str:
+    """Say why f itself, without its derivative, runs uncompiled only; "" if it runs compiled."""
+    try:
+        s.run("value", "custom", s.points, s.rest)
+    except Exception as error:
+        return f"f does not run under jax.jit: {first_line(error)}; call `check` where it does, as on another platform"
+    return ""
 
 
 def _tangent_hint(trial: Trial, error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The function under check, as a function from a flat list of floating-point arrays to another such list."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -162,16 +163,16 @@ class Subject:
     def perturbed_vjp(self, kind: str, points: Arrays, rest: Arrays, dy: Arrays, delta: Any, phase: Any) -> Arrays:
         """Return the cotangents that the rule computes from residuals with relative errors of up to `delta`."""
         y, pull = jax.vjp(lambda *points: self.value(kind, list(points), rest), *points)
-
-        def perturbed(residual: Any) -> Any:
-            if not is_array(residual) or not is_inexact(residual):
-                return residual
-            count = jnp.arange(residual.size, dtype=delta.dtype).reshape(residual.shape)
-            error = jnp.cos(2.4 * count + 1.0 + phase)  # as irregular as needed, and cheaper than random bits
-            dtype = jnp.promote_types(residual.dtype, delta.dtype)
-            return (residual.astype(dtype) * (1 + delta * error).astype(dtype)).astype(residual.dtype)
-
+        perturbed = functools.partial(_perturbed, delta, phase)
         return list(jax.tree.map(perturbed, pull)([d.astype(o.dtype) for d, o in zip(dy, y, strict=True)]))
+
+    def rounded_vjp(self, kind: str, points: Arrays, rest: Arrays, dy: Arrays, delta: Any, phase: Any) -> Arrays:
+        """Return the same with errors of that size also in the result of each operation of the backward rule."""
+        y, pull = jax.vjp(lambda *points: self.value(kind, list(points), rest), *points)
+        perturbed = functools.partial(_perturbed, delta, phase)
+        cotangents = [d.astype(o.dtype) for d, o in zip(dy, y, strict=True)]
+        traced = jax.make_jaxpr(jax.tree.map(perturbed, pull))(cotangents)
+        return jaxprs.run_each(traced, cotangents, lambda i, x: _perturbed(delta, phase + i, x))
 
     def run(self, method: str, kind: str, *operands: Any) -> Any:
         """Run the method of that name, compiled once for each set of types; uncompiled if the rule is not traceable."""
@@ -209,6 +210,16 @@ class Subject:
     def in_float64(self, arrays: Arrays) -> Arrays:
         """Return the inexact ones of the arrays in float64; call this inside `float64_mode()`."""
         return [jnp.asarray(as64(x)) if is_array(x) and is_inexact(x) else x for x in arrays]
+
+
+def _perturbed(delta: Any, phase: Any, x: Any) -> Any:
+    """Return an array with relative errors of up to `delta`."""
+    if not is_array(x) or not is_inexact(x):
+        return x
+    count = jnp.arange(x.size, dtype=delta.dtype).reshape(x.shape)
+    error = jnp.cos(2.4 * count + 1.0 + phase)  # as irregular as needed, and cheaper than random bits
+    dtype = jnp.promote_types(x.dtype, delta.dtype)
+    return (x.astype(dtype) * (1 + delta * error).astype(dtype)).astype(x.dtype)
 
 
 def _with_arrays(leaves: Arrays) -> Arrays:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxnn.gradcheck._subject import Subject
-from jaxnn.tracing import kinds
+from jaxnn.tracing import kinds, stop_gradients
 from jaxnn.tracing.backward import BackwardRule, backward_rules
 
 
@@ -33,9 +33,9 @@ class Traced:
         return f" (by {', '.join(f'the {name} of {kind}' for kind, name in named.items())})" if named else ""
 
     @functools.cached_property
-    def stops_gradients(self) -> bool:
-        """Whether f, but no function of JAX's that it calls, stops gradients."""
-        return any(kinds.is_users_stop_gradient(e) for e in kinds.equations(self.jaxpr))
+    def stopped(self) -> set[int]:
+        """The points that f holds constant on a way to its outputs; a numeric derivative does not."""
+        return {i for i in stop_gradients.stopped_inputs(self.jaxpr) if i < len(self.subject.points)}
 
     @functools.cached_property
     def iterates(self) -> bool:

@@ -68,15 +68,14 @@ class Trial(Traced):
         """The relative error allowed per unit of response in an array of this dtype."""
         return self.rtol if self.rtol is not None else EPS_PER_RESPONSE * float(finfo(dtype).eps)
 
-    @property
-    def numeric_may_overrule(self) -> bool:
+    def numeric_may_overrule(self, leaf: int) -> bool:
         """Whether the numeric derivative may overrule JAX's: it ignores stop_gradient and infinite outputs."""
-        return self.is_finite and not self.stops_gradients
+        return self.is_finite and leaf not in self.stopped
 
     @functools.cached_property
     def primitive_calls(self) -> list[PrimitiveCall]:
         """The HiPrims of the user's, with the values that reach them: in float64, where f runs there."""
-        if not any(e.primitive.name == "call_hi_primitive" for e in kinds.equations(self.jaxpr)):
+        if not any(kinds.calls_hi_primitive(e) for e in kinds.equations(self.jaxpr)):
             return []
         if self.no_float64:
             return primitive_calls(self.jaxpr, [*self.subject.points, *self.subject.rest])
@@ -118,11 +117,13 @@ class Trial(Traced):
             operands = [jnp.asarray(x) for x in points], self.rest64, [jnp.asarray(d) for d in dy]
             return [as64(g) for g in self.subject.run("vjp", kind, *operands)[1]]
 
-    def perturbed64(self, points: Arrays, dy: Arrays, delta: float, phase: float = 0.0) -> Arrays:
-        """Return the rule's cotangents in float64, with relative errors of up to `delta` in its residuals."""
+    def perturbed64(
+        self, points: Arrays, dy: Arrays, delta: float, phase: float = 0.0, method: str = "perturbed_vjp"
+    ) -> Arrays:
+        """Return the rule's cotangents in float64, with relative errors of up to `delta` in its residuals, or more."""
         with float64_mode():
             operands = [jnp.asarray(x) for x in points], self.rest64, [jnp.asarray(d) for d in dy]
-            found = self.subject.run("perturbed_vjp", "custom", *operands, jnp.float64(delta), jnp.float64(phase))
+            found = self.subject.run(method, "custom", *operands, jnp.float64(delta), jnp.float64(phase))
             return [as64(g) for g in found]
 
     def perturbed(self, points: Arrays, dy: Arrays, delta: float, phase: float) -> Arrays:
@@ -130,11 +131,15 @@ class Trial(Traced):
         operands = points, self.subject.rest, dy, jnp.float32(delta), jnp.float32(phase)
         return [as64(g) for g in self.subject.run("perturbed_vjp", "custom", *operands)]
 
-    def rule_response(self, points: Arrays, dy: Arrays, draw: int) -> Arrays:
-        """Return the response of the rule's cotangents to rounding of its residuals; 0 where that is unknown."""
+    def rule_response(self, points: Arrays, dy: Arrays, draw: int, method: str = "perturbed_vjp") -> Arrays:
+        """Return the response of the rule's cotangents to rounding of its residuals; 0 where that is unknown.
+
+        By the method "rounded_vjp" the results of its backward operations are rounded, too, if it runs in float64.
+        """
         if self.rule_in_float64 is not None:
             p, d = [as64(x) for x in points], [as64(x) for x in dy]
-            return _tolerance.response(self.perturbed64(p, d, 0.0), lambda delta: self.perturbed64(p, d, delta, draw))
+            perturbed = functools.partial(self.perturbed64, p, d, phase=draw, method=method)
+            return _tolerance.response(perturbed(0.0), perturbed)
         try:
             unperturbed = self.perturbed(points, dy, 0.0, draw)
         except Exception:  # it runs on plain values only

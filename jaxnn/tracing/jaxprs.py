@@ -4,7 +4,7 @@ A jaxpr is a list of equations. An equation has a primitive, operands, results, 
 jaxprs of inner functions (the body of a loop, the branches of a cond).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,21 @@ from jaxnn.tracing.functions import is_inexact
 def run(closed: Any, *leaves: Any) -> list[Any]:
     """Run a closed jaxpr on arrays."""
     return list(jex.jaxpr_as_fun(closed)(*leaves))
+
+
+def run_each(closed: Any, leaves: Sequence[Any], change: Callable[[int, Any], Any]) -> list[Any]:
+    """Run a closed jaxpr one equation after another; `change` takes an equation's position and each of its results."""
+    jaxpr = open_jaxpr(closed)
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *leaves], strict=True))
+
+    def current(atoms: Sequence[Any]) -> list[Any]:
+        return [a.val if isinstance(a, jex.Literal) else values[a] for a in atoms]
+
+    for i, eqn in enumerate(jaxpr.eqns):
+        results = eqn.primitive.bind(*current(eqn.invars), **eqn.primitive.get_bind_params(eqn.params))
+        results = results if eqn.primitive.multiple_results else [results]
+        values |= {v: change(i, y) for v, y in zip(eqn.outvars, results, strict=True)}
+    return current(jaxpr.outvars)
 
 
 def open_jaxpr(jaxpr: Any) -> Any:

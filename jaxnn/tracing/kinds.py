@@ -80,7 +80,7 @@ def rule_call(eqn: Any) -> RuleCall | None:
             return call
         return dataclasses.replace(call, kind="custom_root", name="custom_root", is_jaxs_own=False)
     if name == "call_hi_primitive":
-        return _primitive_call(eqn)
+        return _primitive_call(eqn) if calls_hi_primitive(eqn) else RuleCall("primitive", name, False, None)
     if name == "linear_call":
         return _traced_call("linear_call", eqn.params["callee"])
     if name == "custom_linear_solve":
@@ -102,8 +102,17 @@ def _place(jaxpr: Any) -> str:
 
 
 def _is_in_jax(jaxpr: Any) -> bool:
-    source = str(jaxprs.open_jaxpr(jaxpr).debug_info.func_src_info)
-    return _IN_JAX.search(source) is not None
+    return is_file_of_jax(str(jaxprs.open_jaxpr(jaxpr).debug_info.func_src_info))
+
+
+def is_file_of_jax(name: str) -> bool:
+    """Whether a file, or the place of a function, is in JAX."""
+    return _IN_JAX.search(name) is not None
+
+
+def calls_hi_primitive(eqn: Any) -> bool:
+    """Whether the equation calls a `HiPrim`, in the form that is known here."""
+    return eqn.primitive.name == "call_hi_primitive" and "_prim" in eqn.params
 
 
 def hi_primitive(eqn: Any) -> Any:
@@ -198,7 +207,7 @@ def equations(closed: Any) -> Iterator[Any]:
     """Yield all equations, those of inner functions too, and those of the definitions of HiPrims."""
     for eqn in jaxprs.equations(closed):
         yield eqn
-        if eqn.primitive.name == "call_hi_primitive":
+        if calls_hi_primitive(eqn):
             try:
                 definition = _expanded(eqn)
             except Exception:  # its error belongs to whoever calls it
@@ -219,18 +228,6 @@ def is_backward_only(eqn: Any) -> bool:
     return eqn.primitive.name in ("custom_lin", "call_hi_primitive_linearized")
 
 
-def is_users_stop_gradient(eqn: Any) -> bool:
-    """Whether the equation is a stop_gradient that is not written in JAX itself."""
-    if eqn.primitive.name != "stop_gradient":
-        return False
-    frames = iter(eqn.source_info.traceback.frames if eqn.source_info.traceback else ())
-    for frame in frames:  # innermost first
-        if frame.function_name == "stop_gradient":
-            caller = next(frames, None)
-            return caller is None or _IN_JAX.search(caller.file_name) is None
-    return True
-
-
 def iterates_until(eqn: Any) -> bool:
     """Whether the equation is a loop whose condition looks at floating-point numbers."""
     if eqn.primitive.name != "while":
@@ -241,7 +238,7 @@ def iterates_until(eqn: Any) -> bool:
 
 def sees_zeros(eqn: Any) -> bool:
     """Whether the rule that the equation calls is told which arguments and outputs are not differentiated."""
-    if eqn.primitive.name == "call_hi_primitive":
+    if calls_hi_primitive(eqn):
         call = _primitive_call(eqn)
         return not call.is_jaxs_own and bool(getattr(hi_primitive(eqn), "symbolic_zeros", call.kind == HIPRIM))
     return bool(eqn.params.get("symbolic_zeros"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxnn.tracing.functions import is_inexact, random_values
 from jaxnn.tracing.jaxprs import is_jaxpr, open_jaxpr
-from jaxnn.tracing.kinds import HIPRIM, equations, hi_primitive, rule_call, unbatched
+from jaxnn.tracing.kinds import HIPRIM, calls_hi_primitive, equations, hi_primitive, rule_call, unbatched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _key(eqn: Any) -> Any:
 
 
 def _calls_users_primitive(eqn: Any) -> bool:
-    if eqn.primitive.name != "call_hi_primitive" or not all(map(_is_array_type, (*eqn.invars, *eqn.outvars))):
+    if not calls_hi_primitive(eqn) or not all(map(_is_array_type, (*eqn.invars, *eqn.outvars))):
         return False
     if getattr(hi_primitive(eqn), "remat_rules", None):
         return True
@@ -122,7 +122,7 @@ def _reached(closed: Any, leaves: Sequence[Any]) -> Iterator[tuple[Any, list[Any
 
 
 def _holds_primitives(eqn: Any) -> bool:
-    if eqn.primitive.name == "call_hi_primitive":
+    if calls_hi_primitive(eqn):
         return True  # its definition may
     return any(_calls_users_primitive(e) for inner in _inner_jaxprs(eqn) for e in equations(inner))
 
@@ -165,7 +165,7 @@ def _entered(eqn: Any, operands: list[Any]) -> Iterator[tuple[Any, list[Any]]]:
     elif name == "while":
         conditions = params["cond_nconsts"]
         yield params["body_jaxpr"], operands[conditions:]
-    elif name == "call_hi_primitive":
+    elif calls_hi_primitive(eqn):
         call = rule_call(eqn)
         assert call is not None and call.definition is not None
         yield call.definition(), operands

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import time
 
 import pytest
 
@@ -206,6 +207,21 @@ NOT_RUN = {  # the causes of cases that cannot be run
     "nowhere.py:case": "there is no file 'nowhere.py'",
     "nowhere_at_all:case": "ModuleNotFoundError: No module named 'nowhere_at_all'",
 }
+
+
+def test_a_case_without_end_is_not_the_end_of_the_others(tmp_path, monkeypatch):
+    """One loops while it is imported, the other has started a process that would keep the pipe open."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(isolated, "CASE_SECONDS", 4.0)
+    (tmp_path / "loops.py").write_text("while True:\n    pass\n")
+    (tmp_path / "waits.py").write_text(
+        "import os, time\ndef case():\n    os.fork()\n    time.sleep(100)\ndef other():\n    return []\n"
+    )
+    started = time.monotonic()
+    for file in ("loops.py", "waits.py"):
+        first, *others = isolated.run([f"{file}:case", f"{file}:other"], "rule", 0, False)
+        assert first.error == "no result within 4 s" and [result.name for result in others] == [f"{file}:other"]
+    assert time.monotonic() - started < 60
 
 
 @pytest.fixture

@@ -96,3 +96,47 @@ def test_arguments_without_a_finite_element_are_inconclusive():
     double.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
     (row,) = [r for r in gradcheck.check(double, jnp.array([jnp.inf]), level="rule").rows if r.check == "gradient"]
     assert row.status == "INCONCLUSIVE" and "give finite arguments" in row.message and row.decides
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "right"), (1.1, "wrong")])
+def test_a_batch_in_bfloat16_is_compared_in_float64_too(factor, verdict):
+    """An error of 10 % in one element of a batch is no more than some roundings of bfloat16."""
+
+    @jax.custom_batching.custom_vmap
+    def spoiled(dx):
+        return dx
+
+    @spoiled.def_vmap
+    def _(size, batched, dx):
+        return dx.at[0, 7].multiply(factor), batched[0]
+
+    f = with_rule(lambda x: x * x, lambda x: (x * x, x), lambda x, dy: (spoiled(2 * x * dy),))
+    x = jax.random.normal(jax.random.key(0), (10_000,)).astype(jnp.bfloat16)
+    assert gradcheck.check(f, x, skip=all_but("vmap")).verdict == verdict
+
+
+def test_the_textbook_rule_of_a_saturated_softmax_is_right():
+    """p (dp − Σ p dp) has lost its digits where p is nearly 1, and JAX's derivative of this definition has not."""
+
+    def softmax(x):
+        e = jnp.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    def attention(q, k, v):
+        return softmax(q @ k.T / 8) @ v
+
+    def bwd(saved, dy):
+        q, k, v = saved
+        p, dp = softmax(q @ k.T / 8), dy @ v.T
+        ds = p * (dp - jnp.sum(dp * p, -1, keepdims=True)) / 8
+        return ds @ k, ds.T @ q, p.T @ dy
+
+    rng = np.random.default_rng(16)
+    qkv = [jnp.asarray(rng.standard_normal((52, 64)), jnp.float32) for _ in range(3)]
+    f = with_rule(attention, lambda *x: (attention(*x), x), bwd)
+    report = gradcheck.check(f, *qkv, skip=all_but("extremes"), seed=16)
+    assert report.ok, report
+
+
+def all_but(check):
+    return tuple(set(gradcheck.checks.FULL) - {check})

@@ -1,10 +1,14 @@
 """The verdict: right or wrong by proof, else unproven, with a cure that leads to one of the two."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax import lax
 from rules_to_check import X, with_rule
-from zoo.unproven import UNPROVEN
+from zoo.unproven import UNPROVEN, on_host
 
 from jaxnn import gradcheck
 
@@ -42,3 +46,85 @@ def test_a_low_precision_argument_is_judged_in_float32_too(factor, verdict):
     x = jax.random.normal(jax.random.key(0), (256, 8)).astype(jnp.bfloat16) + 1
     w = jax.random.normal(jax.random.key(1), (8,)).astype(jnp.bfloat16)
     assert gradcheck.check(f, x, w, level="rule").verdict == verdict
+
+
+HELPER = """
+from jax import lax
+
+def straight_through(x, y):
+    return x + lax.stop_gradient(y - x)
+"""
+
+
+def by_helper(x):
+    from rounding_of_a_package import straight_through
+
+    return straight_through(x, jnp.round(x))
+
+
+def mixed(x):
+    """Hold one factor constant in every step of a loop."""
+    return lax.scan(lambda c, v: (c, lax.stop_gradient(jnp.exp(v)) * v), 0.0, x)[1]
+
+
+STRAIGHT = {
+    "in the function": (lambda x: x + lax.stop_gradient(jnp.round(x) - x), jnp.ones_like),
+    "by tree.map": (lambda x: x + jax.tree.map(lax.stop_gradient, [jnp.round(x) - x])[0], jnp.ones_like),
+    "by a package": (by_helper, jnp.ones_like),
+    "in a loop": (mixed, jnp.exp),
+    "in JAX's log_softmax": (lambda x: jnp.exp(jax.nn.log_softmax(jnp.stack([x, 0 * x]), 0)[0]),
+                                       lambda x: jax.nn.sigmoid(x) * jax.nn.sigmoid(-x)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "right"), (1.01, "wrong")])
+@pytest.mark.parametrize("where", STRAIGHT)
+def test_what_a_stop_gradient_holds_constant_is_no_mistake_and_hides_none(
+    where, factor, verdict, tmp_path, monkeypatch
+):
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "rounding_of_a_package.py").write_text(HELPER)
+    monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
+    monkeypatch.delitem(sys.modules, "rounding_of_a_package", raising=False)
+    f, derivative = STRAIGHT[where]
+    rule = with_rule(f, lambda x: (f(x), x), lambda x, dy: (factor * dy * derivative(x),))
+    assert gradcheck.check(rule, jnp.array([0.3, -1.2, 2.6]), level="rule").verdict == verdict
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "right"), (1.1, "wrong")])
+def test_a_numeric_derivative_is_no_truth_for_an_argument_that_is_held_constant(factor, verdict):
+    def scaled(x):
+        return on_host(np.sin)(x) * lax.stop_gradient(x)
+
+    f = with_rule(scaled, lambda x: (scaled(x), x), lambda x, dy: (factor * dy * jnp.cos(x) * x,))
+    (row,) = gradcheck.check(f, X, level="rule").undecided
+    assert "stop_gradient" in row.message and "reference=" in row.message
+    reference = lambda x: jnp.sin(x) * lax.stop_gradient(x)  # noqa: E731
+    assert gradcheck.check(f, X, level="rule", reference=reference).verdict == verdict
+
+
+@pytest.mark.parametrize("transpose", [jnp.transpose, lambda a: a])
+def test_an_argument_beside_one_that_is_held_constant_is_judged(transpose):
+    def solve(a, b):
+        return lax.custom_linear_solve(
+            lambda x: a @ x, b, lambda _, b: jnp.linalg.solve(a, b), lambda _, b: jnp.linalg.solve(transpose(a), b)
+        )
+
+    a, b = jnp.array([[3.0, 1.0], [-1.0, 2.0]]), jnp.array([1.0, -0.5])
+    report = gradcheck.check(lambda a, b: solve(lax.stop_gradient(a), b), a, b, level="rule")
+    assert report.verdict == ("unproven" if transpose is jnp.transpose else "wrong")
+    assert {row.path for row in report.undecided} == {"a"}
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "right"), (1.1, "wrong")])
+def test_float64_is_a_cure_where_f_has_arrays_of_its_own(factor, verdict):
+    def check(dtype):
+        one = jnp.ones(2, dtype)  # in float64 JAX's strict product does not take it in float32
+        f = lambda x: on_host(lambda x: 1e6 + np.sin(x))(lax.mul(x, one))  # noqa: E731
+        rule = with_rule(f, lambda x: (f(x), x), lambda x, dy: (factor * dy * jnp.cos(x),))
+        return gradcheck.check(rule, jnp.array([1e-3, 0.5], dtype), level="rule")
+
+    report = check("float32")
+    assert report.verdict == "unproven" and "JAX_ENABLE_X64=1" in report.failed_lines(), report
+    with jax.enable_x64(True):
+        assert check("float64").verdict == verdict

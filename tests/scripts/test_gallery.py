@@ -18,7 +18,7 @@ from PIL import Image
 def test_every_experiment_is_in_the_gallery():
     assert gallery.names() == list(run_all.EXPERIMENTS)
     scripts = {path.stem for path in (sections.ROOT / "experiments").glob("[!_]*.py")}
-    assert scripts == {*run_all.EXPERIMENTS, "run_all", "ecosystem"}
+    assert scripts == {*run_all.EXPERIMENTS, "run_all", "ecosystem", "ecosystem_suites"}
 
 
 def test_the_readme_says_what_was_measured():

@@ -28,7 +28,9 @@ WORST, SPREAD = 8, {"rule": 8, "full": 32}
 MOST_UNKNOWN = 32  # elements without an automatic derivative that are differentiated numerically, one by one
 MOST_OUTPUTS = 8  # that are checked one by one
 NO_DIGIT = 0.05  # relative error from which a gradient in float32 has lost its digits
+STOPPED = "varies what f holds constant by a stop_gradient"
 CURE = "give a `reference=` that JAX can differentiate, or other arguments"
+FLOAT64 = "; or switch float64 on (JAX_ENABLE_X64=1), with the arguments and f's own arrays in float64"
 
 
 def gradient(t: Trial) -> Findings:
@@ -109,7 +111,7 @@ def _judge_unknown(t: Trial, leaf: int, unknown: np.ndarray, along: Along) -> Ro
             continue
         if numeric.kinked and within_one_sided_derivatives(t, t.subject.points, leaf, int(flat)):
             continue
-        if not numeric.settled or not t.is_finite:
+        if not numeric.settled or not t.numeric_may_overrule(leaf):
             undecided.append(i)
             continue
         wrong = np.zeros_like(unknown)
@@ -122,15 +124,21 @@ def _judge_unknown(t: Trial, leaf: int, unknown: np.ndarray, along: Along) -> Ro
         return Row("gradient", t.subject.paths[leaf], PASS, f"{message}; all three agree at the others")
     where = ", ".join(f"{t.subject.paths[leaf]}{index_text(i)}" for i in undecided[:3])
     more = f" and {len(undecided) - 3} more" if len(undecided) > 3 else ""
-    message = f"{where}{more}: JAX's derivative is NaN, and the numeric one does not converge; {CURE}"
+    why = STOPPED if leaf in t.stopped else "does not converge"
+    message = f"{where}{more}: JAX's derivative is NaN, and the numeric one {why}; {_cure(t)}"
     return Row("gradient", t.subject.paths[leaf], INCONCLUSIVE, message, decides=True)
+
+
+def _cure(t: Trial) -> str:
+    """Say what would give a truth."""
+    return CURE + FLOAT64 * bool(t.no_float64)
 
 
 def _without_numeric(t: Trial, leaf: int, along: Along, agree: str) -> Row:
     """Judge an argument for which custom and automatic agree, and numeric does not."""
     row = functools.partial(Row, "gradient", t.subject.paths[leaf])
     t.numeric_differs = True
-    if t.stops_gradients:
+    if leaf in t.stopped:
         return row(PASS, f"{agree}; numeric differs, because the definition has a stop_gradient")
     kinked = along.slope.kinked or (along.settled and not is_linear_along(t, leaf, along.direction))
     if kinked:
@@ -155,12 +163,17 @@ def _judge_numerically(t: Trial, leaf: int) -> Row:
     if along.agrees and along.settled and t.is_finite:
         return row(PASS, f"{rule} and numeric agree, error {along.slope.error:.2g} of {abs(along.slope.value):.2g}")
     if not t.is_finite:
-        message = f"f is not finite here, so it has no numeric derivative; {CURE}"
+        message = f"f is not finite here, so it has no numeric derivative; {_cure(t)}"
         return row(INCONCLUSIVE, message, decides=True)
     if along.slope.kinked and along.slope.has_sides and along.within_interval:
         return row(PASS, f"{rule} lies between the one-sided numeric derivatives: f has a kink here")
     if not along.settled or along.slope.kinked:
-        message = f"the numeric derivative does not converge here (along a direction {rule} is {along.text}); {CURE}"
+        message = (
+            f"the numeric derivative does not converge here (along a direction {rule} is {along.text}); {_cure(t)}"
+        )
+        return row(INCONCLUSIVE, message, decides=True)
+    if leaf in t.stopped:
+        message = f"along a direction {rule} is {along.text}: the numeric derivative {STOPPED}; {_cure(t)}"
         return row(INCONCLUSIVE, message, decides=True)
     minus = MINUS if abs(along.found + along.slope.value) < 1e-2 * abs(along.found) else ""
     return row(FAIL, f"along a direction {rule} is {along.text}", minus)
@@ -184,7 +197,13 @@ def _explain(t: Trial, leaf: int, custom: np.ndarray, wrong: np.ndarray) -> Row:
             at_kinks = True
             continue
         like_custom, like_automatic = (numeric.is_close(v, allowed[i]) for v in (custom[i], truth[i]))
-        if like_custom and not like_automatic and not numeric.kinked and numeric.settled and t.numeric_may_overrule:
+        if (
+            like_custom
+            and not like_automatic
+            and not numeric.kinked
+            and numeric.settled
+            and t.numeric_may_overrule(leaf)
+        ):
             continue
         agree = "automatic" if like_automatic else "custom" if like_custom else ""
         whose = "the reference's" if t.subject.reference else "automatic's"

@@ -39,7 +39,7 @@ def closure(t: Trial) -> Findings:
 
 def stop_gradient(t: Trial) -> Findings:
     """Say that the definition stops gradients: then custom is compared with automatic, not with numeric."""
-    if t.stops_gradients and t.numeric_differs:
+    if t.stopped and t.numeric_differs:
         yield Row("stop_gradient", t.subject.name, NOTE,
                   "the definition has a stop_gradient: compared with automatic, not with numeric")  # fmt: skip
 

@@ -12,9 +12,19 @@ from jax import lax
 
 from jaxnn.gradcheck import _numeric
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import largest_finite
+from jaxnn.gradcheck._tolerance import differs, finfo, index_text, largest_finite, worst_index
 from jaxnn.gradcheck._trial import Findings, Trial
-from jaxnn.gradcheck.checks.examples import Expected, Mask, attempt, examples, label, one_by_one, stacked, subsets
+from jaxnn.gradcheck.checks.examples import (
+    TWO_GRADIENTS,
+    Expected,
+    Mask,
+    attempt,
+    examples,
+    label,
+    one_by_one,
+    stacked,
+    subsets,
+)  # fmt: skip
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
 from jaxnn.tracing.contexts import float64_mode
 from jaxnn.tracing.errors import first_line
@@ -78,6 +88,34 @@ def vmap(t: Trial) -> Findings:
     each = [np.stack(pair) for pair in zip(t.custom, t.second_custom, strict=True)]
     expected = Expected(each, 2, (True,) * len(each))
     yield attempt(t, "vmap", "cotangents (jacrev)", cotangents_alone, expected)
+    if finfo(t.dtype).bits < 32 and t.rule_in_float64 is not None and not t.no_float64:
+        yield from _batched_in_float64(t)
+
+
+def _batched_in_float64(t: Trial) -> Findings:
+    """Compare a batch with its examples in float64 as well: a narrow dtype hides an error of some per cent."""
+    s, dy = t.subject, [as64(d) for d in t.dy]
+    both = [[as64(x) for x in example] for example in examples(t, 2)[0]]
+
+    def batched(points: Arrays, dy: Arrays) -> Arrays:
+        y, pull = jax.vjp(jax.vmap(lambda p: s.value("custom", p, t.rest64)), points)
+        return list(pull([d.astype(o.dtype) for d, o in zip(dy, y, strict=True)])[0])
+
+    try:
+        expected = [np.stack(group) for group in zip(*(t.gradients64("custom", e, dy) for e in both), strict=True)]
+        with float64_mode():
+            operands = [[jnp.stack(pair) for pair in zip(*pairs, strict=True)] for pairs in (both, (dy, dy))]
+            found = [as64(g) for g in jax.jit(batched)(*operands)]
+    except Exception:  # the rows above say so
+        return
+    for leaf, (path, ours, want) in enumerate(zip(s.paths, found, expected, strict=True)):
+        wrong = differs(ours, want, 2 * TWO_GRADIENTS * t.allowed_in_float64(leaf))  # 2: one point is only nearby
+        if wrong.any():
+            i = worst_index(ours, want, wrong)
+            message = f"{path}{index_text(i)} is {ours[i]:.6g}, without the transformation {want[i]:.6g}"
+            yield Row("vmap", "all (float64)", FAIL, message)
+            return
+    yield Row("vmap", "all (float64)", PASS, "the same gradient")
 
 
 def second_order(t: Trial) -> Findings:
