@@ -217,3 +217,27 @@ def test_a_call_inside_of_a_shard_map_is_called_again_over_a_mesh(checks_varying
     f, args, kwargs = record.call()
     report = gradcheck.check(f, *args, kwargs=kwargs, level="rule")
     assert report.verdict == verdict, report
+
+
+def test_a_call_that_raises_is_forgotten():
+    recorder = recorder_of_this_file()
+    with recording(recorder):
+        for x in ("text", X):
+            with pytest.raises(TypeError):
+                by_vjp(x, x)
+        with pytest.raises(TypeError):
+            by_vjp("text")
+    assert not recorder.rules
+
+
+def test_numbers_and_arrays_that_jax_makes_under_a_trace_are_plain_ones():
+    def power(x, n, w):
+        return w.sum() * x**n
+
+    rule = jax.custom_jvp(power)
+    rule.defjvp(lambda p, t: (power(*p), t[0]))
+    recorder = recorder_of_this_file()
+    with recording(recorder):
+        jax.jit(lambda x: rule(x, 2.0, np.ones(2, np.float32)))(X)
+    (record,) = records_of(recorder)
+    assert [type(x) for x in record.leaves] == [np.ndarray, float, np.ndarray] and "n=2.0" in record.signature

@@ -97,38 +97,49 @@ class Recorder:
             self.places[key] = place_of(rule, self.wanted)
         return self.places[key]
 
-    def reached(self, rule: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Note a call, and return the arguments to call the rule with."""
+    def reached(self, rule: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Record | None]:
+        """Note a call; return the arguments to call the rule with, and the record of such calls."""
         place = self.place(rule)
         if place is None:
-            return args, kwargs
+            return args, kwargs, None
         with self.lock, self.pause(), _undisturbed():
             new = Rule(f"{place.module}.{place.name}", place.file, place.line, place.kind)
             found = self.rules.setdefault(place.key, new)
             found.tests.setdefault(self.test, None)
             leaves, tree = jax.tree.flatten((args, kwargs))
-            record = found.record(rule, tree, leaves)
+            plain = list(map(_plain, leaves))
+            record = found.record(rule, tree, plain)
             record.tests.setdefault(self.test, None)
             record.options.update(self.options)
             if variable := tracer_in(rule):
                 record.left_out = f"it closes over a tracer, `{variable}`, and exists only while that is traced"
-                return args, kwargs
+                return args, kwargs, record
             traced = [i for i, x in enumerate(leaves) if isinstance(x, jax.core.Tracer) and is_array(x)]
             if not traced:
                 if not any(isinstance(x, jax.core.Tracer) for x in leaves):
-                    self.keep(record, leaves)
-                return args, kwargs
+                    self.keep(record, plain)
+                return args, kwargs, record
             if (record.seen >= CANDIDATES and found.differentiated) or record.marks >= MARKS:
-                return args, kwargs
+                return args, kwargs, record
             record.marks += 1
-            rest = [None if i in traced else _host(x) for i, x in enumerate(leaves)]
+            rest = [None if i in traced else _host(x) for i, x in enumerate(plain)]
             record.note_axes(leaves)
             self.marked = True
         call = Call(self, record, rest, traced)
         values = mark_p.bind(*(leaves[i] for i in traced), call=call, batches=())  # type: ignore[no-untyped-call]
         for i, x in zip(traced, values, strict=True):
             leaves[i] = x
-        return jax.tree.unflatten(tree, leaves)  # type: ignore[no-any-return]
+        args, kwargs = jax.tree.unflatten(tree, leaves)
+        return args, kwargs, record
+
+    def forget(self, record: Record) -> None:
+        """Drop what is known of a call that raised, as a test may want it to."""
+        if record.seen + record.marks > 1:
+            return  # other calls were like it
+        rule = record.rule
+        rule.records = {key: other for key, other in rule.records.items() if other is not record}
+        if not rule.records:
+            self.rules = {key: other for key, other in self.rules.items() if other is not rule}
 
     def values(self, call: Call, arrays: Any, batches: Any) -> None:
         """Take the values of the tracers of a call."""
@@ -211,7 +222,16 @@ def _host(x: Any) -> Any:
     """Return an array on the host, where nobody deletes it; keys and other things as they are."""
     if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and not _is_key(x):
         return np.array(x)
-    return x.copy() if isinstance(x, np.ndarray) else x
+    return np.array(x, subok=False) if isinstance(x, np.ndarray) else x
+
+
+def _plain(x: Any) -> Any:
+    """Return a number or a NumPy array in place of those that JAX makes of them under a trace."""
+    if type(x).__module__.startswith("jax."):
+        base = next((base for base in (bool, int, float, complex) if isinstance(x, base)), None)
+        if base is not None:
+            return base(x)
+    return np.array(x, subok=False) if isinstance(x, np.ndarray) else x
 
 
 def _hardness(x: Any) -> float:
@@ -332,13 +352,17 @@ def _recorded(recorder: Recorder, call: Any) -> Any:
     @functools.wraps(call)
     def recorded(rule: Any, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
+        record = None
         if not recorder.paused:
-            try:
-                marked = recorder.reached(rule, args, kwargs)
-            except Exception:  # whatever a stranger's arguments or tracers raise: the call itself goes on
-                marked = args, kwargs
-            args, kwargs = marked
-        return call(rule, *args, **kwargs)
+            # Whatever a stranger's arguments or tracers raise: the call itself goes on.
+            with contextlib.suppress(Exception):
+                args, kwargs, record = recorder.reached(rule, args, kwargs)
+        try:
+            return call(rule, *args, **kwargs)
+        except BaseException:
+            if record is not None:
+                recorder.forget(record)
+            raise
 
     return recorded
 
