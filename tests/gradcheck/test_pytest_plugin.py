@@ -75,6 +75,7 @@ LINE = (
 )
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "workers"])
 def test_a_wrong_rule_is_found_and_a_right_one_is_not(project, workers):
     output = run(project, "--gradcheck", "--gradcheck-report=found.json", *workers, code=1)
