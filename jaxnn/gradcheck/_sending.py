@@ -58,7 +58,11 @@ def packed(obj: Any, by_value: Collection[str] = ()) -> bytes:
       by_value: the modules that the other process cannot import, or must not.
     """
     buffer = io.BytesIO()
-    _Sender(buffer, by_value).dump(obj)
+    with contextlib.ExitStack() as stack:
+        for module in (sys.modules[name] for name in by_value if name in sys.modules):
+            cloudpickle.register_pickle_by_value(module)
+            stack.callback(cloudpickle.unregister_pickle_by_value, module)
+        _Sender(buffer, by_value).dump(obj)
     return buffer.getvalue()
 
 

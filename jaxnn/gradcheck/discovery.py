@@ -6,6 +6,7 @@ import functools
 import gc
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import types
@@ -13,9 +14,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.experimental import hijax
 
-HiPrim = getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive  # its name before jax 0.12
+from jaxnn.tracing.kinds import HiPrim
+
 # Tests, benchmarks, exporters to other frameworks, and kernels that import only on their own accelerator.
 PASSED_OVER = re.compile(
     r"_test$|\btest_|_test_|\.tests?\b|\.testing\b|conftest|\.bench$|\.examples\b|__main__|mosaic|jax2tf|jax\.tools"
@@ -80,15 +81,15 @@ def discover(library: str) -> tuple[list[Rule], dict[str, str]]:
     for rule in (o for o in gc.get_objects() if issubclass(type(o), jax.custom_vjp | jax.custom_jvp)):
         f = definition(rule, library)
         if named(f).startswith(library + ".") and "_defvjp.<locals>" not in named(f):
-            place = _place(f)
+            place = file_and_line(f)
             found[named(f)] = Rule(library, named(f), _kind(rule), public.get(id(rule), ""), False, *place, rule)
     for primitive in _primitives(HiPrim):
         if named(primitive).startswith(library + "."):
-            found[named(primitive)] = Rule(library, named(primitive), "HiPrim", "", False, *_place(primitive))
+            found[named(primitive)] = Rule(library, named(primitive), "HiPrim", "", False, *file_and_line(primitive))
     for f in functions(modules):
         kinds = sorted({name for code in codes(f.__code__) for name in MAKERS & set(code.co_names)})
         if kinds:
-            made = Rule(library, named(f), kinds[0].removeprefix("filter_"), "", True, *_place(f))
+            made = Rule(library, named(f), kinds[0].removeprefix("filter_"), "", True, *file_and_line(f))
             found.setdefault(named(f), made)
     return sorted(found.values(), key=lambda rule: rule.name), failed
 
@@ -100,13 +101,16 @@ def _kind(rule: Any) -> str:
     return "custom_vjp" if isinstance(rule, jax.custom_vjp) else "custom_jvp"
 
 
-def _place(f: Any) -> tuple[str, int]:
-    """Return the file and the line where a function or a class is defined."""
-    with contextlib.suppress(TypeError, OSError):
-        if inspect.isclass(f):
-            return inspect.getsourcefile(f) or "", inspect.getsourcelines(f)[1]
-        return f.__code__.co_filename, f.__code__.co_firstlineno
-    return "", 0
+def file_and_line(f: Any) -> tuple[str, int]:
+    """Return where a function or a class is defined; "" and 0 if it has no code."""
+    parts = list(vars(f).values()) if inspect.isclass(f) else [f]
+    code = next((part.__code__ for part in parts if hasattr(part, "__code__")), None)
+    if code is None:
+        return "", 0
+    line = code.co_firstlineno
+    with contextlib.suppress(TypeError, OSError):  # a class that was made by calling `type`: its first method's line
+        line = inspect.getsourcelines(f)[1] if inspect.isclass(f) else line
+    return os.path.abspath(code.co_filename), line
 
 
 def _primitives(base: Any) -> Iterator[Any]:

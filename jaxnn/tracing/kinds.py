@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import hijax
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 from jax.interpreters import ad
 
@@ -30,6 +31,7 @@ from jaxnn.tracing.functions import is_inexact
 
 IMPLICIT = ("custom_root", "custom_linear_solve")
 HIPRIM = "HiPrim"
+HiPrim = getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive  # its name before jax 0.12
 _IN_JAX = re.compile(r"[/\\]jax[/\\](_src|experimental)[/\\]")
 # What the user hands to JAX as the rule.
 HANDED_OVER = {

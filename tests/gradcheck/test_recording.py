@@ -41,7 +41,7 @@ def by_hiprim(x):
     return primitive(sine_times, sine_times_bwd)(x, jnp.ones_like(x))
 
 
-RULES = {f.__name__: f for f in (by_vjp, by_jvp, by_hiprim)}
+RULES = {"by_vjp": by_vjp, "by_jvp": by_jvp, "by_gradient": by_gradient, "by_hiprim": by_hiprim}
 
 
 def scanned(f):
@@ -69,7 +69,7 @@ PLACES = {
     "donated": lambda f: jax.jit(lambda x: f(x), donate_argnums=0),
     "vmap of jit": lambda f: jax.vmap(jax.jit(f)),
 }  # fmt: skip
-CANNOT = {("by_vjp", "jvp"), ("by_hiprim", "jvp"), ("by_hiprim", "second")} | {
+CANNOT = {("by_vjp", "jvp"), ("by_gradient", "jvp"), ("by_hiprim", "jvp"), ("by_hiprim", "second")} | {
     ("by_hiprim", place) for place in PLACES if "vmap" in place or "remat" in place
 }  # by JAX, with or without a recorder
 

@@ -84,9 +84,12 @@ def test_what_has_no_name_travels_by_its_code():
 
 
 def test_a_module_can_be_left_behind():
-    assert b"rules_to_send" in _sending.packed(rules.sine)
-    (f,) = pickle.loads(_sending.packed([rules.sine], by_value=["rules_to_send"]))
-    assert f is not rules.sine and np.array_equal(f(X), rules.sine(X))
+    for own in (rules.sine, rules.power):
+        assert b"rules_to_send" in _sending.packed(own) and pickle.loads(_sending.packed(own)) is own
+        (there,) = pickle.loads(_sending.packed([own], by_value=["rules_to_send"]))
+        assert there is not own
+    (sine,) = pickle.loads(_sending.packed([rules.sine], by_value=["rules_to_send"]))
+    assert np.array_equal(sine(X), rules.sine(X))
 
 
 def test_the_rows_of_the_child(one_device):

@@ -3,7 +3,7 @@
     pytest --gradcheck
 
 While the tests run, `recording.py` keeps the arguments of each rule, once for each signature. When they are done,
-`judging.py` checks the rules in a process of its own, and `results.py` prints what was found. Here are the options, and
+`judging.py` checks the rules in other processes, and `results.py` prints what was found. Here are the options, and
 what pytest calls. JAX is imported only if the option is given.
 """
 

@@ -151,29 +151,35 @@ def outcome_of(job: Job) -> dict[str, Any]:
 
 def outcome(record: Any, job: Job) -> dict[str, Any]:
     """Check a recorded call."""
-    import jax
-
-    from jaxnn.gradcheck.checker import check
-    from jaxnn.gradcheck.checks import FULL, RULE
-    from jaxnn.gradcheck.checks.transformations import vmap
     from jaxnn.tracing.errors import first_line
 
     try:
-        options = record.options | job.options  # of these, those that JSON cannot hold are in the record
-        if isinstance(options.get("reference"), str):
-            options["reference"] = _found(options["reference"])
-        with jax.enable_x64(record.x64):
-            f, args, kwargs = record.call()
-            if record.batched and job.level == "rule":  # a rule that is right alone may be wrong in a batch
-                others = set(FULL) - set(RULE) - {vmap.__name__}
-                report = check(f, *args, kwargs=kwargs, **options | {"skip": (*options.get("skip", ()), *others)})
-            else:
-                report = check(f, *args, kwargs=kwargs, level=job.level, **options)
+        report = report_of(record, job)
     except Exception as error:
         return not_checked(f"it cannot be called again: {first_line(error)}")
     rows = [dataclasses.asdict(row) for row in (report.failures or report.undecided)]
     short = [{key: row[key] for key in ("check", "path", "status", "message", "hint")} for row in rows]
     return {"verdict": report.verdict, "message": "", "rows": short, "seconds": report.seconds, "text": str(report)}
+
+
+def report_of(record: Any, job: Job) -> Any:
+    """Return the report of a recorded call: of a batch too, if it was one of a batch."""
+    import jax
+
+    from jaxnn.gradcheck.checker import check
+    from jaxnn.gradcheck.checks import FULL, RULE
+    from jaxnn.gradcheck.checks.transformations import vmap
+
+    options = record.options | job.options  # of these, those that JSON cannot hold are in the record
+    if isinstance(options.get("reference"), str):
+        options["reference"] = _found(options["reference"])
+    level = job.level
+    if record.batched and level == "rule":  # a rule that is right alone may be wrong in a batch
+        others = set(FULL) - set(RULE) - {vmap.__name__}
+        level, options["skip"] = "full", (*options.get("skip", ()), *others)
+    with jax.enable_x64(record.x64):
+        f, args, kwargs = record.call()
+        return check(f, *args, kwargs=kwargs, level=level, **options)
 
 
 def _found(name: str) -> Any:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import inspect
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import hijax
 
-HiPrim = getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive  # its name before jax 0.12
+from jaxnn.gradcheck.discovery import file_and_line
+from jaxnn.tracing.kinds import HiPrim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +60,11 @@ def place_of(rule: Any, wanted: Callable[[Place], bool]) -> Place | None:
 
 
 def _place(f: Any, kind: str) -> Place | None:
-    parts = list(vars(f).values()) if inspect.isclass(f) else [f]
-    code = next((part.__code__ for part in parts if hasattr(part, "__code__")), None)
-    if code is None or not isinstance(getattr(f, "__module__", None), str):
+    file, line = file_and_line(f)
+    if not file or not isinstance(getattr(f, "__module__", None), str):
         return None
-    try:
-        line = inspect.getsourcelines(f)[1] if inspect.isclass(f) else code.co_firstlineno
-    except (TypeError, OSError):  # a class that was made by calling `type`
-        line = code.co_firstlineno
     name = str(getattr(f, "__qualname__", type(f).__name__)).replace("<locals>.", "")
-    return Place(name, f.__module__, os.path.abspath(code.co_filename), line, kind)
+    return Place(name, f.__module__, file, line, kind)
 
 
 def _functions(f: Any, depth: int = 3) -> Iterator[Callable[..., Any]]:

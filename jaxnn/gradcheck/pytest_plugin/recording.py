@@ -18,21 +18,20 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-import numpy as np
 from jax._src import (
     pjit,  # the only place where a call of a compiled function can be seen
     source_info_util,  # which has the only way to keep this file out of a program's source information
 )
-from jax.experimental import hijax
 from jax.interpreters import ad, batching, mlir
 
 from jaxnn.gradcheck.pytest_plugin.places import Place, place_of, tracer_in
 from jaxnn.gradcheck.pytest_plugin.records import Record, Rule
+from jaxnn.gradcheck.pytest_plugin.values import examples, hardness, host, is_key, plain
 from jaxnn.tracing import jaxprs
 from jaxnn.tracing.contexts import quiet
 from jaxnn.tracing.functions import is_array
+from jaxnn.tracing.kinds import HiPrim
 
-HiPrim = getattr(hijax, "HiPrim", None) or hijax.VJPHiPrimitive  # its name before jax 0.12
 source_info_util.register_exclusion(__file__)
 
 CANDIDATES = 3  # calls of a signature from which the hardest is kept
@@ -107,8 +106,8 @@ class Recorder:
             found = self.rules.setdefault(place.key, new)
             found.tests.setdefault(self.test, None)
             leaves, tree = jax.tree.flatten((args, kwargs))
-            plain = list(map(_plain, leaves))
-            record = found.record(rule, tree, plain)
+            numbers = list(map(plain, leaves))
+            record = found.record(rule, tree, numbers)
             record.tests.setdefault(self.test, None)
             record.options.update(self.options)
             if variable := tracer_in(rule):
@@ -117,12 +116,12 @@ class Recorder:
             traced = [i for i, x in enumerate(leaves) if isinstance(x, jax.core.Tracer) and is_array(x)]
             if not traced:
                 if not any(isinstance(x, jax.core.Tracer) for x in leaves):
-                    self.keep(record, plain)
+                    self.keep(record, numbers)
                 return args, kwargs, record
             if (record.seen >= CANDIDATES and found.differentiated) or record.marks >= MARKS:
                 return args, kwargs, record
             record.marks += 1
-            rest = [None if i in traced else _host(x) for i, x in enumerate(plain)]
+            rest = [None if i in traced else host(x) for i, x in enumerate(numbers)]
             record.note_axes(leaves)
             self.marked = True
         call = Call(self, record, rest, traced)
@@ -148,7 +147,7 @@ class Recorder:
         if record.seen >= CANDIDATES:
             return
         with self.lock, self.pause(), _undisturbed():
-            for one in _examples(list(map(_host, arrays)), batches):
+            for one in examples(list(map(host, arrays)), batches):
                 leaves = list(call.leaves)
                 for i, x in zip(call.places, one, strict=True):
                     leaves[i] = x
@@ -165,15 +164,15 @@ class Recorder:
         record.seen += 1
         if record.seen > CANDIDATES:
             return
-        size = sum(x.nbytes for x in leaves if is_array(x) and not _is_key(x))
+        size = sum(x.nbytes for x in leaves if is_array(x) and not is_key(x))
         if size > LARGEST or self.bytes + size > MEMORY:
             record.left_out = f"its arguments have {size / 2**20:.0f} MiB"
             return
-        leaves = list(map(_host, leaves))
-        hardness = sum(_hardness(x) for x in leaves)
-        if record.leaves is None or hardness > record.hardness:
+        leaves = list(map(host, leaves))
+        asked = sum(map(hardness, leaves))
+        if record.leaves is None or asked > record.hardness:
             self.bytes += size if record.leaves is None else 0
-            record.leaves, record.hardness, record.left_out = leaves, hardness, ""
+            record.leaves, record.hardness, record.left_out = leaves, asked, ""
 
     def replay(self, jaxpr: Any, args: Any) -> None:
         """Run a copy of a program in which each mark hands its values over."""
@@ -214,56 +213,6 @@ def _undisturbed() -> Iterator[None]:
         yield
 
 
-def _is_key(x: Any) -> bool:
-    return isinstance(x, jax.Array) and bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
-
-
-def _host(x: Any) -> Any:
-    """Return an array on the host, where nobody deletes it; keys and other things as they are."""
-    if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and not _is_key(x):
-        return np.array(x)
-    return np.array(x, subok=False) if isinstance(x, np.ndarray) else x
-
-
-def _plain(x: Any) -> Any:
-    """Return a number or a NumPy array in place of those that JAX makes of them under a trace."""
-    if type(x).__module__.startswith("jax."):
-        base = next((base for base in (bool, int, float, complex) if isinstance(x, base)), None)
-        if base is not None:
-            return base(x)
-    return np.array(x, subok=False) if isinstance(x, np.ndarray) else x
-
-
-def _hardness(x: Any) -> float:
-    """Return how much an array asks of a rule: finite, not all 0 or 1, not all equal, with ties and large numbers."""
-    if not is_array(x) or _is_key(x) or not jnp.issubdtype(x.dtype, np.inexact) or not x.size:
-        return 0.0
-    with np.errstate(all="ignore"):
-        x = np.asarray(x, np.complex128 if np.iscomplexobj(x) else np.float64).ravel()[: 2**16]
-        size, distinct = np.abs(x), len(np.unique(x))
-        finite = bool(np.isfinite(x).all())
-        varied, tied, large = distinct > 1, 1 < distinct < x.size, bool((size > 20).any())
-        generic = not np.isin(size, (0.0, 1.0)).all()
-        return float(8 * finite + 4 * bool(size.any()) + 4 * generic + 2 * varied + tied + large)
-
-
-def _examples(arrays: list[Any], batches: Any) -> Iterator[list[Any]]:
-    """Yield examples of a call under vmap: the first, the middle and the last of each batch."""
-    if not batches:
-        yield arrays
-        return
-    outer, *inner = batches
-    sizes = [x.shape[d] for x, d in zip(arrays, outer, strict=True) if d is not None]
-    size = sizes[0] if sizes else 1
-    for index in sorted({0, size // 2, max(size - 1, 0)} if size else ()):
-        one = [x if d is None else _taken(x, index, d) for x, d in zip(arrays, outer, strict=True)]
-        yield from _examples(one, inner)
-
-
-def _taken(x: Any, index: int, axis: int) -> Any:
-    return x[(slice(None),) * axis + (index,)]
-
-
 # --- the mark ---
 
 mark_p = jex.Primitive("mark")
@@ -300,7 +249,7 @@ def _lower_mark(ctx: Any, *operands: Any, call: Call, batches: Any) -> Any:
     if call.recorder.replays:
 
         def hand_over(*arrays: Any) -> list[Any]:
-            keys = [_is_key(x) for x in arrays]
+            keys = [is_key(x) for x in arrays]
             implementations = [jax.random.key_impl(x) if k else None for x, k in zip(arrays, keys, strict=True)]
             data = [jax.random.key_data(x) if k else x for x, k in zip(arrays, keys, strict=True)]
 

@@ -26,7 +26,7 @@ class Rule:
 
     Attributes:
       name: its name, with the module's.
-      file: where it is defined, relative to the project's root where it lies there.
+      file: the file where it is defined.
       line: the line there.
       kind: "custom_vjp", "custom_jvp" or "HiPrim".
       differentiated: whether a test differentiated it.

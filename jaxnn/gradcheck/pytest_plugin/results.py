@@ -21,15 +21,11 @@ The arguments are in {arrays}, the call in {call}. {tests} made it.
 
 from pathlib import Path
 
-import jax
-
-from jaxnn import gradcheck
+from jaxnn.gradcheck.pytest_plugin.judging import Job, report_of
 from jaxnn.gradcheck.pytest_plugin.records import load
 
-record = load(str(Path(__file__).with_name({call!r})))
-f, args, kwargs = record.call()
-with jax.enable_x64(record.x64):
-    print(gradcheck.check(f, *args, kwargs=kwargs, level={level!r}))
+call = str(Path(__file__).with_name({call!r}))
+print(report_of(load(call), Job(call, {level!r}, {options!r})))
 '''
 
 
@@ -144,10 +140,12 @@ def save(found: list[dict[str, Any]], folder: Path) -> None:
         leaves = load(str(call), set_up=False).leaves or []
         numbered: dict[str, Any] = {f"argument {i}": x for i, x in enumerate(leaves) if isinstance(x, np.ndarray)}
         np.savez(arrays, **numbered)
+        said = [rule["name"], signature["arguments"], failure["message"], signature["tests"][0]]
+        name, arguments, message, tests = (text.replace("\\", "\\\\") for text in said)
         script.write_text(SCRIPT.format(
-            name=rule["name"], file=rule["file"], line=rule["line"], arguments=signature["arguments"],
-            message=failure["message"].replace("\\", "\\\\"), script=script.as_posix(), arrays=arrays.name,
-            call=call.name, tests=signature["tests"][0], level=signature["job"]["level"],
+            name=name, file=rule["file"], line=rule["line"], arguments=arguments, message=message, tests=tests,
+            script=script.as_posix(), arrays=arrays.name, call=call.name, level=signature["job"]["level"],
+            options=signature["job"]["options"],
         ))  # fmt: skip
         signature["script"] = script.as_posix()
 

@@ -15,7 +15,7 @@ import pytest
 
 from jaxnn.gradcheck.pytest_plugin import results
 from jaxnn.gradcheck.pytest_plugin.judging import NOT_CHECKED, SECONDS, Job, judged, not_checked, outcome
-from jaxnn.gradcheck.pytest_plugin.settings import Settings
+from jaxnn.gradcheck.pytest_plugin.settings import OF_A_RULE, Settings
 
 INSTALLED = {"site-packages", "dist-packages", ".venv", "venv", ".tox", ".nox"}
 
@@ -36,7 +36,6 @@ class Session:
         self.stack = contextlib.ExitStack()
         self.test_modules: set[str] = set()
         self.seconds = 0.0
-        self.tests_began = time.monotonic()
         self.problems: list[str] = []
 
     # --- in a process that runs tests ---
@@ -104,6 +103,9 @@ class Session:
         found = {"arguments": record.signature, "x64": record.x64, "tests": list(record.tests)}
         if record.leaves is None:
             why = record.left_out or "no values were seen: its program was compiled before, or elsewhere, or never ran"
+            return found | {"outcome": not_checked(why)}
+        if unknown := set(record.options) - OF_A_RULE:
+            why = f"the marker `gradcheck` of a test has {min(unknown)!r}; it may have {', '.join(sorted(OF_A_RULE))}"
             return found | {"outcome": not_checked(why)}
         options = self.settings.options(rule.name) | record.options
         if options.get("skip") is True:
