@@ -99,6 +99,9 @@ def test_a_call_is_recorded_with_its_values_and_changes_nothing(name, place):
     assert any(record.leaves is not None for record in records), records
     inputs = np.concatenate([np.ravel(np.asarray(record.leaves[0])) for record in records if record.leaves])
     assert np.isin(inputs, np.asarray(X)).all()
+    for record in (record for record in records if record.leaves):
+        shape = ",".join(map(str, np.shape(record.leaves[0])))  # of one example, where there is a batch
+        assert f" f32[{shape}]" in record.signature and record.batched == ("vmap" in place)
     # The forward rule calls the function, too; it is differentiated wherever `grad` or `jvp` is in the name.
     differentiates = any(word in place for word in ("grad", "jvp", "second"))
     assert all(rule.differentiated == differentiates for rule in recorder.rules.values())
@@ -232,13 +235,15 @@ def test_a_call_that_raises_is_forgotten():
 
 
 def test_numbers_and_arrays_that_jax_makes_under_a_trace_are_plain_ones():
+    """The forward rule calls the function with JAX's own kinds of them."""
+
+    @jax.custom_vjp
     def power(x, n, w):
         return w.sum() * x**n
 
-    rule = jax.custom_jvp(power)
-    rule.defjvp(lambda p, t: (power(*p), t[0]))
+    power.defvjp(lambda x, n, w: (power(x, n, w), (x, n)), lambda r, dy: (dy * r[1] * r[0], None, None))
     recorder = recorder_of_this_file()
     with recording(recorder):
-        jax.jit(lambda x: rule(x, 2.0, np.ones(2, np.float32)))(X)
+        jax.grad(lambda x: power(x, 2.0, np.ones(2, np.float32)).sum())(X)
     (record,) = records_of(recorder)
     assert [type(x) for x in record.leaves] == [np.ndarray, float, np.ndarray] and "n=2.0" in record.signature
