@@ -258,5 +258,6 @@ def test_a_ref_that_is_read_counts_as_a_constant():
 
 
 def test_an_argument_without_elements_is_not_sharded():
-    report = gradcheck.check(square, X[:0], skip=ONLY)
-    assert report.ok, report
+    for x in (X[:0], X[:, :0]):  # JAX 0.10 cannot place the second
+        report = gradcheck.check(square, x, skip=ONLY)
+        assert report.ok, report
