@@ -13,7 +13,7 @@ _RUNS_OTHERS = re.compile(
     r"[/\\]jax[/\\]_src[/\\](tree|tree_util|api|api_util|core|linear_util|pjit|stages|traceback_util|source_info_util"
     r"|ad_checkpoint|custom_\w+|interpreters[/\\]\w+|lax[/\\]lax|lax[/\\]control_flow[/\\](?!solves)\w+)\.py$"
 )
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "eval_jaxpr", "remat", "remat2", "checkpoint")
 
 
 def stopped_inputs(closed: Any) -> set[int]:
