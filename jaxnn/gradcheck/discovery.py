@@ -23,6 +23,8 @@ PASSED_OVER = re.compile(
     r"|\.cloud_tpu|collect_profile|\.contrib\.tfp|patch_ipdb"
 )
 MAKERS = {"custom_vjp", "custom_jvp", "custom_gradient", "filter_custom_vjp", "filter_custom_jvp"}
+# The methods that give a rule to what a maker returns. A function without them may only ask `isinstance`.
+GIVERS = re.compile("custom_gradient$|defvjp|defjvp|def_fwd$")
 WRAPPERS = ("jax._src.custom_derivatives", "equinox._ad")
 
 
@@ -87,8 +89,9 @@ def discover(library: str) -> tuple[list[Rule], dict[str, str]]:
         if named(primitive).startswith(library + "."):
             found[named(primitive)] = Rule(library, named(primitive), "HiPrim", "", False, *file_and_line(primitive))
     for f in functions(modules):
-        kinds = sorted({name for code in codes(f.__code__) for name in MAKERS & set(code.co_names)})
-        if kinds:
+        names = {name for code in codes(f.__code__) for name in code.co_names}
+        kinds = sorted(MAKERS & names)
+        if kinds and any(map(GIVERS.match, names)):
             made = Rule(library, named(f), kinds[0].removeprefix("filter_"), "", True, *file_and_line(f))
             found.setdefault(named(f), made)
     return sorted(found.values(), key=lambda rule: rule.name), failed

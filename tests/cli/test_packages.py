@@ -48,6 +48,9 @@ def make(n):
     power.defvjp(lambda x: (x**n, x), lambda x, g: (n * g * x ** (n - 1),))
     return power
 
+def is_rule(f):  # makes none
+    return isinstance(f, jax.custom_vjp | jax.custom_jvp)
+
 @jax.custom_vjp
 def leaves(x):
     os._exit(7)
@@ -86,6 +89,7 @@ def test_rules_are_listed_and_checked_where_arguments_can_be_made(package, capsy
     assert found["lookup"].endswith("not judged needs arguments")
     assert found["leaves"].endswith("could not be run it ends its process (code 7)")
     assert found["make"].endswith("made when it is called; needs a test") and "with_rule" in found
+    assert "is_rule" not in found
     assert "not imported: some_rules.needing: ModuleNotFoundError: No module named 'nowhere_at_all'" in out
     assert "again: jaxnn compare some_rules.rules.matmul --package some_rules --level rule --seed 0" in out
     assert "pytest --gradcheck --gradcheck-packages=some_rules" in out and "Traceback" not in out
