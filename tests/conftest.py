@@ -28,7 +28,7 @@ for number in (getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr
 
 collect_ignore = ["gradcheck/project", "gradcheck/project_of_troubles"]  # their tests are run by ours
 
-ALL = bool(os.environ.get("JAXNN_ALL"))
+ALL = os.environ.get("JAXNN_ALL", "")  # "" for a sample, "rest" for what the sample leaves out, else all
 
 finished = itertools.count(1)
 
@@ -41,7 +41,7 @@ if not jax.config.jax_compilation_cache_dir:
 
 def pytest_collection_modifyitems(config, items):
     """Leave out what is marked `more`, and all but one of n cases of a test that is marked `one_in(n)`."""
-    if ALL:
+    if ALL not in ("", "rest"):
         return
     earlier, kept, left_out = collections.Counter(), [], []
     for item in items:
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config, items):
         if runs and sample is not None:
             runs = earlier[test] % sample.args[0] == 0
             earlier[test] += 1
-        (kept if runs else left_out).append(item)
+        (kept if runs == (ALL == "") else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
 
