@@ -36,7 +36,7 @@ class Suite:
     needs: tuple[str, ...] = ()
 
 
-TYPED = ("beartype", "pytest-benchmark")  # options of their own configuration need these
+TYPED = ("beartype", "pytest-benchmark")  # the pytest options in these libraries' own configuration need these
 SUITES = (
     Suite(
         "optax", "0.2.8", "optax", SDIST,
@@ -110,7 +110,7 @@ def folder(suite: Suite, cache: Path) -> Path:
     """Return the folder in which the suite's tests run. What the cache folder does not hold yet is fetched.
 
     Raises:
-      RuntimeError: if the tests cannot be had.
+      RuntimeError: if the tests cannot be fetched.
     """
     if suite.source == INSTALLED:
         return cache
@@ -155,5 +155,5 @@ def _run(suite: Suite, command: list[str]) -> None:
     if done.returncode:
         reason = (done.stderr.strip() or "no message").splitlines()[-1]
         raise RuntimeError(
-            f"the tests of {suite.distribution} {suite.version} cannot be had ({suite.source}): {reason}"
+            f"the tests of {suite.distribution} {suite.version} cannot be fetched ({suite.source}): {reason}"
         )

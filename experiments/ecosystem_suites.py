@@ -4,11 +4,12 @@
     python experiments/ecosystem_suites.py --only optax --only flax
     python experiments/ecosystem_suites.py --list
 
-Each suite runs three times: without the plugin, with it, and without it again. The first run fills the caches; the two
-last ones give the share of the time that the plugin takes. The table has a line for each library; below it stand the
-rules that are wrong. `_suites.py` says which tests these are and where they come from; they are fetched into --cache.
+Each suite runs three times: without the plugin, with it, and without it again. The first run fills the caches. The
+column `recording` is the extra time of the second run without its checks, in percent of the third. The table has a line
+for each library. Wrong and unproven rules are listed below it. `_suites.py` says which tests these are and where they
+come from; they are fetched into --cache.
 
-It needs an environment of its own with the libraries of --list and this one: pip install -e . pytest NAME==VERSION ...
+It needs an environment of its own with what --list names: pip install -e . pytest rich NAME==VERSION ...
 """
 
 import argparse
@@ -86,7 +87,8 @@ def main() -> None:
     console = rich.console.Console()
     if options.list:
         for suite in SUITES:
-            console.print(f"{suite.distribution}=={suite.version}: {suite.source}: {' '.join(suite.arguments)}")
+            needs = " ".join([f"{suite.distribution}=={suite.version}", *suite.needs])
+            console.print(f"{needs}: {suite.source}: {' '.join(suite.arguments)}", soft_wrap=True, highlight=False)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []

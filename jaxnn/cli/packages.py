@@ -1,7 +1,7 @@
 """`jaxnn compare --package`: the rules that an installed package defines, what a run found, and which can be checked.
 
-Nothing says with which arguments a rule of somebody else is called. Float32 arrays of a few shapes are tried; a rule
-that takes them is checked there. Others need a test that calls them: `pytest --gradcheck` records its arguments.
+The arguments of another library's rule are unknown. The command tries float32 arrays of a few shapes, and checks a rule
+at the first ones that it accepts. Others need a test that calls them: `pytest --gradcheck` records its arguments.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from jaxnn.tracing.functions import is_array, is_inexact
 Shape = tuple[int, ...]
 NEEDS = "needs arguments"
 NOT_JUDGED = "not judged"
-LIMIT = 120.0  # seconds for one rule: at arguments that were made up it may never end
+LIMIT = 120.0  # seconds for one rule: at invented arguments it may never end
 HOW = """\
 To check what is not judged, run the tests of the package, or of a project that uses it:
   pytest --gradcheck --gradcheck-packages={0} --gradcheck-report=report.json
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _require(package: str) -> None:
-    """Refuse a name that nothing installed has, without importing it."""
+    """Raise an error, without an import, if no installed package has this name."""
     top = package.split(".")[0]
     with contextlib.suppress(ValueError):  # the name is empty, or that of a module without a specification
         # The folder in which the command runs comes first, as for `python -m`.

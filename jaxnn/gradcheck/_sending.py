@@ -1,4 +1,4 @@
-"""What another process is sent: functions by their names where they have one, else by their code; arrays as NumPy's."""
+"""Pickle objects for another process: functions by name where they have one, else by value; arrays as NumPy arrays."""
 
 import contextlib
 import functools
@@ -83,7 +83,7 @@ class _Sender(cloudpickle.Pickler):  # type: ignore[misc]
             if not by_pickle or name != obj.__qualname__:
                 return _find, (obj.__module__, name)
         if isinstance(obj, jax.custom_vjp | jax.custom_jvp):
-            return object.__new__, (type(obj),), vars(obj)  # a new one would need its function, which may call it
+            return object.__new__, (type(obj),), vars(obj)  # the constructor needs the function, which may call it
         return super().reducer_override(obj)
 
     def _name_of(self, obj: Any) -> str | None:

@@ -1,8 +1,8 @@
 """The check `shard_map` in a child process on two virtual CPU devices, where the parent has one device.
 
-JAX decides once, at its first use, how many devices there are. So a process with one device starts another, which runs
-beside the other checks (`_sending.py`: how the function travels).
-The child returns its rows as JSON; if it fails, the cause.
+JAX decides once, at its first use, how many devices there are. So a process with one device starts a child process,
+which runs beside the other checks. `_sending.py` pickles the function for it. The child returns its rows as JSON, or
+the cause if it fails.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def two_devices(wanted: bool, *call: Any) -> Iterator[TwoDevices | None]:
     """Start the child if it is wanted and this process has one device; end it at the end.
 
     Args:
-      wanted: whether `shard_map` is checked, on no mesh in particular.
+      wanted: whether `shard_map` is checked, and the caller gave no mesh.
       *call: f, its arguments, its keyword arguments, and the options of `check` by name.
     """
     if not wanted or jax.device_count() > 1:
@@ -73,7 +73,7 @@ def two_devices(wanted: bool, *call: Any) -> Iterator[TwoDevices | None]:
         return
     try:
         sent = _sending.packed(_sending.settings()) + _sending.packed(call)
-    except Exception as error:  # whatever the pickling of a stranger's object raises
+    except Exception as error:  # pickling a third-party object may raise anything
         yield TwoDevices(f"f cannot be sent to another process: {first_line(error)}")
         return
     with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as stderr:
@@ -105,7 +105,7 @@ def _environment() -> dict[str, str]:
 def main() -> None:
     """Check what standard input holds, and write the rows to standard output."""
     result = os.dup(1)
-    os.dup2(2, 1)  # what f prints must not get between
+    os.dup2(2, 1)  # what f prints goes to standard error, not into the result
     found: dict[str, Any]
     try:
         found = {"rows": _checked(sys.stdin.buffer)}

@@ -35,7 +35,7 @@ def check(
 ) -> Report:
     """Check the derivative of `f` at `args`: its rule against JAX's derivative of the definition, and numerically.
 
-    Let u be the cotangent of the output. Three numbers must agree at every element of every argument: the rule's
+    Let u be the cotangent of the output. Three derivatives are compared at every element of every argument: the rule's
     `vjp(f)(u)`; JAX's derivative of the definition, `vjp(automatic(f))(u)`, in float64; and the numeric derivative
     (⟨u, f(x + hv)⟩ − ⟨u, f(x − hv)⟩) / 2h, at the step h with the smallest error of a sweep. An element may be off by
     8 eps of its argument's dtype, times its own response to relative perturbations of arguments, cotangent and

@@ -17,7 +17,7 @@ import jax
 
 from jaxnn.tracing.kinds import HiPrim
 
-# Tests, benchmarks, exporters to other frameworks, and kernels that import only on their own accelerator.
+# Modules that are not imported: tests, benchmarks, exporters to other frameworks, and accelerator-only kernels.
 PASSED_OVER = re.compile(
     r"_test$|\btest_|_test_|\.tests?\b|\.testing\b|conftest|\.bench$|\.examples\b|__main__|mosaic|jax2tf|jax\.tools"
     r"|\.cloud_tpu|collect_profile|\.contrib\.tfp|patch_ipdb"
@@ -79,7 +79,7 @@ def discover(library: str) -> tuple[list[Rule], dict[str, str]]:
     modules, failed = imported(library)
     public = public_names(modules)
     found = {}
-    # By its type: `isinstance` asks the object, and a stranger's may warn.
+    # `type(o)`: `isinstance` also reads `o.__class__`, at which a third-party object may warn.
     for rule in (o for o in gc.get_objects() if issubclass(type(o), jax.custom_vjp | jax.custom_jvp)):
         f = definition(rule, library)
         if named(f).startswith(library + ".") and "_defvjp.<locals>" not in named(f):
@@ -117,7 +117,7 @@ def file_and_line(f: Any) -> tuple[str, int]:
 
 
 def _primitives(base: Any) -> Iterator[Any]:
-    """Yield the HiPrims that are written out: those with a definition."""
+    """Yield the HiPrims that have a definition (`expand`), and not the base classes without one."""
     for primitive in base.__subclasses__():
         if primitive.expand is not HiPrim.expand:
             yield primitive

@@ -1,4 +1,4 @@
-"""Which arguments of a traced function its author holds constant, by a stop_gradient on their way to an output."""
+"""Find the arguments that a traced function's author holds constant: a stop_gradient is between them and an output."""
 
 import re
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ _CALLS = ("jit", "pjit", "closed_call", "core_call", "eval_jaxpr", "remat", "rem
 
 
 def stopped_inputs(closed: Any) -> set[int]:
-    """Return the positions of the inputs of which an output depends by way of a stop_gradient, JAX's own ones apart."""
+    """Return the positions of the inputs on which an output depends through a stop_gradient that is not JAX's own."""
     jaxpr = jaxprs.open_jaxpr(closed)
     return _stopped(jaxpr, [{i} for i in range(len(jaxpr.invars))], [True] * len(jaxpr.outvars))
 
 
 def _stopped(jaxpr: Any, inputs: Sequence[set[int]], wanted: Sequence[bool]) -> set[int]:
-    """Do the same for an inner function, whose inputs depend on `inputs`, and of whose outputs some are `wanted`."""
+    """Do the same for an inner function: its inputs depend on `inputs`, and only its `wanted` outputs count."""
     origins: dict[Any, set[int]] = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def of(atoms: Sequence[Any]) -> set[int]:

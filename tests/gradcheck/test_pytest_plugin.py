@@ -9,6 +9,8 @@ import textwrap
 import pytest
 from plugin_run import ROOT, run
 
+from jaxnn.gradcheck.pytest_plugin.settings import skipped
+
 RULES = """
     import jax, jax.numpy as jnp, os
 
@@ -135,10 +137,18 @@ def test_a_reference_tells_what_a_rule_is_meant_to_be(project, how):
     else:
         write(project / "pytest.ini", "[pytest]\ngradcheck = rule\n")
         write(project / "tests" / "test_rules.py", TESTS.replace(
-            "    def test_value", '    @pytest.mark.gradcheck(reference=lambda x: x, skip=("primal",))\n    def test_value'
+            "    def test_value", '    @pytest.mark.gradcheck(reference=lambda x: x, skip="primal")\n    def test_value'
         ).replace("right(X, X).shape == (3,) and ", ""))  # fmt: skip
     output = run(project, "-k", "value", code=0)
     assert "UNPROVEN" not in output and "FAIL" not in output and "1 right" in output.replace("2 right", "1 right")
+
+
+@pytest.mark.parametrize(("given", "meant"), [
+    ("primal,vmap", ("primal", "vmap")), (["primal"], ("primal",)), (("primal",), ("primal",)),
+    (True, True), ("true", True), (False, False), ("false", False), ((), ()),
+])  # fmt: skip
+def test_what_skip_may_be(given, meant):
+    assert skipped(given) == meant and type(skipped(given)) is type(meant)
 
 
 @pytest.mark.more

@@ -31,7 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     say("--gradcheck-packages", metavar="A,B", help="check the rules defined in these packages (default: the project)")
     say("--gradcheck-seconds", metavar="N", help="time for the checks; what is left out then is named")
     say("--gradcheck-report", metavar="FILE", help="write what was found: FILE.json or FILE.html")
-    say("--gradcheck-baseline", metavar="FILE", help="known failures: only others, or fewer, are errors")
+    say("--gradcheck-baseline", metavar="FILE", 
+        help="known failures: an error is one that is not in FILE, or an entry that is no longer wrong")  # fmt: skip
     say("--gradcheck-update", action="store_true", help="write the baseline")
     say("--gradcheck-save", metavar="DIR", help="save each failing call as a script that reproduces it alone")
     parser.addini("gradcheck", "rule or full: check the rules that the tests reach", default="")

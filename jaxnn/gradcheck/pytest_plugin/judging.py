@@ -1,4 +1,4 @@
-"""The check of recorded calls, in other processes: a rule that hangs or kills one is a line, and not the end."""
+"""Check recorded calls in other processes: the run goes on if a rule hangs or kills its process."""
 
 import contextlib
 import dataclasses
@@ -129,7 +129,7 @@ class _Child:
 def main() -> None:
     """Answer each line of standard input, a job, with a line of standard output, its outcome."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a rule prints must not get between
+    os.dup2(2, 1)  # what a rule prints goes to standard error, not among the answers
     importlib.import_module("jaxnn.gradcheck.checker")
     print("ready", file=answers, flush=True)
     for line in sys.stdin:

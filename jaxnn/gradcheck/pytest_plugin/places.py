@@ -39,7 +39,7 @@ class Place:
 
 
 def place_of(rule: Any, wanted: Callable[[Place], bool]) -> Place | None:
-    """Return where a rule is defined, if one of the functions that compute its derivative is wanted.
+    """Return where a rule is defined, if `wanted` accepts one of the functions that compute its derivative.
 
     The rule has the name of the decorated function, if that is wanted too.
     """

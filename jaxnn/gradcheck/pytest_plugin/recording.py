@@ -33,8 +33,8 @@ from jaxnn.tracing.kinds import HiPrim
 
 source_info_util.register_exclusion(__file__)
 
-CANDIDATES = 3  # calls of a signature from which the hardest is kept
-MARKS = 50  # calls of a signature under a trace that are marked at most, until values have come
+CANDIDATES = 3  # the hardest of the first 3 calls of a signature is kept
+MARKS = 50  # at most 50 traced calls of a signature are marked while no values have arrived
 MEMORY = 2**30  # bytes that all recorded arguments may have
 LARGEST = 2**26  # bytes that the arguments of one call may have
 
@@ -165,7 +165,9 @@ class Recorder:
             return
         size = sum(x.nbytes for x in leaves if is_array(x) and not is_key(x))
         if size > LARGEST or self.bytes + size > MEMORY:
-            record.left_out = f"its arguments have {size / 2**20:.0f} MiB"
+            record.left_out = (
+                f"its arguments have {size / 2**20:.0f} MiB; the limits are 64 MiB a call and 1 GiB in all"
+            )
             return
         leaves = list(map(host, leaves))
         asked = sum(map(hardness, leaves))
@@ -304,7 +306,7 @@ def _recorded(recorder: Recorder, call: Any) -> Any:
         __tracebackhide__ = True
         record = None
         if not recorder.paused:
-            # Whatever a stranger's arguments or tracers raise: the call itself goes on.
+            # An error in the recording, from third-party arguments or tracers, must not reach the test.
             with contextlib.suppress(Exception):
                 args, kwargs, record = recorder.reached(rule, args, kwargs)
         try:
@@ -327,7 +329,7 @@ def _replayed(recorder: Recorder, run: Any) -> Any:
 
 
 def _kept_slow(recorder: Recorder, fast: Any) -> Any:
-    """While values are wanted from a program, have JAX run it where it can be seen."""
+    """Keep JAX from its compiled fast path, which bypasses Python, while the recorder waits for a program's values."""
 
     @functools.wraps(fast)
     def kept_slow(*args: Any, **kwargs: Any) -> Any:
@@ -338,7 +340,7 @@ def _kept_slow(recorder: Recorder, fast: Any) -> Any:
 
 
 def _unmarked(recorder: Recorder, trace: Any) -> Any:
-    """Leave marks out of what somebody traces to read it."""
+    """Leave marks out of programs that are traced to be read, by make_jaxpr, trace and lower."""
 
     @functools.wraps(trace)
     def unmarked(*args: Any, **kwargs: Any) -> Any:

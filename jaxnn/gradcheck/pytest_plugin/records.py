@@ -64,17 +64,17 @@ class Record:
       called: the rule, a function.
       tree: the structure of its arguments.
       signature: their types, "x f32[8,128], eps=1e-06".
-      x64: whether JAX had float64 on.
+      x64: whether jax_enable_x64 was on.
       axes: the axes of a mesh over which the call was mapped by shard_map, and their sizes.
       varying: for each leaf, over which of them it varies; None for one that is no tracer of an array.
-      checks_varying: whether shard_map keeps account of what varies.
+      checks_varying: whether shard_map kept account of what varies (check_vma=True).
       leaves: the arguments of the hardest call; None while there is none.
-      hardness: how much these ask of a rule.
+      hardness: how well these test a rule (values.py).
       batched: whether a call was one of a batch, under vmap.
       seen: how many calls brought values.
       marks: how many calls with tracers were marked.
       runs: how often a copy of a program was run for its values.
-      left_out: why there are none.
+      left_out: why no arguments were kept.
       tests: the tests that made such a call, in order.
       options: of `gradcheck.check`, as a test's marker has them.
     """

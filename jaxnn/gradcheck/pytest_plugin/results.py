@@ -48,7 +48,7 @@ def message(signature: dict[str, Any]) -> str:
 
 
 def compared(found: list[dict[str, Any]], known: dict[str, Any] | None, rules: dict[str, dict[str, Any]]) -> list[str]:
-    """Return in what the failures differ from the known ones."""
+    """Return a line for each difference between the failures and the known ones."""
     if known is None:
         return []
     keys = {failure_key(f) for f in found}
@@ -67,7 +67,8 @@ def line(rule: dict[str, Any], signature: dict[str, Any], settings: Settings) ->
     tests = signature["tests"] or rule["tests"]
     saved = signature.get("script")
     option = "--gradcheck=full" if settings.level == "full" else "--gradcheck"
-    repro = f"python {saved}" if saved else f"pytest {option} '{tests[0]}'"
+    packages = f" --gradcheck-packages={','.join(settings.packages)}" if settings.packages else ""
+    repro = f"python {saved}" if saved else f"pytest {option}{packages} '{tests[0]}'"
     short = rule["name"].rsplit(".", 1)[-1]
     return (
         f"{word} {rule['file']}:{rule['line']} {short} · {message(signature)} · at {signature['arguments']} · "
@@ -98,7 +99,7 @@ def show(
         terminal.write_line(problem, red=True)
     counts = [f"{n} {word}" for word in WORST if (n := sum(s["outcome"]["verdict"] == word for _, s in every))]
     text = f"{len(rules)} rules, {len(every)} signatures: {', '.join(counts) or 'none reached'}; {seconds:.1f} s"
-    hint = "" if rules else "; --gradcheck-packages names other packages than the project's own"
+    hint = "" if rules else "; for rules of other packages than the project's own, add --gradcheck-packages=NAME"
     terminal.write_line(f"gradcheck: {text}{hint}")
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from jaxnn.gradcheck.pytest_plugin import results
 from jaxnn.gradcheck.pytest_plugin.judging import NOT_CHECKED, SECONDS, Job, judged, not_checked, outcome
-from jaxnn.gradcheck.pytest_plugin.settings import OF_A_RULE, Settings
+from jaxnn.gradcheck.pytest_plugin.settings import OF_A_RULE, TABLE, Settings, skipped
 
 INSTALLED = {"site-packages", "dist-packages", ".venv", "venv", ".tox", ".nox"}
 
@@ -41,7 +41,7 @@ class Session:
     # --- in a process that runs tests ---
 
     def start(self, items: list[pytest.Item]) -> None:
-        """Record from here on."""
+        """Start recording."""
         from jaxnn.gradcheck.pytest_plugin.recording import Recorder, recording
 
         self.test_modules = {item.module.__name__ for item in items if hasattr(item, "module")}
@@ -67,15 +67,15 @@ class Session:
         options: dict[str, Any] = {}
         for marker in item.iter_markers("gradcheck"):
             options = {**marker.kwargs, **options}
-        skip = options.pop("skip", ())
+        skip = skipped(options.pop("skip", ()))
         self.recorder.test = item.nodeid
-        self.recorder.options = options | ({"skip": tuple(skip)} if isinstance(skip, list | tuple) and skip else {})
-        with self.recorder.pause() if skip and "skip" not in self.recorder.options else contextlib.nullcontext():
+        self.recorder.options = options | ({"skip": skip} if isinstance(skip, tuple) and skip else {})
+        with self.recorder.pause() if skip is True else contextlib.nullcontext():
             yield
         self.recorder.test, self.recorder.options = "", {}
 
     def finish(self) -> list[dict[str, Any]]:
-        """Stop to record, and save what was recorded; return it as JSON can hold it."""
+        """Stop recording, save the records, and return what describes them as JSON can hold it."""
         self.stack.close()
         if self.recorder is None:
             return []
@@ -105,11 +105,12 @@ class Session:
             why = record.left_out or "no values were seen: its program was compiled before, or elsewhere, or never ran"
             return found | {"outcome": not_checked(why)}
         if unknown := set(record.options) - OF_A_RULE:
-            why = f"the marker `gradcheck` of a test has {min(unknown)!r}; it may have {', '.join(sorted(OF_A_RULE))}"
+            known = ", ".join(sorted(OF_A_RULE))
+            why = f"the marker `gradcheck` of a test has an unknown option {min(unknown)!r}; it may have {known}"
             return found | {"outcome": not_checked(why)}
         options = self.settings.options(rule.name) | record.options
         if options.get("skip") is True:
-            return found | {"outcome": not_checked("left out by gradcheck_rules")}
+            return found | {"outcome": not_checked(f"left out by skip=true in gradcheck_rules, or in rules of {TABLE}")}
         file = os.path.join(self.folder, f"{os.getpid()}-{next(numbers)}.pkl")
         own = {key: value for key, value in options.items() if key == "reference" and not isinstance(value, str)}
         job = Job(file, self.settings.level, {key: value for key, value in options.items() if key not in own})

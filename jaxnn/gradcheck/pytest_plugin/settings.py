@@ -47,7 +47,7 @@ class Settings:
           The settings; None if nothing is to be checked.
 
         Raises:
-          pytest.UsageError: if one is not what it must be.
+          pytest.UsageError: if a setting is invalid.
         """
         table = _table(config.rootpath / "pyproject.toml") if _may_be_on(config) else {}
 
@@ -73,7 +73,7 @@ class Settings:
         )  # fmt: skip
 
     def options(self, name: str) -> dict[str, Any]:
-        """Return the options for the rule of this name; the part after the module's suffices."""
+        """Return the options for a rule: those of the first entry that its dotted name ends with."""
         return next((o for known, o in self.rules.items() if f".{name}".endswith(f".{known}")), {})
 
     def known(self) -> dict[str, Any] | None:
@@ -104,7 +104,7 @@ def failure_key(failure: dict[str, Any]) -> str:
 
 
 def _may_be_on(config: pytest.Config) -> bool:
-    """Whether pyproject.toml has to be read: it has a line with the table's name."""
+    """Whether pyproject.toml exists and mentions jaxnn, so that it has to be read."""
     path = config.rootpath / "pyproject.toml"
     return path.is_file() and b"jaxnn" in path.read_bytes()
 
@@ -116,7 +116,7 @@ def _table(path: Path) -> dict[str, Any]:
         raise pytest.UsageError(f"{path} cannot be read: {error}") from None
     table: dict[str, Any] = tool.get("jaxnn", {}).get("gradcheck", {})
     if unknown := set(table) - KEYS:
-        raise pytest.UsageError(f"{TABLE} has {min(unknown)!r}; it may have {', '.join(sorted(KEYS))}")
+        raise pytest.UsageError(f"{TABLE} has an unknown key {min(unknown)!r}; it may have {', '.join(sorted(KEYS))}")
     return table
 
 
@@ -170,9 +170,12 @@ def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:
             found["rtol"] = float(options["rtol"])
         except (TypeError, ValueError):
             raise pytest.UsageError(f"gradcheck_rules: rtol={options['rtol']!r} of {name!r} must be a number") from None
-    skip = options.get("skip")
-    if isinstance(skip, str) and skip not in ("true", "True"):
-        found["skip"] = tuple(skip.split(","))
-    elif skip is not None:
-        found["skip"] = True if not isinstance(skip, list) else tuple(skip)
-    return found
+    skip = skipped(found.pop("skip", ()))
+    return found | ({"skip": skip} if skip else {})
+
+
+def skipped(given: Any) -> bool | tuple[str, ...]:
+    """Return which checks to skip, or whether to leave the rule out: of a list, "kinks,vmap", True, or "true"."""
+    if isinstance(given, str) and given.lower() not in ("true", "false"):
+        return tuple(given.split(","))
+    return tuple(given) if isinstance(given, list | tuple) else given in (True, "true", "True")

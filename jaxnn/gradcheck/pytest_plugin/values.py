@@ -32,7 +32,7 @@ def plain(x: Any) -> Any:
 
 
 def hardness(x: Any) -> float:
-    """Return how much an array asks of a rule: finite, not all 0 or 1, not all equal, with ties and large numbers."""
+    """Return how well an array tests a rule: finite, not all 0 or 1, not all equal, with ties and large numbers."""
     if not is_array(x) or is_key(x) or not jnp.issubdtype(x.dtype, np.inexact) or not x.size:
         return 0.0
     with np.errstate(all="ignore"):
