@@ -30,7 +30,7 @@ def raised(calculation: Callable[[], Any]) -> str:
     try:
         calculation()
     except Exception as error:
-        return f"raises {type(error).__name__}: {str(error).splitlines()[0][:160]}"
+        return "raises " + f"{type(error).__name__}: {error}".splitlines()[0][:180]
     return ""
 
 

@@ -1,6 +1,6 @@
 """The windows of a pooling: arguments checked, the largest pixel of each window, and the windows of each pixel."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -35,10 +35,14 @@ class Geometry(NamedTuple):
         return height, width
 
 
+def position_dtype(geometry: Geometry) -> Any:
+    """Return the dtype of a position in a window: one byte where that suffices."""
+    return jnp.uint8 if geometry.window[0] * geometry.window[1] <= 256 else jnp.int32
+
+
 def largest(geometry: Geometry, x: Array) -> tuple[Array, Array]:
     """Return each window's maximum and its position i'·KW + j', first along the rows, then down the columns."""
-    kh, kw = geometry.window
-    dtype = jnp.uint8 if kh * kw <= 256 else jnp.int32
+    kw, dtype = geometry.window[1], position_dtype(geometry)
     row, column = (_first_pixel(geometry, axis, x.ndim).astype(dtype) for axis in (0, 1))
     largest, at = _largest_along(geometry, 1, x, jnp.zeros(x.shape, dtype), column, 1)
     return _largest_along(geometry, 0, largest, at, row * kw + column, kw)

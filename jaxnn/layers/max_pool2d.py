@@ -32,6 +32,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from jaxnn.layers import _max_pool2d_tiles as _tiles
 from jaxnn.layers import _max_pool2d_windows as _windows
 from jaxnn.layers._max_pool2d_windows import Geometry, Pair, checked
 from jaxnn.rules.component import defined_by, with_formulas
@@ -175,13 +176,24 @@ def _max_pool2d(geometry: Geometry, x: Array) -> tuple[Array, Array]:
 
 
 def _max_pool2d_fwd(geometry: Geometry, x: Array) -> tuple[tuple[Array, Array], Array]:
-    y, position = _windows.largest(geometry, x)
+    y, position = _for_platform(geometry, _tiles.largest, _windows.largest, x)
     # Else XLA would keep x, and recompute each window's position for every pixel of the window.
     return (y, position), lax.optimization_barrier(position)  # type: ignore[no-untyped-call]
 
 
 def _max_pool2d_bwd(geometry: Geometry, position: Array, cotangents: tuple[Array, Any]) -> tuple[Array]:
-    dy, _ = cotangents
+    return (_for_platform(geometry, _tiles.gradient, _gradient, position, cotangents[0]),)
+
+
+def _for_platform(geometry: Geometry, of_tiles: Any, general: Any, *operands: Array) -> Any:
+    """Run the form for tiles on a TPU, where windows tile, and else the general form."""
+    if not _tiles.are_windows_of(geometry):
+        return general(geometry, *operands)
+    tpu, default = (functools.partial(form, geometry) for form in (of_tiles, general))
+    return lax.platform_dependent(*operands, tpu=tpu, default=default)
+
+
+def _gradient(geometry: Geometry, position: Array, dy: Array) -> Array:
     (kh, kw), (sh, sw) = geometry.window, geometry.stride
     shifts = [(a, b) for a in range(-(-kh // sh)) for b in range(-(-kw // sw))]
     # Where windows overlap, dx is a sum, in at least float32; with one window a pixel it is not.
@@ -192,7 +204,7 @@ def _max_pool2d_bwd(geometry: Geometry, position: Array, cotangents: tuple[Array
         asked = _windows.to_pixels(geometry, position, shift).astype(jnp.int32)
         mine = (asked == row * kw + column) & (column < kw)
         dx = dx + jnp.where(mine, _windows.to_pixels(geometry, dy, shift).astype(dtype), jnp.zeros((), dtype))
-    return (dx.astype(dy.dtype),)
+    return dx.astype(dy.dtype)
 
 
 _max_pool2d.defvjp(_max_pool2d_fwd, _max_pool2d_bwd)
