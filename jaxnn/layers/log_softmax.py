@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float
 from jaxnn.rules.component import defined_by, with_formulas
 from jaxnn.rules.cotangents import cotangent, type_of
 from jaxnn.rules.sharding import AxisName
-from jaxnn.rules.softmax_sums import Axes, checked, shifted, summed, total
+from jaxnn.rules.softmax_sums import Axes, checked, shifted, softmax_times, summed, total
 
 Residuals = tuple[Array, Array, Array | None]  # x, Σ exp(x − max x), and `where`
 
@@ -112,7 +112,7 @@ def _log_softmax_bwd(axes: Axes, residuals: Residuals, dy: Array) -> tuple[Array
     zero, dy = jnp.zeros((), sums.dtype), dy.astype(sums.dtype)
     dy = dy if where is None else jnp.where(where, dy, zero)
     # dx_j = dy_j − p_j Σ_a dy_a
-    dx = dy - jnp.exp(shifted(axes, x, where)) * (summed(axes, dy) / sums)
+    dx = dy - softmax_times(axes, x, sums, where, summed(axes, dy))
     return cotangent(dx if where is None else jnp.where(where, dx, zero), type_of(x)), None
 
 

@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float
 from jaxnn.rules.component import defined_by, with_formulas
 from jaxnn.rules.cotangents import Type, accumulation_dtype, cotangent, type_of
 from jaxnn.rules.sharding import AxisName
-from jaxnn.rules.softmax_sums import Axes, checked, shifted, summed, total
+from jaxnn.rules.softmax_sums import Axes, at_most_largest, checked, shifted, summed, total
 
 Residuals = tuple[Array, Array | None, Type]  # y, `where`, and the type of x
 
@@ -112,7 +112,7 @@ def _softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, Resi
 def _softmax_bwd(axes: Axes, residuals: Residuals, dy: Array) -> tuple[Array, None]:
     y, where, x = residuals
     dtype = y.dtype
-    y, dy = y.astype(accumulation_dtype(dtype)), dy.astype(accumulation_dtype(dtype))
+    y, dy = at_most_largest(axes, y.astype(accumulation_dtype(dtype))), dy.astype(accumulation_dtype(dtype))
     dy = dy if where is None else jnp.where(where, dy, jnp.zeros((), dy.dtype))
     # dx_j = y_j (dy_j − Σ_a dy_a y_a)
     dx = y * (dy - summed(axes, dy * y))

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -46,7 +47,7 @@ def expected(options: Options, targets: Array, weight: Array | None, x: Array) -
     if jnp.issubdtype(targets.dtype, jnp.floating):
         return jnp.sum(zero_safe_product(weighted(weight, smoothed(options, targets, x)), x), -1)
     classes, epsilon, here = x.shape[-1], options.label_smoothing, _here(options, targets, x)
-    at_label = _labels.at_label(x, here)
+    at_label: Array = lax.platform_dependent(x, here, cpu=_labels.at_label, default=_labels.at_label_by_comparison)
     if weight is not None and classes:
         at_label = zero_safe_product(weight.astype(x.dtype)[_labels.in_range(here, classes)], at_label)
     if options.axis_name is not None:  # the label's class may be on another device

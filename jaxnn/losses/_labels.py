@@ -81,6 +81,14 @@ def at_label(x: Float[Array, "*rows classes"], labels: Int[Array, "*rows"]) -> F
     return jnp.take_along_axis(x, index, -1, mode="promise_in_bounds")[..., 0]
 
 
+def at_label_by_comparison(x: Float[Array, "*rows classes"], labels: Int[Array, "*rows"]) -> Float[Array, "*rows"]:
+    """Return x_t of each row, and 0 where t is no label, in a pass over x: where x is an intermediate result.
+
+    A gather would have it stored first.
+    """
+    return jnp.sum(jnp.where(one_hot(labels, x.shape[-1]), x, jnp.zeros((), x.dtype)), -1)
+
+
 def in_range(labels: Int[Array, "*rows"], classes: int) -> Int[Array, "*rows"]:
     """Return the labels as indices, 0 for those that are no label."""
     return jnp.where(is_label(labels, classes), labels, jnp.zeros((), labels.dtype)).astype(jnp.int32)

@@ -44,7 +44,7 @@ from jaxnn.rules import sharding
 from jaxnn.rules.component import defined_by, with_formulas
 from jaxnn.rules.cotangents import cotangent, type_of
 from jaxnn.rules.sharding import AxisName, on_any_mesh, rows_sharding
-from jaxnn.rules.softmax_sums import shifted, summed, zero_safe_product
+from jaxnn.rules.softmax_sums import shifted, softmax_times, summed, zero_safe_product
 
 Residuals = tuple[Array, Array, Array, Array | None]  # x, Σ exp(x − max x), targets and weight
 
@@ -144,7 +144,8 @@ def _cross_entropy(options: Options, x: Array, targets: Array, weight: Array | N
 def _cross_entropy_fwd(options: Options, x: Array, targets: Array, weight: Array | None) -> tuple[Array, Residuals]:
     from_largest = shifted(options.axes, x)
     total = summed(options.axes, jnp.exp(from_largest))
-    l = _targets.expected(options, targets, weight, jnp.log(total) - from_largest)
+    # −Σ q log p, with log p in the order that XLA recognises on a GPU; 0 − 0 is not −0.
+    l = 0 - _targets.expected(options, targets, weight, from_largest - jnp.log(total))
     return _targets.by_label(options, targets, options.classes(x), l), (x, total, targets, weight)
 
 
@@ -155,7 +156,7 @@ def _cross_entropy_bwd(options: Options, residuals: Residuals, dl: Array) -> tup
     all_q = _targets.expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
     all_q = sharding.all_reduce(options.axis_name, lax.psum, all_q)
     # dx_c = dl (p_c Σ_t q_t − q_c)
-    dx = dl * (jnp.exp(from_largest) * (all_q / total) - _targets.weighted(weight, u))
+    dx = dl * (softmax_times(options.axes, x, total, None, all_q) - _targets.weighted(weight, u))
     dx = _targets.by_label(options, targets, classes, dx)
 
     floating = jnp.issubdtype(targets.dtype, jnp.floating)

@@ -43,6 +43,37 @@ def summed(axes: Axes, x: Array) -> Array:
     return sharding.all_reduce(axes.of_mesh, lax.psum, jnp.sum(x, axes.of_array, keepdims=True))
 
 
+def softmax_times(axes: Axes, x: Array, sums: Array, where: Array | None, factor: Array) -> Array:
+    """Return p · factor, for a factor that each row has, p = exp(x) / Σ exp(x), and the sums of the forward pass.
+
+    A GPU computes the sums again. XLA makes one kernel of a row's maximum, its sum and what follows; with sums from
+    another kernel the backward pass is several kernels, and each reads the row.
+    """
+
+    def with_sums(x: Array, sums: Array, factor: Array) -> Array:
+        return jnp.exp(shifted(axes, x, where)) * (factor / sums)
+
+    def in_one_kernel(x: Array, sums: Array, factor: Array) -> Array:
+        x = lax.optimization_barrier(x)  # type: ignore[no-untyped-call] # else the sums are the forward pass's
+        exp = jnp.exp(shifted(axes, x, where))
+        return exp / total(axes, exp, where) * factor
+
+    if axes.of_mesh is not None:  # where a sum is communication
+        return with_sums(x, sums, factor)
+    product: Array = lax.platform_dependent(x, sums, factor, cuda=in_one_kernel, default=with_sums)
+    return product
+
+
+def at_most_largest(axes: Axes, y: Array) -> Array:
+    """Return y, which is min(y, max y). On a GPU, XLA makes one kernel of a row's sums if they follow such a pair."""
+
+    def limited(y: Array) -> Array:
+        return jnp.minimum(y, jnp.max(y, axes.of_array, keepdims=True, initial=-jnp.inf))
+
+    same: Array = lax.platform_dependent(y, cuda=limited, default=lambda y: y)
+    return same
+
+
 def zero_safe_product(q: Array, x: Array) -> Array:
     """Return q x, with 0 where q is 0 and x infinite: a class that has no part in the target adds nothing."""
     return jnp.where(q == 0, jnp.zeros((), x.dtype), q * x)

@@ -160,6 +160,32 @@ def test_rule_against_loops_and_torch(case, dtype):
                 )
 
 
+def of_platform(name):
+    """A `lax.platform_dependent` that runs, on this machine, the form that the platform of this name gets."""
+    return lambda *args, default, **forms: forms.get(name, default)(*args)
+
+
+def forms_of_others():
+    """The rules that have a form of their own for a GPU or a TPU, in float32; those of the table also in bfloat16."""
+    names = {"conv2d", "max_pool2d", "softmax", "log_softmax", "cross_entropy"}
+    for i, case in enumerate(case for case in HASHABLE if case.id.split("-")[0].split()[0] in names):
+        for dtype in ("float32", "bfloat16") if case.id in TABLE else ("float32",):
+            marks = () if i % 16 == 0 else pytest.mark.more
+            yield pytest.param(case, dtype, marks=marks, id=f"{case.id}-{dtype}")
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("case, dtype", list(forms_of_others()))
+def test_forms_of_other_platforms_against_loops(monkeypatch, case, dtype, platform):
+    monkeypatch.setattr(jax.lax, "platform_dependent", of_platform(platform))
+    ours, exact, dy, exact_dy = arguments(case, dtype)
+    y, cotangents = jax.jit(functools.partial(value_and_cotangents.__wrapped__, case))(ours, dy)
+    truths, limits = responses(case, exact_dy, exact)
+    assert_close("y", y, truths[0], limits[0], dtype)
+    for i, ct in zip(differentiable(ours), cotangents, strict=True):
+        assert_close(f"cotangent of argument {i}", ct, truths[1 + i], limits[1 + i], dtype)
+
+
 def has_infinities(case):
     rng = np.random.default_rng(zlib.crc32(case.id.encode()))
     return any(is_float(a) and not np.all(np.isfinite(a)) for a in case.make(rng))
