@@ -67,6 +67,11 @@ class Case(NamedTuple):
 ORACLE = {"max_pool2d_with_indices": "max_pool2d"}  # the loops of another name
 
 
+def of_platform(name):
+    """A `lax.platform_dependent` that runs, on this machine, the form that the platform of this name gets."""
+    return lambda *args, default, **forms: forms.get(name, default)(*args)
+
+
 def normal(*shapes: tuple[int, ...], scale: float = 1.0) -> Callable[[np.random.Generator], Arrays]:
     """Normal arrays of the given shapes."""
     return lambda rng: tuple(scale * rng.standard_normal(shape) for shape in shapes)

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
@@ -14,6 +13,14 @@ from jaxnn.rules.cotangents import Type, accumulation_dtype, resolve_precision, 
 from jaxnn.rules.sharding import AxisName
 
 
+class Sizes(NamedTuple):
+    """How large blocks are."""
+
+    rows: int  # in a block of the forward pass that forms the gradient
+    classes: int  # in a block of the vocabulary
+    summed: int  # classes in a block of which Σ exp(z) is taken
+
+
 class Options(NamedTuple):
     """The static half of the loss."""
 
@@ -21,9 +28,8 @@ class Options(NamedTuple):
     softcap: float | None
     ignore_index: int | None
     forms_gradient: bool  # in the forward pass; the rule then returns the sum over the rows
-    rows: int  # in a block of the forward pass that forms the gradient
-    classes: int  # in a block of the vocabulary
-    summed: int  # classes in a block of which Σ exp(z) is taken
+    sizes: Sizes  # of blocks: a CPU's, or those of the platform for which the loops are lowered
+    sizes_elsewhere: Sizes  # of all other platforms
     axis_name: AxisName | None
     precision: Any
 
@@ -45,9 +51,10 @@ def types(inputs: Inputs) -> list[Type | None]:
 
 
 def _block_sizes(
-    holds_logits: bool, softcap: float | None, epsilon: float, block_size: int | None, n: int, v: int, d: int
-) -> tuple[int, int, int]:
-    """Return the three sizes of blocks in `Options`: `rows`, `classes` and `summed`.
+    on_cpu: bool, holds_logits: bool, softcap: float | None, epsilon: float, block_size: int | None,
+    n: int, v: int, d: int,
+) -> Sizes:  # fmt: skip
+    """Return the sizes of blocks on a CPU, or elsewhere.
 
     In `_linear_cross_entropy_blocks.by_rows` each block of rows reads and writes dW's sum, 4VD bytes, so more rows are
     faster. On a CPU 32 MB of logits are enough: then the products take nearly all of the time. What a block of classes
@@ -55,7 +62,7 @@ def _block_sizes(
     On other devices everything is in main memory: blocks are large, 1 GB of logits or 128 MB, and have all V classes,
     where the product adds to the sum itself.
     """
-    if jax.default_backend() == "cpu":
+    if on_cpu:
         rows, classes = (
             rows_that_fit(32 << 20, v),
             rows_that_fit(2 << 20, d) if holds_logits else rows_that_fit(8 << 20, max(n, d)),
@@ -66,7 +73,8 @@ def _block_sizes(
         rows, classes = (block_size, classes) if holds_logits else (rows, block_size)
     # Logits that are held are summed in place; capped or smoothed ones would need a second array.
     in_one = holds_logits and softcap is None and not epsilon
-    return least_overlapping(n, rows), least_overlapping(v, classes), least_overlapping(v, v if in_one else classes)
+    summed = least_overlapping(v, v if in_one else classes)
+    return Sizes(least_overlapping(n, rows), least_overlapping(v, classes), summed)
 
 
 def prepare(
@@ -107,8 +115,12 @@ def prepare(
     count = v * sharding.axis_size(axis_name)
 
     forms_gradient = memory == "fast" and reduction != "none"
-    blocks = _block_sizes(forms_gradient, softcap, epsilon, block_size, labels.size, v, d)
-    options = Options(z_loss, softcap, ignore_index, forms_gradient, *blocks, axis_name, resolve_precision(precision))
+    on_cpu, elsewhere = (
+        _block_sizes(cpu, forms_gradient, softcap, epsilon, block_size, labels.size, v, d) for cpu in (True, False)
+    )
+    options = Options(
+        z_loss, softcap, ignore_index, forms_gradient, on_cpu, elsewhere, axis_name, resolve_precision(precision)
+    )
     dtype = accumulation_dtype(x.dtype)
     counts = _labels.row_weight(labels, weight, ignore_index, dtype, axis_name)
     beta = None

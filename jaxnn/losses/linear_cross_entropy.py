@@ -158,7 +158,8 @@ def _linear_cross_entropy(
     options: Options, x: Array, w: Array, b: Array | None, alpha: Array, beta: Array | None, labels: Array
 ) -> Array:
     inputs = Inputs(x, w, b, alpha, beta, labels)
-    l = _blocks.by_rows(options, inputs)[0] if options.forms_gradient else _blocks.by_classes(options, inputs)[0]
+    loops = _blocks.by_rows if options.forms_gradient else _blocks.by_classes
+    l = _blocks.on_its_platform(loops, options, inputs)[0]
     return _blocks.share(options, inputs, l)
 
 
@@ -167,9 +168,10 @@ def _linear_cross_entropy_fwd(
 ) -> tuple[Array, Residuals]:
     inputs = Inputs(x, w, b, alpha, beta, labels)
     if options.forms_gradient:
-        l, gradient = _blocks.by_rows(options, inputs, forms_gradient=True)
+        forming = functools.partial(_blocks.by_rows, forms_gradient=True)
+        l, gradient = _blocks.on_its_platform(forming, options, inputs)
         return _blocks.share(options, inputs, l), (gradient, _inputs.types(inputs))
-    l, log_total, gap = _blocks.by_classes(options, inputs)
+    l, log_total, gap = _blocks.on_its_platform(_blocks.by_classes, options, inputs)
     return _blocks.share(options, inputs, l), (inputs, log_total, gap)
 
 
@@ -179,7 +181,8 @@ def _linear_cross_entropy_bwd(options: Options, residuals: Any, dl: Array) -> tu
         gradient = (None if g is None else dl * g for g in gradient)
     else:
         inputs, log_total, gap = residuals
-        gradient, types = _blocks.gradient_by_classes(options, inputs, log_total, gap, dl), _inputs.types(inputs)
+        gradient = _blocks.on_its_platform(_blocks.gradient_by_classes, options, inputs, log_total, gap, dl)
+        types = _inputs.types(inputs)
     return *(None if g is None else cotangent(g, t) for g, t in zip(gradient, types, strict=True)), None
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, Case, of_table
+from cases import CASES, Case, of_platform, of_table
 
 import jaxnn
 from jaxnn import gradcheck
@@ -158,11 +158,6 @@ def test_rule_against_loops_and_torch(case, dtype):
                 assert_close(
                     f"cotangent of argument {i} against torch", ct, leaves[i].grad.numpy(), limits[1 + i], dtype
                 )
-
-
-def of_platform(name):
-    """A `lax.platform_dependent` that runs, on this machine, the form that the platform of this name gets."""
-    return lambda *args, default, **forms: forms.get(name, default)(*args)
 
 
 def forms_of_others():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import of_platform
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from test_components import DELTA, assert_close, x64
@@ -134,7 +135,8 @@ def test_blocks_of_the_sum_for_w_are_the_same(monkeypatch, summed):
     module = importlib.import_module("jaxnn.losses._linear_cross_entropy_inputs")
     with jax.enable_x64(True):
         primals, labels = arrays()
-        monkeypatch.setattr(module, "_block_sizes", lambda *_: (4, 3, min(summed, len(primals[1]))))
+        sizes = module.Sizes(4, 3, min(summed, len(primals[1])))
+        monkeypatch.setattr(module, "_block_sizes", lambda *_: sizes)
         truth = derivatives(scalar(loss.definition, labels, **OPTIONS["all"]), primals)
         assert_same(derivatives(scalar(loss, labels, **OPTIONS["all"]), primals), truth)
 
@@ -197,7 +199,8 @@ def shapes(jaxpr):
 
 
 @memories
-def test_no_array_is_as_large_as_the_logits(memory):
+def test_no_array_is_as_large_as_the_logits(monkeypatch, memory):
+    monkeypatch.setattr(jax.lax, "platform_dependent", of_platform("cpu"))  # elsewhere, blocks are larger than LARGE
     f = functools.partial(loss, memory=memory)
     for g in (f, jax.value_and_grad(f, (0, 1)), functools.partial(hessian_product, f)):
         assert max(math.prod(shape) for shape in shapes(jax.make_jaxpr(g)(*LARGE).jaxpr)) < N * V
@@ -226,8 +229,10 @@ def test_a_second_derivative_does_not_keep_the_logits_either(memory):
     assert temporaries(f, *args) <= 4 * n * v / 8
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("memory, products", [("fast", 3), ("lean", 4)])
-def test_the_number_of_matrix_products_and_their_operands(memory, products):
+def test_the_number_of_matrix_products_and_their_operands(monkeypatch, memory, products, platform):
+    monkeypatch.setattr(jax.lax, "platform_dependent", of_platform(platform))
     x, w = (jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for a in LARGE[:2])
     t = LARGE[2]
     f = functools.partial(loss, memory=memory)
@@ -463,3 +468,11 @@ def test_labels_of_64_bits(memory):
             for d in ("int64", "int32")
         ]
         assert_same(*of)
+
+
+def test_an_export_made_on_a_cpu_has_the_blocks_of_its_platform():
+    def loops(platform):
+        f = jax.jit(functools.partial(loss, memory="fast"))
+        return f.trace(*LARGE).lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
+
+    assert loops("cpu") > loops("cuda") == loops("tpu") == 0, "on a GPU or TPU, logits as few as these are one block"
