@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.gradcheck import _numeric, _tolerance
+from jaxnn.gradcheck._child import Child
 from jaxnn.gradcheck._subject import Arrays, Subject, as64
 from jaxnn.gradcheck._tolerance import EPS_PER_RESPONSE, FLOAT32_ROUNDING, Truth, differs, finfo, largest_per_response
 from jaxnn.gradcheck._traced import Traced
-from jaxnn.gradcheck._two_devices import TwoDevices
 from jaxnn.gradcheck.report import Row
 from jaxnn.tracing import kinds
 from jaxnn.tracing.contexts import float64_mode
@@ -38,7 +38,7 @@ class Trial(Traced):
     seed: int
     rtol: float | None
     mesh: Any
-    two_devices: TwoDevices | None = None  # the process that checks `shard_map` where this one has one device
+    two_devices: Child | None = None  # the process that checks `shard_map` where this one has one device
     dy: Arrays = dataclasses.field(default_factory=list)  # the cotangents of the outputs
     jaxpr: Any = None
     no_automatic: str = ""  # why there is no automatic derivative

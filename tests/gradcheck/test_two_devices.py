@@ -16,7 +16,7 @@ import pytest
 import rules_to_send as rules
 
 from jaxnn import gradcheck
-from jaxnn.gradcheck import _sending, _two_devices
+from jaxnn.gradcheck import _child, _sending, _two_devices
 from jaxnn.gradcheck._two_devices import two_devices
 from jaxnn.gradcheck.checks import FULL
 
@@ -32,7 +32,7 @@ def one_device(monkeypatch):
 
 def found(f, *args, seconds=60, **kwargs):
     with two_devices(True, f, args, kwargs, OPTIONS) as child:
-        return child.rows(seconds)
+        return child.rows("shard_map", seconds)
 
 
 def unpacked(what):
@@ -115,9 +115,9 @@ def test_a_child_that_dies_or_hangs_or_cannot_run_is_the_reason(one_device, monk
     started = time.monotonic()
     rows, cause = found(rules.waits, X, seconds=0.2)
     assert not rows and "did not finish within 0.2 s" in cause and time.monotonic() - started < 10
-    monkeypatch.setattr(_two_devices, "STARTED_WITH", "print('no JSON')")
+    monkeypatch.setattr(_child, "STARTED_WITH", "print('no JSON')")
     assert "exit code 0" in found(rules.sine, X)[1]
-    monkeypatch.setattr(_two_devices, "STARTED_WITH", "import a_module_that_is_missing")
+    monkeypatch.setattr(_child, "STARTED_WITH", "import a_module_that_is_missing")
     assert "No module named 'a_module_that_is_missing'" in found(rules.sine, X)[1]
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     assert "Python cannot be started" in found(rules.sine, X)[1]
@@ -130,7 +130,7 @@ def test_the_child_is_gone_afterwards(one_device):
 
 
 def test_no_child_where_it_is_not_wanted(one_device, monkeypatch):
-    monkeypatch.setattr(_two_devices.subprocess, "Popen", None)  # starting one would raise
+    monkeypatch.setattr(_child.subprocess, "Popen", None)  # starting one would raise
     mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     for options in ({"level": "rule"}, {"skip": tuple(FULL)}):
         gradcheck.check(rules.sine, X, **options)

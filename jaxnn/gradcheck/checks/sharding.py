@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxnn.gradcheck._subject import Arrays, as64
 from jaxnn.gradcheck._trial import Findings, Trial
+from jaxnn.gradcheck._two_devices import SECONDS
 from jaxnn.gradcheck.checks.examples import (
     MOST_SUBSETS_OF,
     Expected,
@@ -39,7 +40,7 @@ def shard_map(t: Trial) -> Findings:
     """Over several devices the gradients are the same: under `shard_map`, and over an Explicit axis of a mesh."""
     cause = ""
     if t.two_devices is not None:
-        found, cause = t.two_devices.rows()
+        found, cause = t.two_devices.rows("shard_map", SECONDS, " after the other checks")
         if not cause:
             yield from found
             return
