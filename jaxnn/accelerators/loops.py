@@ -11,7 +11,7 @@ _SAME_VALUE = ("copy", "bitcast", "convert", "copy-start", "copy-done", "reshape
 class _Slot(NamedTuple):
     """The value of one element of a loop's state, plus a number."""
 
-    index: int
+    element: int
     plus: int = 0
 
 
@@ -42,9 +42,9 @@ def trips(module: Module, around: Computation, loop: Instruction) -> int | None:
         left, right, direction = right, left, {"LT": "GT", "LE": "GE", "GT": "LT", "GE": "LE"}.get(direction, direction)
     if not isinstance(left, _Slot) or not isinstance(right, int):
         return None
-    step = _value(module, body, _element(body, left.index), {0: _State()})
-    first = _initial(module, around, start, left.index)
-    if not isinstance(step, _Slot) or step.index != left.index or not isinstance(first, int):
+    step = _value(module, body, _element(body, left.element), {0: _State()})
+    first = _initial(module, around, start, left.element)
+    if not isinstance(step, _Slot) or step.element != left.element or not isinstance(first, int):
         return None
     return _count(direction, first + left.plus, right, step.plus)
 
@@ -60,17 +60,18 @@ def _count(direction: str, first: int, last: int, step: int) -> int | None:
 
 def _comparison(module: Module, condition: Computation) -> tuple[str, _Value, _Value] | None:
     """Return the comparison that a loop's condition is, and what it compares."""
-    inside, root, bound = condition, condition.root, {0: _State()}
+    inside, root = condition, condition.root
+    bound: dict[int, _Value] = {0: _State()}
     while root.opcode in ("fusion", *_SAME_VALUE):
         if root.opcode == "fusion":
-            bound = {n: _value(module, inside, name, bound) for n, name in enumerate(root.operands)}  # type: ignore[misc]
+            bound = {n: _value(module, inside, name, bound) for n, name in enumerate(root.operands)}
             inside = module.computations[root.called["calls"][0]]
             root = inside.root
         else:
             root = inside.instructions[root.operands[0]]
     if root.opcode != "compare":
         return None
-    left, right = (_value(module, inside, name, bound) for name in root.operands)  # type: ignore[arg-type]
+    left, right = (_value(module, inside, name, bound) for name in root.operands)
     return root.attribute("direction"), left, right
 
 
@@ -90,7 +91,7 @@ def _value(module: Module, inside: Computation, name: str, bound: dict[int, _Val
         called = module.computations[instruction.called["calls"][0]]
         return _value(module, called, called.root.name, dict(enumerate(operands)))
     if instruction.opcode in ("add", "subtract"):
-        return _sum(*operands, -1 if instruction.opcode == "subtract" else 1)
+        return _sum(operands[0], operands[1], -1 if instruction.opcode == "subtract" else 1)
     return None
 
 
@@ -99,16 +100,16 @@ def _sum(a: _Value, b: _Value, sign: int) -> _Value:
         return a + sign * b
     if isinstance(a, int) and sign == 1:
         a, b = b, a
-    return _Slot(a.index, a.plus + sign * b) if isinstance(a, _Slot) and isinstance(b, int) else None
+    return _Slot(a.element, a.plus + sign * b) if isinstance(a, _Slot) and isinstance(b, int) else None
 
 
 def _resolved(module: Module, around: Computation, start: Instruction, body: Computation, value: _Value) -> _Value:
     """Return the number that an element of the state has throughout the loop; else the value itself."""
     if not isinstance(value, _Slot):
         return value
-    if _value(module, body, _element(body, value.index), {0: _State()}) != _Slot(value.index):
+    if _value(module, body, _element(body, value.element), {0: _State()}) != _Slot(value.element):
         return value
-    first = _initial(module, around, start, value.index)
+    first = _initial(module, around, start, value.element)
     return first + value.plus if isinstance(first, int) else value
 
 

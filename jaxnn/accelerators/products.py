@@ -1,4 +1,4 @@
-"""Operations of the matrix products and convolutions of a compiled program: 2 for each multiplication of two numbers."""
+"""Operations of the matrix products and convolutions of a compiled program: two for each product of two numbers."""
 
 import json
 import math

@@ -36,16 +36,17 @@ _COLLECTIVES = frozenset((
     "all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "collective-broadcast",
     "ragged-all-to-all", "send", "recv",
 ))  # fmt: skip
-_WHOLE = frozenset((
-    *("abs add and atan2 cbrt ceil clamp clz collective-broadcast compare complex concatenate convert convolution copy "
-      "cosine divide dot erf exponential exponential-minus-one fft floor imag infeed iota is-finite log log-plus-one "
-      "logistic map maximum minimum multiply negate not or outfeed pad popcnt power real reduce reduce-precision "
-      "reduce-window remainder reshape reverse rng rng-bit-generator rng-get-and-update-state "
-      "round-nearest-afz round-nearest-even rsqrt scaled-dot "
-      "select select-and-scatter shift-left shift-right-arithmetic shift-right-logical sign sine sort sqrt "
-      "stochastic-convert subtract tan tanh topk transpose triangular-solve cholesky xor broadcast bitcast-convert "
-      "custom-call set-dimension-size dynamic-reshape").split(),
-    *_COLLECTIVES,
+_WHOLE = _COLLECTIVES | frozenset((
+    "abs", "add", "and", "atan2", "cbrt", "ceil", "clamp", "clz", "collective-broadcast", "compare", "complex",
+    "concatenate", "convert", "convolution", "copy", "cosine", "divide", "dot", "erf", "exponential",
+    "exponential-minus-one", "fft", "floor", "imag", "infeed", "iota", "is-finite", "log", "log-plus-one",
+    "logistic", "map", "maximum", "minimum", "multiply", "negate", "not", "or", "outfeed", "pad", "popcnt", "power",
+    "real", "reduce", "reduce-precision", "reduce-window", "remainder", "reshape", "reverse", "rng",
+    "rng-bit-generator", "rng-get-and-update-state", "round-nearest-afz", "round-nearest-even", "rsqrt",
+    "scaled-dot", "select", "select-and-scatter", "shift-left", "shift-right-arithmetic", "shift-right-logical",
+    "sign", "sine", "sort", "sqrt", "stochastic-convert", "subtract", "tan", "tanh", "topk", "transpose",
+    "triangular-solve", "cholesky", "xor", "broadcast", "bitcast-convert", "custom-call", "set-dimension-size",
+    "dynamic-reshape",
 ))  # fmt: skip
 _SLICES = frozenset(("slice", "dynamic-slice", "gather"))
 _IN_PLACE = frozenset(("dynamic-update-slice", "scatter"))
@@ -248,7 +249,7 @@ class _Counted:
                 share += 1.0 if user.opcode in _IN_PLACE and not in_place else _share_of_operand(fused, user, position)
         return min(1.0, share)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 (an object for each program)
+    @functools.cache  # noqa: B019 (an object for each program)
     def outputs_in_place(self, fused: Computation) -> dict[str, list[str]]:
         """Return a fusion's updates of a parameter in place, with the outputs that they are."""
         found: dict[str, list[str]] = {}

@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,8 +32,8 @@ class Unavailable(RuntimeError):
 class Chip(NamedTuple):
     """A kind of accelerator.
 
-    The peaks are those of matrix products at JAX's default precision: TPUs multiply float32 in one pass of bfloat16, and
-    GPUs in TF32. So no product of that dtype is faster.
+    The peaks are those of matrix products at JAX's default precision: TPUs multiply float32 in one pass of bfloat16,
+    and GPUs in TF32. So no product of that dtype is faster.
     """
 
     bandwidth: float  # bytes/s of the main memory
@@ -133,7 +132,8 @@ class Target(NamedTuple):
             Unavailable: the compiler is not installed, does not start, or does not know the topology.
         """
         self.require()
-        if lacking := [f"{key}={value}" for key, value in self.environment().items() if os.environ.get(key) != value]:
+        lacking = [f"{key}={value}" for key, value in self.environment().items() if os.environ.get(key) != value]
+        if lacking:
             raise Unavailable(f"{self.name}: start the process with {' '.join(lacking)}")
         import jax
         from jax.experimental import topologies
@@ -205,31 +205,46 @@ def target_config(chip: str) -> str:
 
 
 @contextlib.contextmanager
-def only_libtpu(seconds: float = LOCK_SECONDS, folder: str | None = None) -> Iterator[None]:
-    """Wait until no other process of ours uses libtpu, and keep the others waiting.
+def only_libtpu(seconds: float = LOCK_SECONDS, folder: str = "/tmp") -> Iterator[None]:
+    """Wait until no other process uses libtpu, and keep our others waiting. To be called before libtpu starts.
 
     libtpu refuses to start while another process has it, and its message advises to delete its lock file. So our
-    processes take turns by a lock of their own, which ends with the process.
+    processes take turns by a lock of their own, which ends with the process, and wait for a process that has libtpu's.
 
     Args:
         seconds: how long to wait.
-        folder: where the lock file lies; None for the system's folder of temporary files.
+        folder: where libtpu's lock file lies, and ours beside it.
 
     Raises:
-        Unavailable: another process still holds the lock.
+        Unavailable: another process still uses libtpu.
     """
     if fcntl is None:
         raise Unavailable(f"libtpu does not run on {sys.platform}; use Linux")
-    path, end = Path(folder or tempfile.gettempdir()) / "jaxnn-libtpu.lock", time.monotonic() + seconds
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise Unavailable(
-                        f"another process uses libtpu ({path} is locked, waited {seconds:g} s); wait for it to end"
-                    ) from None
-                time.sleep(min(0.2, max(0.0, seconds)))
+    end = time.monotonic() + seconds
+    with open(os.open(Path(folder) / "jaxnn-libtpu.lock", os.O_RDWR | os.O_CREAT, 0o666), "r+b") as ours:
+        while not (_locks(ours) and _is_free(Path(folder) / "libtpu_lockfile")):
+            if time.monotonic() >= end:
+                raise Unavailable(f"another process uses libtpu (waited {seconds:g} s); wait for it to end")
+            time.sleep(0.2)
         yield
+
+
+def _locks(file: Any) -> bool:
+    """Lock a file of ours; return whether that worked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_free(path: Path) -> bool:
+    """Return whether no other process holds libtpu's lock."""
+    try:
+        with path.open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

@@ -1,0 +1,291 @@
+"""What the compilers of TPUs and GPUs make of jaxnn, and of the best plain JAX; measured without a TPU or a GPU.
+
+    python scripts/accelerators.py [GROUP ...] [--targets NAME ...] [--only TEXT] [--json]
+    python scripts/accelerators.py --readme
+
+The groups, all by default:
+  components   value and gradient of every component, in float32 and bfloat16
+  vocabulary   linear_cross_entropy over 256,000 classes
+  convnet      the convnet's gradient and its step, at several batch sizes
+  models       the gradients of the other models
+  epoch        one step of the scanned epoch, as `jaxnn train` runs it
+  scale        data-parallel epochs and sharded vocabularies, on one host up to a pod
+
+Each target is compiled for in a process of its own, one at a time. `pip install 'jax[tpu]'` or `'jax[cuda12]'` installs
+its compiler; a target without one is left out, with a line that says why. Bytes are those of the final program's
+kernels (jaxnn/accelerators/programs.py says how they are counted). “Bound” is the time that the chip's bandwidth and its
+peak need at least, and no measurement. Where the chip of a target is present, the programs also run, and their time
+stands beside the bound.
+
+`--json` keeps the results in scripts/accelerators/CHIP.json; `--readme` writes tables and pictures from these files.
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxnn.accelerators.targets import LOCK_SECONDS, Target, Unavailable, only_libtpu, target
+
+TARGETS = ("tpu:v5e", "tpu:v5p", "tpu:v6e", "cuda:h100", "cuda:b200")
+GROUPS = ("components", "vocabulary", "convnet", "models", "epoch", "scale")
+# What JAX calls the chips; a machine that has one runs the programs, too.
+KINDS = {
+    "TPU v5 lite": "tpu:v5e", "TPU v5": "tpu:v5p", "TPU v6 lite": "tpu:v6e",
+    "NVIDIA H100 80GB HBM3": "cuda:h100", "NVIDIA B200": "cuda:b200",
+}  # fmt: skip
+RUNS, SECONDS = 3, 0.2  # samples of a time; how long one sample takes at least
+PACKAGES = ("jax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "optax", "flax")
+BUSY = 75  # the exit code of a process that found libtpu in use
+Row = dict[str, Any]
+
+
+def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the checked options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--targets", nargs="+", default=TARGETS, metavar="NAME", help="tpu:v5e, cuda:h100, …")
+    parser.add_argument("--only", default="", metavar="TEXT", help="the work whose group, name or dtype has this text")
+    parser.add_argument("--json", action="store_true", help="keep the results in scripts/accelerators/")
+    parser.add_argument("--readme", action="store_true", help="write the tables and pictures; compile nothing")
+    parser.add_argument("--compile-into", type=Path, help=argparse.SUPPRESS)  # in the process of one target
+    parser.add_argument("--present", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if unknown := [g for g in options.groups if g not in GROUPS]:
+        parser.exit(2, f"accelerators.py: error: unknown group {unknown[0]!r}, must be one of {', '.join(GROUPS)}\n")
+    try:
+        options.targets = [target(name) for name in options.targets]
+    except ValueError as error:
+        parser.exit(2, f"accelerators.py: error: {error}\n")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compile for the targets one after the other, and report; return the exit code."""
+    options = options_of(argv)
+    if options.compile_into:
+        compile_all(options)
+        return 0
+    import accelerator_tables as tables
+
+    if options.readme:
+        tables.write()
+        return 0
+    present, done = present_target(), 0
+    for each in options.targets:
+        try:
+            results = in_own_process(each, options, present == f"{each.platform}:{each.chip}")
+        except Unavailable as error:
+            print(f"accelerators.py: left out: {error}", file=sys.stderr)
+            continue
+        tables.print_table(results)
+        done += 1
+        if options.json:
+            tables.keep(results)
+    return 0 if done else 1
+
+
+def present_target() -> str:
+    """Return the name of the target that this machine's own accelerator is; "" without one."""
+    if not any(next(Path("/dev").glob(pattern), None) for pattern in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*")):
+        return ""
+    code = "import jax; print(jax.devices()[0].device_kind)"
+    probe = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return KINDS.get(probe.stdout.strip().rpartition("\n")[2], "")
+
+
+def in_own_process(each: Target, options: argparse.Namespace, present: bool) -> dict[str, Any]:
+    """Compile for a target in a process of its own, and return the results."""
+    each.require()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows"
+        command = [sys.executable, __file__, *options.groups, "--targets", each.name, "--only", options.only,
+                   "--compile-into", str(file), *(["--present"] if present else [])]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment |= {} if present else each.environment()
+        end = time.monotonic() + LOCK_SECONDS
+        while (process := subprocess.run(command, env=environment)).returncode == BUSY and time.monotonic() < end:
+            time.sleep(1)  # a process that knows nothing of our lock started libtpu first
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    if not rows:
+        raise Unavailable(f"{each.name}: nothing was compiled (exit code {process.returncode})")
+    if process.returncode:
+        print(f"accelerators.py: {each.name}: the compiler's process ended with {process.returncode}", file=sys.stderr)
+    return {"target": f"{each.platform}:{each.chip}", "versions": versions(),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "rows": rows}  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what took part."""
+    found = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+# In the process of one target -----------------------------------------------------------------------------------------
+
+
+def compile_all(options: argparse.Namespace) -> None:
+    """Compile all work for one target, and write a line of JSON for each."""
+    (each,) = options.targets
+    groups = tuple(options.groups or GROUPS)
+    libtpu = each.platform == "tpu" and not options.present
+    try:
+        with only_libtpu() if libtpu else contextlib.nullcontext():
+            for row in rows_of(each, groups, options.only, options.present):
+                with options.compile_into.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except Unavailable as error:
+        print(f"accelerators.py: {error}", file=sys.stderr)
+        sys.exit(BUSY if "another process" in str(error) else 1)
+
+
+def rows_of(each: Target, groups: tuple[str, ...], only: str, present: bool) -> Iterator[Row]:
+    """Yield the rows of one target."""
+    import accelerator_programs as programs
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are those of a first run
+    device = jax.devices()[0] if present else each.devices()[0]
+    done: dict[Any, Row] = {}  # two layouts of a component have the same peers
+    for work in programs.works(tuple(g for g in groups if g != "scale"), only):
+        row: Row = {"group": work.group, "name": work.name, "dtype": work.dtype, "programs": []}
+        for program in work.programs():
+            key = (
+                program.name,
+                program.f if program.side == "jaxnn" else None,
+                work.name.split(" ")[0],
+                str(program.args),
+            )
+            if key not in done:
+                done[key] = measured(program, each, device, work.dtype, present)
+            row["programs"].append({"side": program.side, "name": program.name, **done[key]})
+        print(said(row), file=sys.stderr, flush=True)
+        yield row
+    if "scale" in groups:
+        for row in scaled(each, only):
+            print(said(row), file=sys.stderr, flush=True)
+            yield row
+
+
+def measured(program: Any, each: Target, device: Any, dtype: str, present: bool) -> Row:
+    """Compile one program, and return its facts; an error in one line where it does not compile."""
+    import jax
+    from jax.sharding import SingleDeviceSharding
+
+    from jaxnn.accelerators import programs as counted
+
+    where = SingleDeviceSharding(device)
+    args = jax.tree.map(
+        lambda a: a if a.sharding else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), program.args
+    )
+    before = time.perf_counter()
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            compiled = jax.jit(program.f, donate_argnums=program.donated).lower(*args).compile()
+    except Exception as error:
+        return {"error": " ".join(str(error).split())[:300], "error_kind": type(error).__name__}
+    seconds = time.perf_counter() - before
+    facts = counted.facts(compiled, each.platform)
+    cost = compiled.cost_analysis() or {}
+    chip = each.figures
+    found = {
+        "bytes": facts.bytes, "main_bytes": facts.main_bytes, "compiler_bytes": cost.get("bytes accessed"),
+        "flops": facts.flops, "launches": facts.launches, "temporary_bytes": facts.temporary_bytes,
+        "memory": facts.memory, "compile_seconds": round(seconds, 3),
+        "bound": max(facts.main_bytes / chip.bandwidth, facts.flops / chip.peak[dtype]),
+        "open_loops": len(facts.open_loops), "opaque": facts.opaque,
+        "largest": [[k.name, k.source, k.bytes] for k in facts.largest],
+        "collectives": [c._asdict() for c in facts.collectives],
+    }  # fmt: skip
+    return found | ({"seconds": timed(compiled, args)} if present and not program.donated else {})
+
+
+def timed(compiled: Any, args: Any) -> float:
+    """Return the seconds of one run on the present device: the median of samples of many runs."""
+    import jax
+    import jax.numpy as jnp
+
+    def made(a: Any) -> Any:
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        floating = jnp.issubdtype(a.dtype, jnp.floating)
+        return jax.random.normal(jax.random.key(1), a.shape, a.dtype) if floating else jnp.zeros(a.shape, a.dtype)
+
+    data = jax.block_until_ready(jax.tree.map(made, args))
+    jax.block_until_ready(compiled(*data))
+    samples = []
+    for _ in range(RUNS):
+        before, runs = time.perf_counter(), 0
+        while time.perf_counter() - before < SECONDS:
+            jax.block_until_ready(compiled(*data))
+            runs += 1
+        samples.append((time.perf_counter() - before) / runs)
+    return sorted(samples)[RUNS // 2]
+
+
+def scaled(each: Target, only: str) -> Iterator[Row]:
+    """Yield the work on many devices, for the chips that it is asked of."""
+    import accelerator_programs as programs
+
+    chip, counts = programs.CHIPS[each.platform]
+    _, vocabulary = programs.VOCABULARY_CHIPS[each.platform]
+    if each.chip != chip:
+        return
+    for count in counts:
+        devices = several(each, count).devices()
+        for dtype in programs.DTYPES:
+            name = f"convnet, {programs.SHARD_BATCH} rows on each of {count} chips"
+            if only in f"scale {name} {dtype}":
+                made = [programs.data_parallel(devices, dtype)]
+                yield of_scale(name, dtype, count, made, each) | {"least": programs.parameter_bytes("convnet")}
+    for count in vocabulary:
+        devices = several(each, count).devices()
+        for dtype in programs.DTYPES:
+            name = f"linear_cross_entropy, the classes over {count} chips"
+            if only in f"scale {name} {dtype}":
+                made = [programs.sharded_vocabulary(devices, dtype, memory) for memory in ("fast", "lean")]
+                yield of_scale(name, dtype, count, [*made, programs.plain_vocabulary(devices, dtype)], each)
+
+
+def of_scale(name: str, dtype: str, count: int, made: list[Any], each: Target) -> Row:
+    """Return a row of work on so many devices."""
+    found = [{"side": p.side, "name": p.name, **measured(p, each, None, dtype, False)} for p in made]
+    return {"group": "scale", "name": name, "dtype": dtype, "devices": count, "programs": found}
+
+
+def several(each: Target, count: int) -> Target:
+    """Return the target with so many of its chips, in a square where there are axes for it."""
+    if each.platform == "cuda":
+        return each._replace(topology=(count,))
+    side = round(count**0.5)
+    return each._replace(topology=(side, count // side, *(1,) * (each.figures.axes - 2)))
+
+
+def said(row: Row) -> str:
+    """Return a line about a row."""
+    from accelerator_tables import best_of, ratio_of
+
+    ours, theirs = best_of(row, "jaxnn"), best_of(row, "jax")
+    errors = [f"{p['name']}: {p['error'][:160]}" for p in row["programs"] if "error" in p]
+    figures = [f"{key} {ratio_of(row, key)}" for key in ("bytes", "main_bytes", "temporary_bytes")] if theirs else []
+    return f"{row['group']}: {row['name']}, {row['dtype']}: " + "; ".join([
+        *figures, f"of {theirs['name']}" if theirs else "", f"compiled in {ours['compile_seconds']:.1f} s" if ours else "",
+        *errors,
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
