@@ -114,6 +114,8 @@ def of_component(line: TableLine, dtype: str) -> list[Program]:
     found = []
     for name, way in ways.items():
         way = way if isinstance(way, In) else In("", way)
+        if {way.layout, ours.layout} == {"NHWC", "NCHW"}:
+            continue  # whose images lie in one layout would have to transpose them for the other
         args = [permuted(a, way.axes(i)) for i, a in enumerate(canonical)]
         y = jax.eval_shape(way.f, *args)
         both = functools.partial(value_and_gradients, way.f, aux)
@@ -150,13 +152,23 @@ def of_convnet(batch: int, dtype: str, gradient: bool) -> list[Program]:
     """Return the convnet's gradient, or its step, by each library."""
     x, y = jax.ShapeDtypeStruct((batch, *IMAGE), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
     key, found = jax.eval_shape(jax.random.key, 0), []
-    for net in convnets.nets(jnp.dtype(dtype)):
+    for net in nets(jnp.dtype(dtype)):
         init = jax.eval_shape(lambda net=net: net.convert(models.convnet.init(jax.random.key(0), IMAGE, CLASSES)))
         if gradient:
             found.append(Program(net.side, net.name, jax.value_and_grad(net.loss), (init, x, y, key)))
         else:
             found.append(Program(net.side, net.name, net.step, (init, (x, y, key)), (0,)))
     return found
+
+
+def nets(dtype: Any) -> list[convnets.Net]:
+    """Return the convnets of the benchmark, and the one that pools by a maximum over two axes of reshaped images."""
+
+    def loss(params: Any, x: Any, y: Any, key: Any) -> Any:
+        logits = plain_convnet(convnets.cast(params, dtype), convnets.cast(x, dtype), reshaped_pool("NHWC"), key)
+        return plain_cross_entropy(logits, y)
+
+    return [*convnets.nets(dtype), convnets.Net("jax", "lax NHWC, reshape, max", loss)]
 
 
 def networks(dtype: str) -> Iterator[Work]:
@@ -280,9 +292,9 @@ def placed(a: Any, sharding: Any) -> Any:
 
 
 def parameter_bytes(name: str) -> int:
-    """Return the bytes of a model's parameters and metrics: what a step of training must exchange at least."""
+    """Return the bytes of a model's parameters and sums: what a step of training must exchange at least."""
     params = jax.eval_shape(lambda: models.MODELS[name].init(jax.random.key(0), IMAGE, CLASSES))
-    sums = 4 * 5  # the loss, the rows, and three metrics, as float32
+    sums = 4 * 4  # the loss, and the three metrics, one of which is the number of rows, as float32
     return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(params)) + sums
 
 

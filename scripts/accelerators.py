@@ -13,8 +13,8 @@ The groups, all by default:
 
 Each target is compiled for in a process of its own, one at a time. `pip install 'jax[tpu]'` or `'jax[cuda12]'` installs
 its compiler; a target without one is left out, with a line that says why. Bytes are those of the final program's
-kernels (jaxnn/accelerators/programs.py says how they are counted). “Bound” is the time that the chip's bandwidth and its
-peak need at least, and no measurement. Where the chip of a target is present, the programs also run, and their time
+kernels (jaxnn/accelerators/programs.py says how they are counted). “Bound” is the time that the chip's bandwidth and
+its peak need at least, and no measurement. Where the chip of a target is present, the programs also run, and their time
 stands beside the bound.
 
 `--json` keeps the results in scripts/accelerators/CHIP.json; `--readme` writes tables and pictures from these files.
@@ -159,19 +159,10 @@ def rows_of(each: Target, groups: tuple[str, ...], only: str, present: bool) -> 
 
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are those of a first run
     device = jax.devices()[0] if present else each.devices()[0]
-    done: dict[Any, Row] = {}  # two layouts of a component have the same peers
     for work in programs.works(tuple(g for g in groups if g != "scale"), only):
-        row: Row = {"group": work.group, "name": work.name, "dtype": work.dtype, "programs": []}
-        for program in work.programs():
-            key = (
-                program.name,
-                program.f if program.side == "jaxnn" else None,
-                work.name.split(" ")[0],
-                str(program.args),
-            )
-            if key not in done:
-                done[key] = measured(program, each, device, work.dtype, present)
-            row["programs"].append({"side": program.side, "name": program.name, **done[key]})
+        found = [{"side": p.side, "name": p.name, **measured(p, each, device, work.dtype, present)}
+                 for p in work.programs()]  # fmt: skip
+        row = {"group": work.group, "name": work.name, "dtype": work.dtype, "programs": found}
         print(said(row), file=sys.stderr, flush=True)
         yield row
     if "scale" in groups:
@@ -181,16 +172,19 @@ def rows_of(each: Target, groups: tuple[str, ...], only: str, present: bool) -> 
 
 
 def measured(program: Any, each: Target, device: Any, dtype: str, present: bool) -> Row:
-    """Compile one program, and return its facts; an error in one line where it does not compile."""
+    """Compile one program for a device, or for those where its arguments lie, and return its facts.
+
+    Where it does not compile, return the error in one line.
+    """
     import jax
     from jax.sharding import SingleDeviceSharding
 
     from jaxnn.accelerators import programs as counted
 
-    where = SingleDeviceSharding(device)
-    args = jax.tree.map(
-        lambda a: a if a.sharding else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), program.args
-    )
+    args = program.args
+    if device is not None:
+        where = SingleDeviceSharding(device)
+        args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), args)
     before = time.perf_counter()
     try:
         with jax.numpy_dtype_promotion("standard"):
@@ -210,11 +204,15 @@ def measured(program: Any, each: Target, device: Any, dtype: str, present: bool)
         "largest": [[k.name, k.source, k.bytes] for k in facts.largest],
         "collectives": [c._asdict() for c in facts.collectives],
     }  # fmt: skip
-    return found | ({"seconds": timed(compiled, args)} if present and not program.donated else {})
+    runs = present and not facts.open_loops  # the length of the others is a part of the data
+    return found | ({"seconds": timed(compiled, args, bool(program.donated))} if runs else {})
 
 
-def timed(compiled: Any, args: Any) -> float:
-    """Return the seconds of one run on the present device: the median of samples of many runs."""
+def timed(compiled: Any, args: Any, donated: bool) -> float:
+    """Return the seconds of one run on the present device: the median of samples of many runs.
+
+    Where the first argument is donated, each run continues with the first result of the last one.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -224,16 +222,15 @@ def timed(compiled: Any, args: Any) -> float:
         floating = jnp.issubdtype(a.dtype, jnp.floating)
         return jax.random.normal(jax.random.key(1), a.shape, a.dtype) if floating else jnp.zeros(a.shape, a.dtype)
 
-    data = jax.block_until_ready(jax.tree.map(made, args))
-    jax.block_until_ready(compiled(*data))
+    first, *rest = jax.tree.map(made, args)
     samples = []
-    for _ in range(RUNS):
+    for _ in range(1 + RUNS):  # the first sample only warms up
         before, runs = time.perf_counter(), 0
-        while time.perf_counter() - before < SECONDS:
-            jax.block_until_ready(compiled(*data))
-            runs += 1
+        while not runs or time.perf_counter() - before < SECONDS:
+            results = jax.block_until_ready(compiled(first, *rest))
+            first, runs = results[0] if donated else first, runs + 1
         samples.append((time.perf_counter() - before) / runs)
-    return sorted(samples)[RUNS // 2]
+    return sorted(samples[1:])[RUNS // 2]
 
 
 def scaled(each: Target, only: str) -> Iterator[Row]:
@@ -256,8 +253,8 @@ def scaled(each: Target, only: str) -> Iterator[Row]:
         for dtype in programs.DTYPES:
             name = f"linear_cross_entropy, the classes over {count} chips"
             if only in f"scale {name} {dtype}":
-                made = [programs.sharded_vocabulary(devices, dtype, memory) for memory in ("fast", "lean")]
-                yield of_scale(name, dtype, count, [*made, programs.plain_vocabulary(devices, dtype)], each)
+                ours = [programs.sharded_vocabulary(devices, dtype, memory) for memory in ("fast", "lean")]
+                yield of_scale(name, dtype, count, [*ours, programs.plain_vocabulary(devices, dtype)], each)
 
 
 def of_scale(name: str, dtype: str, count: int, made: list[Any], each: Target) -> Row:
@@ -279,12 +276,13 @@ def said(row: Row) -> str:
     from accelerator_tables import best_of, ratio_of
 
     ours, theirs = best_of(row, "jaxnn"), best_of(row, "jax")
-    errors = [f"{p['name']}: {p['error'][:160]}" for p in row["programs"] if "error" in p]
-    figures = [f"{key} {ratio_of(row, key)}" for key in ("bytes", "main_bytes", "temporary_bytes")] if theirs else []
-    return f"{row['group']}: {row['name']}, {row['dtype']}: " + "; ".join([
-        *figures, f"of {theirs['name']}" if theirs else "", f"compiled in {ours['compile_seconds']:.1f} s" if ours else "",
-        *errors,
-    ])  # fmt: skip
+    found = [f"{p['name']}: {p['error'][:160]}" for p in row["programs"] if "error" in p]
+    if ours and theirs:
+        found += [f"{key} {ratio_of(row, key)}" for key in ("bytes", "main_bytes", "temporary_bytes")]
+        found.append(f"of {theirs['name']}")
+    if ours:
+        found.append(f"compiled in {ours['compile_seconds']:.1f} s")
+    return f"{row['group']}: {row['name']}, {row['dtype']}: " + "; ".join(found)
 
 
 if __name__ == "__main__":

@@ -298,7 +298,9 @@ def test_collectives_are_listed_with_their_bytes_without_padding():
 
 
 def test_a_collective_in_a_loop_is_said_to_be_in_one():
-    text = LOOP.replace("dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}", "all-reduce(%x), to_apply=%add")
+    text = LOOP.replace(
+        "dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}", "all-reduce(%x), to_apply=%add"
+    )
     (found,) = counted(text).collectives
     assert found == programs.Collective("all-reduce", SQUARE, 5, True)
 
