@@ -193,6 +193,7 @@ def measured(program: Any, each: Target, device: Any, dtype: str, present: bool)
         return {"error": " ".join(str(error).split())[:300], "error_kind": type(error).__name__}
     seconds = time.perf_counter() - before
     facts = counted.facts(compiled, each.platform)
+    facts = facts.of_a_turn() if facts.open_loops else facts  # of an epoch, one step
     cost = compiled.cost_analysis() or {}
     chip = each.figures
     found = {

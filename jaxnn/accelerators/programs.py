@@ -68,6 +68,7 @@ class Kernel(NamedTuple):
     main: float  # of both, what lies in the main memory
     flops: float
     times: int
+    in_open_loop: bool  # that runs as often as its data say
 
     @property
     def bytes(self) -> float:
@@ -99,6 +100,11 @@ class Facts(NamedTuple):
     argument_bytes: int = 0
     output_bytes: int = 0
     alias_bytes: int = 0
+
+    def of_a_turn(self) -> "Facts":
+        """Return what one turn of the open loops does, without what is done once; the memory is the program's."""
+        kernels = tuple(k for k in self.kernels if k.in_open_loop)
+        return self._replace(kernels=kernels, **_sums(kernels))
 
     @property
     def largest(self) -> list[Kernel]:
@@ -132,14 +138,27 @@ def facts_of_text(text: str, platform: str) -> Facts:
     """Return the facts of a program's text, without its memory."""
     module = parse(text)
     counted = _Counted(module, ON_CHIP.get(platform, frozenset()))
-    kernels, collectives, open_loops = counted.computation(module.entry, 1, False)
-    products = [k for k in kernels if k.opcode == "custom-call" and math.isnan(k.flops)]
-    kernels = [k._replace(flops=0.0) if math.isnan(k.flops) else k for k in kernels]
-    return Facts(
-        sum(k.bytes for k in kernels), sum(k.times * k.main for k in kernels), sum(k.times * k.flops for k in kernels),
-        sum(k.times for k in kernels), tuple(kernels), tuple(collectives), tuple(open_loops),
-        tuple(k.name for k in products),
-    )  # fmt: skip
+    found, collectives, open_loops = counted.computation(module.entry, _Place())
+    opaque = tuple(k.name for k in found if math.isnan(k.flops))
+    kernels = tuple(k._replace(flops=0.0) if math.isnan(k.flops) else k for k in found)
+    return Facts(**_sums(kernels), kernels=kernels, collectives=tuple(collectives), open_loops=tuple(open_loops),
+                 opaque=opaque)  # fmt: skip
+
+
+def _sums(kernels: tuple[Kernel, ...]) -> dict[str, Any]:
+    """Return the sums over kernels, by the names that they have in `Facts`."""
+    return {
+        "bytes": sum(k.bytes for k in kernels), "main_bytes": sum(k.times * k.main for k in kernels),
+        "flops": sum(k.times * k.flops for k in kernels), "launches": sum(k.times for k in kernels),
+    }  # fmt: skip
+
+
+class _Place(NamedTuple):
+    """Where an instruction stands: how often it runs, and in which loops."""
+
+    times: int = 1
+    in_loop: bool = False
+    in_open_loop: bool = False
 
 
 _Found = tuple[list[Kernel], list[Collective], list[str]]
@@ -151,15 +170,15 @@ class _Counted:
     def __init__(self, module: Module, on_chip: frozenset[int]) -> None:
         self.module, self.on_chip = module, on_chip
 
-    def computation(self, inside: Computation, times: int, in_loop: bool) -> _Found:
-        """Return the kernels of a computation that runs so many times, its collectives, and loops of unknown length."""
+    def computation(self, inside: Computation, place: _Place) -> _Found:
+        """Return the kernels of a computation, its collectives, and its loops of unknown length."""
         found: _Found = ([], [], [])
         for instruction in inside.instructions.values():
-            for all_of, more in zip(found, self.instruction(inside, instruction, times, in_loop), strict=True):
+            for all_of, more in zip(found, self.instruction(inside, instruction, place), strict=True):
                 all_of += more  # type: ignore[operator]
         return found
 
-    def instruction(self, inside: Computation, i: Instruction, times: int, in_loop: bool) -> _Found:
+    def instruction(self, inside: Computation, i: Instruction, place: _Place) -> _Found:
         """Return what one instruction adds."""
         opcode = i.opcode.removesuffix("-start")
         if opcode not in _KNOWN:
@@ -167,30 +186,30 @@ class _Counted:
         if opcode in _FREE | _DONE or (opcode == "custom-call" and i.attribute("custom_call_target") in _FREE_CALLS):
             return [], [], []
         if opcode == "while":
-            return self.loop(inside, i, times)
+            return self.loop(inside, i, place)
         if opcode in ("call", "async"):
-            return self.computation(self.called(i, "to_apply", "calls", "called_computations"), times, in_loop)
+            return self.computation(self.called(i, "to_apply", "calls", "called_computations"), place)
         if opcode == "conditional":
-            return self.largest_branch(i, times, in_loop)
+            return self.largest_branch(i, place)
         collectives = [
-            Collective(c.opcode.removesuffix("-start"), self.operand_bytes(where, c), times, in_loop)
+            Collective(c.opcode.removesuffix("-start"), self.operand_bytes(where, c), place.times, place.in_loop)
             for where, c in self.within(inside, i) if c.opcode.removesuffix("-start") in _COLLECTIVES
         ]  # fmt: skip
-        return [self.kernel(inside, i, times)], collectives, []
+        return [self.kernel(inside, i, place)], collectives, []
 
-    def loop(self, inside: Computation, i: Instruction, times: int) -> _Found:
+    def loop(self, inside: Computation, i: Instruction, place: _Place) -> _Found:
         """Return what a loop adds."""
         count = trips(self.module, inside, i)
-        found = self.computation(self.called(i, "body"), times * (1 if count is None else count), True)
-        condition = self.computation(self.called(i, "condition"), times * (1 if count is None else count), True)
-        return (found[0] + condition[0], found[1] + condition[1],
-                [*([i.name] if count is None else []), *found[2], *condition[2]])  # fmt: skip
+        within = _Place(place.times * (1 if count is None else count), True, place.in_open_loop or count is None)
+        body, condition = (self.computation(self.called(i, part), within) for part in ("body", "condition"))
+        open_loops = [i.name] if count is None else []
+        return body[0] + condition[0], body[1] + condition[1], open_loops + body[2] + condition[2]
 
-    def largest_branch(self, i: Instruction, times: int, in_loop: bool) -> _Found:
+    def largest_branch(self, i: Instruction, place: _Place) -> _Found:
         """Return what the branch of a conditional adds that moves most."""
         names = [n for key in ("branch_computations", "true_computation", "false_computation")
                  for n in i.called.get(key, ())]  # fmt: skip
-        branches = [self.computation(self.module.computations[n], times, in_loop) for n in names]
+        branches = [self.computation(self.module.computations[n], place) for n in names]
         return max(branches, key=lambda found: sum(k.bytes for k in found[0]))
 
     def called(self, i: Instruction, *attributes: str) -> Computation:
@@ -212,13 +231,13 @@ class _Counted:
         """Return the bytes of an instruction's operands, without padding."""
         return sum(a.logical_bytes for name in i.operands for a in inside.instructions[name].arrays)
 
-    def kernel(self, inside: Computation, i: Instruction, times: int) -> Kernel:
+    def kernel(self, inside: Computation, i: Instruction, place: _Place) -> Kernel:
         """Return one kernel with its bytes."""
         read, written = self.read(inside, i), self.written(inside, i)
         main = sum(b for a, b in (*read, *written) if a.space not in self.on_chip)
         flops = sum(flops_of(where, p) for where, p in self.within(inside, i))
         return Kernel(i.name, i.opcode, i.attribute("op_name"), sum(b for _, b in read), sum(b for _, b in written),
-                      main, flops, times)  # fmt: skip
+                      main, flops, place.times, place.in_open_loop)  # fmt: skip
 
     def read(self, inside: Computation, i: Instruction) -> list[tuple[Array, float]]:
         """Return the arrays that a kernel reads, each with the bytes of it that it touches."""

@@ -245,6 +245,9 @@ def test_how_often_a_loop_runs(change, count):
 def test_a_loop_of_unknown_length_counts_once_and_is_named(old, new):
     found = counted(LOOP.replace(old, new))
     assert found.open_loops == ("loop",) and found.flops == 2 * 64**3
+    turn = found.of_a_turn()
+    assert (turn.flops, turn.launches) == (found.flops, found.launches - 1), "without the copy before the loop"
+    assert turn.bytes == found.bytes - 8
 
 
 def test_the_branch_that_moves_most_counts_and_calls_are_followed():
