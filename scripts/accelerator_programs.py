@@ -33,8 +33,8 @@ EPOCH_BATCH = 64
 SHARD_BATCH = 64  # rows of a batch on each device
 GROUPS = ("components", "vocabulary", "convnet", "models", "epoch", "scale")
 SINGLE = tuple(group for group in GROUPS if group != "scale")
-CHIPS = {"tpu": ("v5e", (4, 16, 64, 256)), "cuda": ("h100", (8,))}  # of the data-parallel epoch
-VOCABULARY_CHIPS = {"tpu": ("v5e", (4, 16)), "cuda": ("h100", (8,))}
+CHIPS = {"tpu:v5e": (4, 16, 64, 256), "cuda:h100": (8,)}  # of the data-parallel epoch
+VOCABULARY_CHIPS = {"tpu:v5e": (4, 16), "cuda:h100": (8,)}
 
 
 class Program(NamedTuple):
@@ -305,20 +305,15 @@ def data_parallel(devices: list[Any], dtype: str) -> Program:
     return epoch_of(side, way, "convnet", loss, SHARD_BATCH * len(devices), mesh)
 
 
-def sharded_vocabulary(devices: list[Any], dtype: str, memory: str) -> Program:
-    """Return linear_cross_entropy's value and gradient with the classes shared by these devices."""
+def sharded_vocabulary(devices: list[Any], dtype: str) -> Iterator[Program]:
+    """Yield linear_cross_entropy with the classes shared by these devices; and the plain loss, partitioned by XLA."""
     mesh, (n, features, words) = Mesh(np.array(devices), ("classes",)), SIZE.vocabulary
     same, by_class = PartitionSpec(), PartitionSpec("classes")
-    loss = functools.partial(jaxnn.linear_cross_entropy, memory=memory, axis_name="classes")
-    whole = jax.shard_map(loss, mesh=mesh, in_specs=(same, by_class, same), out_specs=same)
-    x = jax.ShapeDtypeStruct((n, features), dtype, sharding=NamedSharding(mesh, same))
-    w = jax.ShapeDtypeStruct((words, features), dtype, sharding=NamedSharding(mesh, by_class))
-    targets = jax.ShapeDtypeStruct((n,), jnp.int32, sharding=NamedSharding(mesh, same))
-    return Program("jaxnn", memory, jax.value_and_grad(whole, (0, 1)), (x, w, targets))
-
-
-def plain_vocabulary(devices: list[Any], dtype: str) -> Program:
-    """Return the plain loss with the classes shared by these devices, as the compiler partitions it."""
-    program = sharded_vocabulary(devices, dtype, "lean")
+    shapes = ((n, features), dtype, same), ((words, features), dtype, by_class), ((n,), jnp.int32, same)
+    args = tuple(jax.ShapeDtypeStruct(s, d, sharding=NamedSharding(mesh, where)) for s, d, where in shapes)
+    for memory in ("fast", "lean"):
+        loss = functools.partial(jaxnn.linear_cross_entropy, memory=memory, axis_name="classes")
+        whole = jax.shard_map(loss, mesh=mesh, in_specs=(same, by_class, same), out_specs=same)
+        yield Program("jaxnn", memory, jax.value_and_grad(whole, (0, 1)), args)
     plain = jax.value_and_grad(lambda x, w, t: plain_cross_entropy(x @ w.T, t), (0, 1))
-    return program._replace(side="jax", name="plain loss", f=plain)
+    yield Program("jax", "plain loss", plain, args)

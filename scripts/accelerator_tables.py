@@ -126,9 +126,9 @@ def keep(results: Results) -> None:
     file.write_text(text + "\n", encoding="utf-8")
 
 
-def key_of(row: Row) -> tuple[str, str, str]:
+def key_of(row: Row) -> tuple[str, str, str, int]:
     """Return what tells a row from the others."""
-    return row["group"], row["name"], row["dtype"]
+    return row["group"], row["name"], row["dtype"], row.get("devices", 1)
 
 
 # The section of the README -------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def summary(every: list[Results]) -> list[str]:
     lines = []
     for group, name in names:
         values = [
-            " / ".join(rows.get((group, name, dtype), {}).get(results["target"], "") or "–"
+            " / ".join(rows.get((group, name, dtype, 1), {}).get(results["target"], "") or "–"
                        for dtype in ("float32", "bfloat16")) for results in every
         ]  # fmt: skip
         lines.append([name if group in ("components", "vocabulary") else f"{group}: {name}", *values])

@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -46,7 +47,8 @@ KINDS = {
 }  # fmt: skip
 RUNS, SECONDS = 3, 0.2  # samples of a time; how long one sample takes at least
 PACKAGES = ("jax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "optax", "flax")
-BUSY = 75  # the exit code of a process that found libtpu in use
+BUSY, GIVEN_UP = 75, 76  # exit codes: libtpu is in use; a program took too long
+LIMIT = 120.0  # seconds: longer than this no program is compiled
 Row = dict[str, Any]
 
 
@@ -105,24 +107,56 @@ def present_target() -> str:
 
 
 def in_own_process(each: Target, options: argparse.Namespace, present: bool) -> dict[str, Any]:
-    """Compile for a target in a process of its own, and return the results."""
+    """Compile for a target in a process of its own, and return the results.
+
+    A program that takes longer than `LIMIT` is given up: its process is killed, and a new one goes on with the next.
+    """
     each.require()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment |= {} if present else each.environment()
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rows"
+        file = Path(folder) / "programs"
+        file.touch()
         command = [sys.executable, __file__, *options.groups, "--targets", each.name, "--only", options.only,
                    "--compile-into", str(file), *(["--present"] if present else [])]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        environment |= {} if present else each.environment()
         end = time.monotonic() + LOCK_SECONDS
-        while (process := subprocess.run(command, env=environment)).returncode == BUSY and time.monotonic() < end:
+        while (code := watched(subprocess.Popen(command, env=environment), file)) in (BUSY, GIVEN_UP):
+            if code == BUSY and time.monotonic() > end:
+                break
             time.sleep(1)  # a process that knows nothing of our lock started libtpu first
-        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    if not rows:
-        raise Unavailable(f"{each.name}: nothing was compiled (exit code {process.returncode})")
-    if process.returncode:
-        print(f"accelerators.py: {each.name}: the compiler's process ended with {process.returncode}", file=sys.stderr)
-    return {"target": f"{each.platform}:{each.chip}", "versions": versions(),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "rows": rows}  # fmt: skip
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    if not lines:
+        raise Unavailable(f"{each.name}: nothing was compiled (exit code {code})")
+    if code:
+        print(f"accelerators.py: {each.name}: the compiler's process ended with {code}", file=sys.stderr)
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"target": f"{each.platform}:{each.chip}", "versions": versions(), "date": date, "rows": joined(lines)}
+
+
+def watched(process: subprocess.Popen[bytes], file: Path) -> int:
+    """Wait for a process that appends lines to a file; kill it where it does not end in time a line that it began."""
+    size, since = file.stat().st_size, time.monotonic()
+    while process.poll() is None:
+        time.sleep(0.1)
+        text = file.read_text(encoding="utf-8")
+        if len(text) != size:
+            size, since = len(text), time.monotonic()
+        if time.monotonic() - since > LIMIT and not text.endswith("\n") and text:
+            process.kill()
+            process.wait()
+            with file.open("a", encoding="utf-8") as end:
+                end.write(json.dumps({"error": f"it took more than {LIMIT:g} s to compile"})[1:] + "\n")
+            return GIVEN_UP
+    return process.returncode
+
+
+def joined(lines: list[Row]) -> list[Row]:
+    """Return the rows of work whose programs these are."""
+    rows: dict[str, Row] = {}
+    for line in lines:
+        row = rows.setdefault(json.dumps(line["work"]), {**line.pop("work"), "programs": []})
+        row["programs"].append(line)
+    return list(rows.values())
 
 
 def versions() -> dict[str, str]:
@@ -138,37 +172,44 @@ def versions() -> dict[str, str]:
 
 
 def compile_all(options: argparse.Namespace) -> None:
-    """Compile all work for one target, and write a line of JSON for each."""
+    """Compile all programs for one target that are not in the file yet, and write a line of JSON for each.
+
+    The line's first half is written before the program is compiled. So what cannot be compiled is known, too.
+    """
     (each,) = options.targets
     groups = tuple(options.groups or GROUPS)
-    libtpu = each.platform == "tpu" and not options.present
+    done = len(options.compile_into.read_text(encoding="utf-8").splitlines())
     try:
-        with only_libtpu() if libtpu else contextlib.nullcontext():
-            for row in rows_of(each, groups, options.only, options.present):
-                with options.compile_into.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        with only_libtpu() if each.platform == "tpu" and not options.present else contextlib.nullcontext():
+            for work, device, program in itertools.islice(programs_of(each, groups, options), done, None):
+                line = {"work": work, "side": program.side, "name": program.name}
+                write(options.compile_into, json.dumps(line, ensure_ascii=False)[:-1] + ", ")
+                facts = measured(program, each, device, work["dtype"], options.present)
+                write(options.compile_into, json.dumps(facts, ensure_ascii=False)[1:] + "\n")
+                print(said(line, facts), file=sys.stderr, flush=True)
     except Unavailable as error:
         print(f"accelerators.py: {error}", file=sys.stderr)
         sys.exit(BUSY if "another process" in str(error) else 1)
 
 
-def rows_of(each: Target, groups: tuple[str, ...], only: str, present: bool) -> Iterator[Row]:
-    """Yield the rows of one target."""
+def write(file: Path, text: str) -> None:
+    """Append to a file."""
+    with file.open("a", encoding="utf-8") as end:
+        end.write(text)
+
+
+def programs_of(each: Target, groups: tuple[str, ...], options: argparse.Namespace) -> Iterator[tuple[Row, Any, Any]]:
+    """Yield what the work is, the device, and the program, for all programs of one target."""
     import accelerator_programs as programs
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are those of a first run
-    device = jax.devices()[0] if present else each.devices()[0]
-    for work in programs.works(tuple(g for g in groups if g != "scale"), only):
-        found = [{"side": p.side, "name": p.name, **measured(p, each, device, work.dtype, present)}
-                 for p in work.programs()]  # fmt: skip
-        row = {"group": work.group, "name": work.name, "dtype": work.dtype, "programs": found}
-        print(said(row), file=sys.stderr, flush=True)
-        yield row
+    device = jax.devices()[0] if options.present else each.devices()[0]
+    for work in programs.works(tuple(g for g in groups if g != "scale"), options.only):
+        for program in work.programs():
+            yield {"group": work.group, "name": work.name, "dtype": work.dtype}, device, program
     if "scale" in groups:
-        for row in scaled(each, only):
-            print(said(row), file=sys.stderr, flush=True)
-            yield row
+        yield from scaled(each, options.only)
 
 
 def measured(program: Any, each: Target, device: Any, dtype: str, present: bool) -> Row:
@@ -234,34 +275,24 @@ def timed(compiled: Any, args: Any, donated: bool) -> float:
     return sorted(samples[1:])[RUNS // 2]
 
 
-def scaled(each: Target, only: str) -> Iterator[Row]:
-    """Yield the work on many devices, for the chips that it is asked of."""
+def scaled(each: Target, only: str) -> Iterator[tuple[Row, None, Any]]:
+    """Yield the programs for many chips, for the targets that have them; their arguments lie on the devices."""
     import accelerator_programs as programs
 
-    chip, counts = programs.CHIPS[each.platform]
-    _, vocabulary = programs.VOCABULARY_CHIPS[each.platform]
-    if each.chip != chip:
-        return
-    for count in counts:
+    for count in programs.CHIPS.get(f"{each.platform}:{each.chip}", ()):
         devices = several(each, count).devices()
         for dtype in programs.DTYPES:
-            name = f"convnet, {programs.SHARD_BATCH} rows on each of {count} chips"
-            if only in f"scale {name} {dtype}":
-                made = [programs.data_parallel(devices, dtype)]
-                yield of_scale(name, dtype, count, made, each) | {"least": programs.parameter_bytes("convnet")}
-    for count in vocabulary:
+            work = {"group": "scale", "name": f"convnet, {programs.SHARD_BATCH} rows a chip", "dtype": dtype,
+                    "devices": count, "least": programs.parameter_bytes("convnet")}  # fmt: skip
+            if only in f"scale {work['name']} {dtype}":
+                yield work, None, programs.data_parallel(devices, dtype)
+    for count in programs.VOCABULARY_CHIPS.get(f"{each.platform}:{each.chip}", ()):
         devices = several(each, count).devices()
         for dtype in programs.DTYPES:
-            name = f"linear_cross_entropy, the classes over {count} chips"
-            if only in f"scale {name} {dtype}":
-                ours = [programs.sharded_vocabulary(devices, dtype, memory) for memory in ("fast", "lean")]
-                yield of_scale(name, dtype, count, [*ours, programs.plain_vocabulary(devices, dtype)], each)
-
-
-def of_scale(name: str, dtype: str, count: int, made: list[Any], each: Target) -> Row:
-    """Return a row of work on so many devices."""
-    found = [{"side": p.side, "name": p.name, **measured(p, each, None, dtype, False)} for p in made]
-    return {"group": "scale", "name": name, "dtype": dtype, "devices": count, "programs": found}
+            name = "linear_cross_entropy, the classes over the chips"
+            work = {"group": "scale", "name": name, "dtype": dtype, "devices": count}
+            if only in f"scale {work['name']} {dtype}":
+                yield from ((work, None, program) for program in programs.sharded_vocabulary(devices, dtype))
 
 
 def several(each: Target, count: int) -> Target:
@@ -272,18 +303,14 @@ def several(each: Target, count: int) -> Target:
     return each._replace(topology=(side, count // side, *(1,) * (each.figures.axes - 2)))
 
 
-def said(row: Row) -> str:
-    """Return a line about a row."""
-    from accelerator_tables import best_of, ratio_of
-
-    ours, theirs = best_of(row, "jaxnn"), best_of(row, "jax")
-    found = [f"{p['name']}: {p['error'][:160]}" for p in row["programs"] if "error" in p]
-    if ours and theirs:
-        found += [f"{key} {ratio_of(row, key)}" for key in ("bytes", "main_bytes", "temporary_bytes")]
-        found.append(f"of {theirs['name']}")
-    if ours:
-        found.append(f"compiled in {ours['compile_seconds']:.1f} s")
-    return f"{row['group']}: {row['name']}, {row['dtype']}: " + "; ".join(found)
+def said(line: Row, facts: Row) -> str:
+    """Return a line about a program."""
+    work = line["work"]
+    found = facts.get("error", "")[:200] or (
+        f"moves {facts['main_bytes'] / 1e6:.4g} MB, keeps {facts['temporary_bytes'] / 1e6:.4g} MB, "
+        f"compiled in {facts['compile_seconds']:.1f} s"
+    )
+    return f"{work['group']}: {work['name']}, {work['dtype']}, {line['name']}: {found}"
 
 
 if __name__ == "__main__":

@@ -137,15 +137,32 @@ def test_a_step_on_many_devices_has_one_sum_of_the_parameters_and_metrics(tiny):
     }
 
 
-@pytest.mark.parametrize("memory", ["fast", "lean"])
-def test_a_sharded_vocabulary_compiles(tiny, memory):
-    devices = jax.devices()[:4]
-    for program in (
-        programs.sharded_vocabulary(devices, "float32", memory),
-        programs.plain_vocabulary(devices, "float32"),
-    ):
+def test_a_sharded_vocabulary_compiles(tiny):
+    made = list(programs.sharded_vocabulary(jax.devices()[:4], "float32"))
+    assert [(p.side, p.name) for p in made] == [("jaxnn", "fast"), ("jaxnn", "lean"), ("jax", "plain loss")]
+    for program in made:
         found = accelerators.measured(program, V5E, None, "float32", False)
-        assert found["collectives"] and "error" not in found
+        assert "error" not in found and found["collectives"]
+
+
+def test_a_program_that_takes_too_long_is_given_up(monkeypatch, tmp_path):
+    monkeypatch.setattr(accelerators, "LIMIT", 0.5)
+    file = tmp_path / "programs"
+    file.touch()
+    code = f"import time; f = open('{file}', 'a'); f.write('{{}}\\n{{\"name\": \"a\", '); f.flush(); time.sleep(60)"
+    assert accelerators.watched(subprocess.Popen([sys.executable, "-c", code]), file) == accelerators.GIVEN_UP
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert lines == [{}, {"name": "a", "error": "it took more than 0.5 s to compile"}]
+    assert accelerators.watched(subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]), file) == 3
+
+
+def test_the_programs_of_a_piece_of_work_form_a_row():
+    a, b = {"group": "g", "name": "a"}, {"group": "g", "name": "b"}
+    lines = [{"work": a, "side": "jaxnn"}, {"work": a, "side": "jax"}, {"work": b, "side": "jaxnn"}]
+    assert accelerators.joined([dict(line) for line in lines]) == [
+        {**a, "programs": [{"side": "jaxnn"}, {"side": "jax"}]},
+        {**b, "programs": [{"side": "jaxnn"}]},
+    ]
 
 
 def test_several_chips_form_a_square():
@@ -229,4 +246,4 @@ def test_the_compiler_of_a_chip_that_is_not_here_runs(name, module, extra):
     script = [sys.executable, accelerators.__file__, "components", "--targets", name, "--only", "relu float32"]
     found = subprocess.run(script, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    assert "components: relu, float32: bytes 1; main_bytes 1; temporary_bytes 1" in found.stderr
+    assert "components: relu, float32, rule: moves 604 MB, keeps 0 MB" in found.stderr
