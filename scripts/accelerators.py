@@ -36,7 +36,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxnn.accelerators.targets import LOCK_SECONDS, Target, Unavailable, only_libtpu, target
+from jaxnn.accelerators.targets import LOCK_SECONDS, Target, Unavailable, compiled_for, only_libtpu, target
 
 TARGETS = ("tpu:v5e", "tpu:v5p", "tpu:v6e", "cuda:h100", "cuda:b200")
 GROUPS = ("components", "vocabulary", "convnet", "models", "epoch", "scale")
@@ -218,18 +218,16 @@ def measured(program: Any, each: Target, device: Any, dtype: str, present: bool)
     Where it does not compile, return the error in one line.
     """
     import jax
-    from jax.sharding import SingleDeviceSharding
 
     from jaxnn.accelerators import programs as counted
 
-    args = program.args
-    if device is not None:
-        where = SingleDeviceSharding(device)
-        args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), args)
     before = time.perf_counter()
     try:
         with jax.numpy_dtype_promotion("standard"):
-            compiled = jax.jit(program.f, donate_argnums=program.donated).lower(*args).compile()
+            if device is None:
+                compiled = jax.jit(program.f, donate_argnums=program.donated).lower(*program.args).compile()
+            else:
+                compiled = compiled_for(device, program.f, program.args, program.donated)
     except Exception as error:
         return {"error": " ".join(str(error).split())[:300], "error_kind": type(error).__name__}
     seconds = time.perf_counter() - before
@@ -247,7 +245,7 @@ def measured(program: Any, each: Target, device: Any, dtype: str, present: bool)
         "collectives": [c._asdict() for c in facts.collectives],
     }  # fmt: skip
     runs = present and not facts.open_loops  # the length of the others is a part of the data
-    return found | ({"seconds": timed(compiled, args, bool(program.donated))} if runs else {})
+    return found | ({"seconds": timed(compiled, program.args, bool(program.donated))} if runs else {})
 
 
 def timed(compiled: Any, args: Any, donated: bool) -> float:

@@ -193,6 +193,26 @@ def _numbers(axes: int) -> str:
     return "one positive number" if axes == 1 else f"{axes} positive numbers with an x between"
 
 
+def compiled_for(device: Any, f: Any, args: Any, donated: tuple[int, ...] = ()) -> Any:
+    """Compile a function for one device, as it would run there.
+
+    Args:
+        device: one of `Target.devices()`, or a real device.
+        f: the function.
+        args: a tuple of pytrees of arrays, or of anything else with a shape and a dtype.
+        donated: numbers of the arguments whose memory the results may use.
+
+    Returns:
+        The compiled program, for `programs.facts`.
+    """
+    import jax
+    from jax.sharding import SingleDeviceSharding
+
+    where = SingleDeviceSharding(device)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), args)
+    return jax.jit(f, donate_argnums=donated).lower(*shapes).compile()
+
+
 def target_config(chip: str) -> str:
     """Return the description of a GPU that XLA compiles for (a GpuTargetConfigProto in text form)."""
     properties = {**_COMMON_PROPERTIES, **_PROPERTIES[chip]}

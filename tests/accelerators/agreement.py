@@ -9,19 +9,16 @@ if it wrote them. Both are added here before the comparison.
 import sys
 
 import accelerator_programs
-import jax
-from jax.sharding import SingleDeviceSharding
 
 from jaxnn.accelerators import hlo, programs
-from jaxnn.accelerators.targets import only_libtpu, target
+from jaxnn.accelerators.targets import compiled_for, only_libtpu, target
 
 with only_libtpu():
-    where = SingleDeviceSharding(target("tpu:v5e").devices()[0])
+    device = target("tpu:v5e").devices()[0]
     for name in sys.argv[1:]:
         (work,) = accelerator_programs.works(("components",), f"components {name} float32")
         for program in work.programs():
-            args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), program.args)
-            compiled = jax.jit(program.f).lower(*args).compile()
+            compiled = compiled_for(device, program.f, program.args)
             found, entry = programs.facts(compiled, "tpu"), hlo.parse(compiled.as_text()).entry
             twice = sum(k.read + k.written for k in found.kernels if k.opcode == "copy-start")
             joined = sum(i.nbytes for i in entry.instructions.values() if i.opcode == "custom-call")

@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from jaxnn.accelerators import targets
@@ -89,6 +90,12 @@ def test_a_second_process_waits_and_says_so(whose, tmp_path):
         other.communicate(b"\n")
     with targets.only_libtpu(0.3, str(tmp_path)):
         pass
+
+
+def test_a_function_is_compiled_for_a_device_from_shapes_alone():
+    shapes = {"x": jax.ShapeDtypeStruct((3, 5), "float32")}, jax.ShapeDtypeStruct((5, 7), "float32")
+    compiled = targets.compiled_for(jax.devices()[1], lambda a, b: a["x"] @ b, shapes)
+    assert [s.device_set for s in jax.tree.leaves(compiled.output_shardings)] == [{jax.devices()[1]}]
 
 
 def test_the_description_of_a_gpu_is_complete():
