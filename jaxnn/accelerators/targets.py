@@ -208,8 +208,9 @@ def compiled_for(device: Any, f: Any, args: Any, donated: tuple[int, ...] = ()) 
     import jax
     from jax.sharding import SingleDeviceSharding
 
+    make: Any = jax.ShapeDtypeStruct
     where = SingleDeviceSharding(device)
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), args)
+    shapes = jax.tree.map(lambda a: make(a.shape, a.dtype, sharding=where), args)
     return jax.jit(f, donate_argnums=donated).lower(*shapes).compile()
 
 
