@@ -141,13 +141,20 @@ def watched(process: subprocess.Popen[bytes], file: Path) -> int:
         text = file.read_text(encoding="utf-8")
         if len(text) != size:
             size, since = len(text), time.monotonic()
-        if time.monotonic() - since > LIMIT and not text.endswith("\n") and text:
+        if time.monotonic() - since > LIMIT and text and not text.endswith("\n"):
             process.kill()
             process.wait()
-            with file.open("a", encoding="utf-8") as end:
-                end.write(json.dumps({"error": f"it took more than {LIMIT:g} s to compile"})[1:] + "\n")
-            return GIVEN_UP
+            return given_up(file, f"it took more than {LIMIT:g} s to compile")
+    text = file.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):
+        return given_up(file, f"the compiler's process ended with {process.returncode}")
     return process.returncode
+
+
+def given_up(file: Path, error: str) -> int:
+    """End a line with an error, and return the exit code that says so."""
+    write(file, json.dumps({"error": error})[1:] + "\n")
+    return GIVEN_UP
 
 
 def joined(lines: list[Row]) -> list[Row]:
@@ -228,10 +235,10 @@ def measured(program: Any, each: Target, device: Any, dtype: str, present: bool)
                 compiled = jax.jit(program.f, donate_argnums=program.donated).lower(*program.args).compile()
             else:
                 compiled = compiled_for(device, program.f, program.args, program.donated)
+        seconds = time.perf_counter() - before
+        facts = counted.facts(compiled, each.platform)
     except Exception as error:
         return {"error": " ".join(str(error).split())[:300], "error_kind": type(error).__name__}
-    seconds = time.perf_counter() - before
-    facts = counted.facts(compiled, each.platform)
     facts = facts.of_a_turn() if facts.open_loops else facts  # of an epoch, one step
     cost = compiled.cost_analysis() or {}
     chip = each.figures

@@ -15,6 +15,7 @@ stays in the memory on a TPU's chip, where the compiler keeps what fits.
 
 import functools
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,12 +26,6 @@ from jaxnn.accelerators.products import flops_of
 _FREE = frozenset((
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "add-dependency", "opt-barrier",
     "optimization-barrier", "partition-id", "replica-id", "get-dimension-size", "domain",
-))  # fmt: skip
-# A `-start` instruction moves the bytes, and its `-done` waits.
-_DONE = frozenset((
-    "copy-done", "slice-done", "fusion-done", "async-done", "async-update", "all-reduce-done", "all-gather-done",
-    "reduce-scatter-done", "collective-permute-done", "all-to-all-done", "custom-call-done", "send-done", "recv-done",
-    "dynamic-slice-done", "dynamic-update-slice-done", "call-done", "ragged-all-to-all-done",
 ))  # fmt: skip
 _COLLECTIVES = frozenset((
     "all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "collective-broadcast",
@@ -50,7 +45,7 @@ _WHOLE = _COLLECTIVES | frozenset((
 ))  # fmt: skip
 _SLICES = frozenset(("slice", "dynamic-slice", "gather"))
 _IN_PLACE = frozenset(("dynamic-update-slice", "scatter"))
-_KNOWN = _FREE | _DONE | _WHOLE | _SLICES | _IN_PLACE | {"fusion", "while", "conditional", "call", "async"}
+_KNOWN = _FREE | _WHOLE | _SLICES | _IN_PLACE | {"fusion", "while", "conditional", "call", "async"}
 _SAME_ELEMENTS = frozenset(("bitcast", "reshape", "copy", "transpose", "convert", "get-tuple-element"))
 _FREE_CALLS = frozenset(("ConcatBitcast", "AllocateBuffer", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"))
 MOST = 5  # how many of the largest kernels are reported
@@ -180,10 +175,12 @@ class _Counted:
 
     def instruction(self, inside: Computation, i: Instruction, place: _Place) -> _Found:
         """Return what one instruction adds."""
-        opcode = i.opcode.removesuffix("-start")
+        opcode = re.sub("-(start|update|done)$", "", i.opcode)
         if opcode not in _KNOWN:
             raise UnknownProgram(f"instruction {i.opcode} ({i.name}) of the compiled program is not known")
-        if opcode in _FREE | _DONE or (opcode == "custom-call" and i.attribute("custom_call_target") in _FREE_CALLS):
+        if i.opcode.endswith(("-update", "-done")):  # its `-start` moved the bytes
+            return [], [], []
+        if opcode in _FREE or (opcode == "custom-call" and i.attribute("custom_call_target") in _FREE_CALLS):
             return [], [], []
         if opcode == "while":
             return self.loop(inside, i, place)

@@ -324,6 +324,7 @@ def test_copies_into_the_chips_own_memory_move_bytes_of_the_main_memory_once():
     found = counted(ASYNC, "tpu")
     assert found.bytes == 2 * SQUARE + 2 * 8 * 256 + 2 * SQUARE
     assert found.main_bytes == SQUARE + 8 * 256 + SQUARE
+    assert counted(ASYNC.replace("slice-done", "slice-update"), "tpu") == found
     assert counted(ASYNC, "cuda").main_bytes == found.bytes  # its space 1 is a part of the main memory
 
 

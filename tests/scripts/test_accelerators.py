@@ -154,6 +154,12 @@ def test_a_program_that_takes_too_long_is_given_up(monkeypatch, tmp_path):
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert lines == [{}, {"name": "a", "error": "it took more than 0.5 s to compile"}]
     assert accelerators.watched(subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]), file) == 3
+    file.write_text('{"name": "a", ')
+    assert (
+        accelerators.watched(subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]), file)
+        == accelerators.GIVEN_UP
+    )
+    assert json.loads(file.read_text())["error"] == "the compiler's process ended with 3"
 
 
 def test_the_programs_of_a_piece_of_work_form_a_row():
