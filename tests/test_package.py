@@ -17,7 +17,7 @@ ROOT = Path(jaxnn.__file__).parent
 # The house, from the ground up. A room (a folder of the package, or a file at its top) imports from lower floors and
 # from itself. The front door, `jaxnn/__init__.py` and `__main__.py`, opens to all of them.
 FLOORS = [
-    {"errors", "files", "rules", "tracing"},
+    {"errors", "files", "rules", "tracing", "accelerators"},
     {"layers", "losses", "gradcheck", "graph"},
     {"components", "models", "training", "data", "plots"},
     {"cli"},
