@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxnn.accelerators.targets import target
 from jaxnn.gradcheck.checks import FULL, RULE
 from jaxnn.tracing.functions import function_name
 
@@ -14,8 +15,9 @@ LEVELS = {"rule": RULE, "full": FULL}
 
 
 def validate(
-    f: Any, args: Any, kwargs: Any, reference: Any, argnums: Any, level: Any, skip: Any, mesh: Any, rtol: Any, seed: Any
-) -> None:
+    f: Any, args: Any, kwargs: Any, reference: Any, argnums: Any, level: Any, skip: Any, mesh: Any, rtol: Any,
+    targets: Any, seed: Any,
+) -> None:  # fmt: skip
     """Raise TypeError or ValueError for the first of check's arguments that is not as it must be."""
     for name, value in (("f", f), ("reference", reference)):
         if not callable(value) and not (name == "reference" and value is None):
@@ -34,6 +36,10 @@ def validate(
         raise ValueError(f"`mesh` ({mesh!r}) must be a jax.sharding.Mesh, or None for two of the devices there are")
     if rtol is not None and not (isinstance(rtol, float | np.floating) and 0 < rtol < 1):
         raise ValueError(f"`rtol` ({rtol!r}) must be a number between 0 and 1, or None for 8 eps of the dtype")
+    if not isinstance(targets, list | tuple) or not all(isinstance(name, str) for name in targets):
+        raise TypeError(f"`targets` ({targets!r}) must be a sequence of names, as ('tpu:v5e:2x2', 'cuda:h100')")
+    for name in targets:
+        target(name)  # raises for an unknown one
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"`seed` ({seed!r}) must be an integer of at least 0")
     if argnums is not None:

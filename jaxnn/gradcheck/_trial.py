@@ -38,6 +38,8 @@ class Trial(Traced):
     seed: int
     rtol: float | None
     mesh: Any
+    targets: tuple[str, ...] = ()
+    sent: tuple[Any, ...] = ()  # f and its arguments, as a child process gets them
     two_devices: Child | None = None  # the process that checks `shard_map` where this one has one device
     dy: Arrays = dataclasses.field(default_factory=list)  # the cotangents of the outputs
     jaxpr: Any = None

@@ -10,6 +10,7 @@ import numpy as np
 from jaxnn.gradcheck._options import LEVELS, validate
 from jaxnn.gradcheck._preparation import prepare
 from jaxnn.gradcheck._subject import Subject
+from jaxnn.gradcheck._targets import targets as compile_for
 from jaxnn.gradcheck._trial import Trial
 from jaxnn.gradcheck._two_devices import two_devices
 from jaxnn.gradcheck.checks import RULE, Check
@@ -31,6 +32,7 @@ def check(
     skip: Sequence[str] = (),
     mesh: Any = None,
     rtol: float | None = None,
+    targets: Sequence[str] = (),
     seed: int = 0,
 ) -> Report:
     """Check the derivative of `f` at `args`: its rule against JAX's derivative of the definition, and numerically.
@@ -69,6 +71,10 @@ def check(
       mesh: the mesh for `shard_map`, whose first axis is used; None for two of the devices there are, or for two of a
         child process.
       rtol: the error allowed per unit of response; None for 8 eps.
+      targets: accelerators to compile f and both passes of its rule for, which need not be there: "tpu:v5e:2x2",
+        "cuda:h100" (jaxnn/accelerators). Each has a row `targets` with the bytes moved and the temporary memory, beside
+        those of JAX's derivative. It FAILs where f compiles and its gradient does not, and where the rule needs
+        twice the temporaries, and float32 copies, for arguments narrower than float32.
       seed: the seed of the cotangents and directions.
 
     Returns:
@@ -99,23 +105,26 @@ def check(
       Walther, Evaluating Derivatives (2008), on the step that balances truncation against rounding.
     """
     started = time.perf_counter()
-    validate(f, args, kwargs, reference, argnums, level, skip, mesh, rtol, seed)
+    validate(f, args, kwargs, reference, argnums, level, skip, mesh, rtol, targets, seed)
     kwargs, seed = kwargs or {}, int(seed)
     if argnums is not None:
         argnums = tuple(int(i) % len(args) for i in ([argnums] if isinstance(argnums, int | np.integer) else argnums))
     checks = {name: check for name, check in LEVELS[level].items() if name not in skip}
+    if targets:
+        checks[compile_for.__name__] = compile_for
     sharded = mesh is None and shard_map.__name__ in checks
-    sent = f, args, kwargs, {"argnums": argnums, "seed": seed, "rtol": rtol}
     with (
         quiet(),
         np.errstate(all="ignore"),
-        two_devices(sharded, *sent) as child,
+        two_devices(sharded, f, args, kwargs, {"argnums": argnums, "seed": seed, "rtol": rtol}) as child,
         outside_of_meshes(f, args, kwargs) as change,
     ):
         subject = Subject(change(f), args, kwargs, reference and change(reference), argnums)
-        trial = Trial(subject, level, seed, rtol, mesh, child)
+        sent = f, args, kwargs, reference, argnums
+        trial = Trial(subject, level, seed, rtol, mesh, tuple(targets), sent, child)
         rows = _run(trial, checks)
     options = {"kwargs": kwargs or None, "reference": reference, "argnums": argnums, "mesh": mesh, "rtol": rtol}
+    options["targets"] = tuple(targets) or None
     repro = _repro(f, options, level, skip, seed)
     seconds = time.perf_counter() - started
     has_rule = trial.jaxpr is None or trial.has_rule
@@ -150,7 +159,7 @@ def assert_correct(f: Callable[..., Any], *args: Any, **options: Any) -> None:
 def _repro(f: Any, options: dict[str, Any], level: str, skip: Sequence[str], seed: int) -> str:
     """Return the call that gives the report again, with the names of those options that have no short text."""
     chosen = [
-        f"{name}={value if name in ('argnums', 'rtol') else name}"
+        f"{name}={value if name in ('argnums', 'rtol', 'targets') else name}"
         for name, value in options.items()
         if value is not None
     ]
