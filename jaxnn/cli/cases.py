@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxnn import components, gradcheck
+from jaxnn.cli.isolated import Asked
 from jaxnn.cli.terminal import CommandError
 from jaxnn.components import TableLine
 
@@ -49,11 +50,11 @@ def find(name: str) -> list[Case]:
     return _own(name) if ":" in name else list(map(of_line, lines(name)))
 
 
-def check(case: Case, name: str, level: str, seed: int, package: str = "") -> gradcheck.Report:
+def check(case: Case, name: str, asked: Asked, package: str = "") -> gradcheck.Report:
     """Check a case; its report names the case, and the command that gives it again."""
-    report = gradcheck.check(case.f, *case.args, **{"level": level, "seed": seed, **case.options})
+    report = gradcheck.check(case.f, *case.args, **{**asked._asdict(), **case.options})
     of_package = ["--package", package] if package else []
-    again = shlex.join(["jaxnn", "compare", name, *of_package, "--level", level, "--seed", str(seed)])
+    again = shlex.join(["jaxnn", "compare", name, *of_package, *asked.arguments()])
     return dataclasses.replace(report, name=case.name, repro=again)
 
 

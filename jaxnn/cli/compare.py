@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from jaxnn.cli import cases, cluster, isolated
-from jaxnn.cli.isolated import Result
+from jaxnn.cli.isolated import Asked, Result
 from jaxnn.cli.terminal import CommandError, print_error, print_line
 from jaxnn.gradcheck.report import RIGHT, UNPROVEN, WRONG
 from jaxnn.plots.comparison import page
@@ -54,8 +54,13 @@ def exit_code(verdicts: set[str]) -> int:
 def _results(names: list[str], options: argparse.Namespace) -> Iterator[Result]:
     """Check the cases; consecutive ones of one file, or of the library, share a process."""
     groups = itertools.groupby(names, lambda name: name.rpartition(":")[0])
-    run = (isolated.run(list(group), options.level, options.seed, options.debug) for _, group in groups)
+    run = (isolated.run(list(group), asked(options), options.debug) for _, group in groups)
     return shown(itertools.chain.from_iterable(run))
+
+
+def asked(options: argparse.Namespace) -> Asked:
+    """Return what the command asks of `gradcheck.check`."""
+    return Asked(options.level, options.seed, options.target)
 
 
 def shown(results: Iterable[Result]) -> Iterator[Result]:
@@ -161,7 +166,7 @@ def to_json(found: list[Result]) -> str:
 def write_page(path: Path, options: argparse.Namespace, found: list[Result]) -> None:
     """Write the page, and say where."""
     title = "jaxnn compare: custom rules beside automatic gradients"
-    command = " ".join(["jaxnn compare", *options.names, f"--level {options.level} --seed {options.seed}"])
+    command = " ".join(["jaxnn compare", *options.names, *asked(options).arguments()])
     text = page(list(map(entry, found)), title, command, versions())
     try:
         path.write_text(text, encoding="utf-8")

@@ -29,6 +29,19 @@ END_SECONDS = 5.0  # that a process may take to end after its last report
 CASE_SECONDS = 600.0  # that a case may take: an endless loop in a file is not the end of the others
 
 
+class Asked(NamedTuple):
+    """What the command asks of `gradcheck.check`."""
+
+    level: str
+    seed: int
+    targets: tuple[str, ...] = ()
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of the command that ask for the same."""
+        targets = ["--target", ",".join(self.targets)] if self.targets else []
+        return ["--level", self.level, "--seed", str(self.seed), *targets]
+
+
 class Result(NamedTuple):
     """What became of a case: its report, or why it could not be run, in one line."""
 
@@ -38,14 +51,13 @@ class Result(NamedTuple):
 
 
 def run(
-    names: list[str], level: str, seed: int, debug: bool, package: str = "", limit: float | None = None
+    names: list[str], asked: Asked, debug: bool, package: str = "", limit: float | None = None
 ) -> Generator[Result, None, None]:
     """Check the cases of names that share a process.
 
     Args:
         names: components, or functions of one file or module, as `cases.find` takes them; or rules of `package`.
-        level: of `gradcheck.check`.
-        seed: of `gradcheck.check`.
+        asked: what is asked of `gradcheck.check`.
         debug: print the traceback of a case that cannot be run.
         package: the package whose rules are named; "" for cases.
         limit: the seconds that one case may take; None for ten minutes.
@@ -58,7 +70,7 @@ def run(
     """
     left = list(names)
     while left:  # a case that ends its process is not the end of those after it
-        messages = _messages("serve", (left, level, seed, debug, package), limit or CASE_SECONDS)
+        messages = _messages("serve", (left, asked, debug, package), limit or CASE_SECONDS)
         while True:
             try:
                 received = next(messages)
@@ -162,11 +174,11 @@ def _end() -> NoReturn:
 
 def serve() -> None:
     """Run the names that the parent sends, and send it each result, and each name that is done."""
-    (names, level, seed, debug, package), send = _begin()
+    (names, asked, debug, package), send = _begin()
     folder = os.getcwd()
     for name in names:
         os.chdir(folder)  # a file may have changed it
-        for result in _results(name, level, seed, debug, package, send):
+        for result in _results(name, asked, debug, package, send):
             send(result)
         send(name)
     _end()
@@ -185,7 +197,7 @@ def serve_listing() -> None:
     _end()
 
 
-def _results(name: str, level: str, seed: int, debug: bool, package: str, send: Any) -> Generator[Result, None, None]:
+def _results(name: str, asked: Asked, debug: bool, package: str, send: Any) -> Generator[Result, None, None]:
     """Check the cases of a name; whatever one of them raises, also SystemExit, is its result."""
     from jaxnn.cli import cases, packages
 
@@ -194,7 +206,7 @@ def _results(name: str, level: str, seed: int, debug: bool, package: str, send: 
         for case in packages.find(name, package) if package else cases.find(name):
             row = case.name
             try:
-                yield Result(row, cases.check(case, name, level, seed, package))
+                yield Result(row, cases.check(case, name, asked, package))
             except BaseException as error:
                 yield Result(row, None, _cause(error, debug, send))
     except BaseException as error:

@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from jaxnn.accelerators.targets import target
 from jaxnn.data import DATASETS
 from jaxnn.models import MODELS
 from jaxnn.training import OPTIMIZERS, SCHEDULES
@@ -75,6 +76,15 @@ def _number(kind: type[int] | type[float], low: float, high: float = HUGE, *, ab
 def _devices(text: str) -> int | str:
     """Return a number of devices, or "all"."""
     return text if text == "all" else int(_number(int, 1)(text))
+
+
+def _targets(text: str) -> tuple[str, ...]:
+    """Return the names of accelerators, between commas."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    try:
+        return tuple(target(name).name for name in names)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _one_of(choices: tuple[str, ...]) -> dict[str, Any]:
@@ -174,6 +184,8 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
         "which says what a run reached and found")  # fmt: skip
     add("--level", **_one_of(LEVELS) | {"metavar": "LEVEL"}, default="full", help="full; or rule, the quick core "
         "without costs (default: full)")  # fmt: skip
+    add("--target", type=_targets, default=(), metavar="A,B", help="compile for these accelerators too, which need not "
+        "be there: tpu:v5e:2x2, cuda:h100, ...")  # fmt: skip
     add("--json", action="store_true", help="print all results as JSON")
     add("--html", metavar="FILE", help="write a page with the table, the ratios, and the curves of the numeric error")
     add("--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help="seed of the cotangents (default: 0)")

@@ -142,7 +142,7 @@ def run(options: argparse.Namespace) -> int:
     rules, failed = isolated.listed(options.package)
     chosen = _chosen(rules, options)
     alone = [rule.name for rule in chosen if _is_tried(rule) and not _of(rule, reported)]
-    results = isolated.run(alone, options.level, options.seed, options.debug, options.package, LIMIT)
+    results = isolated.run(alone, compare.asked(options), options.debug, options.package, LIMIT)
     found = [result for result in compare.shown(results) if result.error != NEEDS]
     rows = list(_rows(chosen, reported, found))
     show = _json if options.json else _text

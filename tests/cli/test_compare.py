@@ -219,7 +219,7 @@ def test_a_case_without_end_is_not_the_end_of_the_others(tmp_path, monkeypatch):
     )
     started = time.monotonic()
     for file in ("loops.py", "waits.py"):
-        first, *others = isolated.run([f"{file}:case", f"{file}:other"], "rule", 0, False)
+        first, *others = isolated.run([f"{file}:case", f"{file}:other"], isolated.Asked("rule", 0), False)
         assert first.error == "no result within 4 s" and [result.name for result in others] == [f"{file}:other"]
     assert time.monotonic() - started < 60
 
