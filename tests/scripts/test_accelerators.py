@@ -1,7 +1,9 @@
 """The programs that are compiled for accelerators are those that the tables say, and the tables are those of the results."""
 
+import collections
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -242,14 +244,25 @@ def test_the_readme_says_what_was_compiled():
         assert picture.text["Source"] == tables.digest(tables.committed()), "run scripts/accelerators.py --readme"
 
 
+# By how much a rule's bytes may exceed those of the best plain JAX; nothing is said of images in NCHW on a TPU, which
+# its compiler copies into another layout.
+LIMITS = {"max_pool2d NHWC": 1.0, "cross_entropy": 1.0}
+MOVES = re.compile(r"^components: (.+), (float32|bfloat16), (.+): moves ([\d.e+]+) MB, keeps", re.MULTILINE)
+
+
 @pytest.mark.more
 @pytest.mark.parametrize(
     "name, module, extra", [("tpu:v5e", "libtpu", "tpu"), ("cuda:h100", "jax_cuda12_plugin", "cuda12")]
 )
-def test_the_compiler_of_a_chip_that_is_not_here_runs(name, module, extra):
+def test_no_rule_moves_more_than_plain_jax(name, module, extra):
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"pip install '.[{extra}]' switches this on")
-    script = [sys.executable, accelerators.__file__, "components", "--targets", name, "--only", "relu float32"]
+    script = [sys.executable, accelerators.__file__, "components", "--targets", name]
     found = subprocess.run(script, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    assert "components: relu, float32, rule: moves 604 MB, keeps 0 MB" in found.stderr
+    moved = collections.defaultdict(dict)
+    for work, dtype, way, megabytes in MOVES.findall(found.stderr):
+        moved[work, dtype][way] = float(megabytes)
+    assert len(moved) == 2 * 19 and moved["relu", "float32"]["rule"] == 604, moved
+    ratios = {key: ways.pop("rule") / min(ways.values()) for key, ways in moved.items() if "NCHW" not in key[0]}
+    assert {key: r for key, r in ratios.items() if r > LIMITS.get(key[0], 1.05) + 0.005} == {}  # printed to 3 digits
