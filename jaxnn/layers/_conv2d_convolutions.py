@@ -16,13 +16,19 @@ _LAYOUTS = ("NHWC", "HWIO", "NHWC")
 
 
 def in_layout(x: Array, given: str, wanted: str) -> Array:
-    """Return images in another layout, by transposing matrices: a CPU would transpose four axes in two passes."""
+    """Return images in another layout; off the CPU by a transpose, which XLA makes a part of other kernels."""
     if given == wanted:
         return x
-    size = {axis: x.shape[i] for i, axis in enumerate(given)}
-    pixels, channels = size["H"] * size["W"], size["C"]
-    x = x.reshape(size["N"], *((channels, pixels) if given == "NCHW" else (pixels, channels)))
-    return x.swapaxes(1, 2).reshape([size[axis] for axis in wanted])
+
+    def by_matrices(x: Array) -> Array:  # a CPU would transpose four axes in two passes
+        size = {axis: x.shape[i] for i, axis in enumerate(given)}
+        pixels, channels = size["H"] * size["W"], size["C"]
+        x = x.reshape(size["N"], *((channels, pixels) if given == "NCHW" else (pixels, channels)))
+        return x.swapaxes(1, 2).reshape([size[axis] for axis in wanted])
+
+    order = [given.index(axis) for axis in wanted]
+    y: Array = lax.platform_dependent(x, cpu=by_matrices, default=lambda x: x.transpose(order))
+    return y
 
 
 def outputs_last(geometry: Geometry, w: Array) -> Array:
