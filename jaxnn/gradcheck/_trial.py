@@ -236,14 +236,14 @@ class Trial(Traced):
     def allowed(self, leaf: int, second: bool = False) -> Any:
         """Return the error allowed at the arguments given, in their dtype, for the first or the second cotangents."""
         if self.no_automatic:
-            return self._allowed_by_rule(leaf, second)
+            return self.allowed_by_rule(leaf, second)
         dtype = self.subject.points[leaf].dtype
         own = 4 * self.automatic_error[leaf] if self.re_estimated else 0.0
         truth = self.second_truth if second else self.truth
         allowed, unknown = truth.allowed(leaf, self.factor(dtype) + own, dtype), np.isnan(truth.gradients[leaf])
-        return np.where(unknown, self._allowed_by_rule(leaf, second), allowed) if unknown.any() else allowed
+        return np.where(unknown, self.allowed_by_rule(leaf, second), allowed) if unknown.any() else allowed
 
-    def _allowed_by_rule(self, leaf: int, second: bool) -> Any:
+    def allowed_by_rule(self, leaf: int, second: bool = False) -> Any:
         """Return the error allowed where there is no automatic derivative, from the rule's own responses."""
         dtype = self.subject.points[leaf].dtype
         factor = self.factor(dtype)

@@ -137,3 +137,23 @@ def test_where_f_is_not_finite_its_second_derivative_convicts_nobody():
 
     root.defvjp(lambda x: (root(x), x), lambda x, dy: (dy * 0.5 / jnp.sqrt(x),))
     assert gradcheck.check(root, jnp.array([-1.0]), skip=("shard_map",)).verdict == "unproven"
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "right"), (1.001, "wrong")])
+def test_where_automatic_is_wrong_the_rule_may_round_as_its_dtype_does(factor, verdict):
+    """The definition is linear in w; its `where` gives JAX the derivative 0 at w = 0. log_softmax there loses digits."""
+
+    @jax.custom_jvp
+    def weighted(x, w):
+        log_p = jax.nn.log_softmax(x)
+        return jnp.where(w != 0, w * log_p, jnp.zeros_like(log_p))
+
+    @weighted.defjvp
+    def _(primals, tangents):
+        (x, w), (dx, dw) = primals, tangents
+        dlog_p = dx - jnp.sum(dx * jax.nn.softmax(x), keepdims=True)
+        slope = jnp.where(w == 0, jnp.asarray(factor, x.dtype), jnp.ones((), x.dtype))
+        return weighted(x, w), w * dlog_p + dw * slope * jax.nn.log_softmax(x)
+
+    x, w = jnp.array([10.0, 1.0, 0.5]), jnp.array([0.0, 1.0, 0.0])
+    assert gradcheck.check(weighted, x, w, level="rule").verdict == verdict
