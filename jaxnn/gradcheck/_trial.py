@@ -99,6 +99,15 @@ class Trial(Traced):
             np.array_equal(as64(a), as64(b), equal_nan=True) for a, b in zip(again, self.own_values, strict=True)
         )
 
+    def is_the_same_again(self) -> bool:
+        """Whether f returns the same when it is traced again: it may read, and change, what is outside of it."""
+        s = self.subject
+        again = jax.jit(lambda points, rest: s.value("custom", points, rest))(s.points, s.rest)
+        return all(
+            differs(as64(a), as64(b), self.factor(b.dtype) * np.abs(as64(b))).sum() == 0
+            for a, b in zip(again, self.own_values, strict=True)
+        )
+
     @functools.cached_property
     def own_values(self) -> Arrays:
         return list(self.subject.run("value", "custom", self.subject.points, self.subject.rest))

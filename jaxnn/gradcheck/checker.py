@@ -1,5 +1,6 @@
 """gradcheck.check and assert_correct."""
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from jaxnn.gradcheck._trial import Trial
 from jaxnn.gradcheck._two_devices import two_devices
 from jaxnn.gradcheck.checks import RULE, Check
 from jaxnn.gradcheck.checks.sharding import shard_map
-from jaxnn.gradcheck.report import INCONCLUSIVE, PASS, Report, Row
+from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, Report, Row
 from jaxnn.tracing.contexts import quiet
 from jaxnn.tracing.errors import first_line
 from jaxnn.tracing.functions import function_name
@@ -187,8 +188,24 @@ def _run(trial: Trial, checks: dict[str, Check]) -> list[Row]:
                 Row(name, subject.name, INCONCLUSIVE, f"the check could not run: {first_line(error)}", decides=True)
             )
     progress.clear()
+    rows = _without_proof_if_f_changes(trial, rows)
     order = ["signature", *checks]
     return sorted(rows, key=lambda row: order.index(row.check) if row.check in order else 0)
+
+
+def _without_proof_if_f_changes(trial: Trial, rows: list[Row]) -> list[Row]:
+    """Take the failures back if f itself returns other values when it is traced again."""
+    if all(row.status != FAIL for row in rows) or trial.subject.eager or trial.is_the_same_again():
+        return rows
+    why = (
+        "f returns other values when it is traced again, so nothing is proven: "
+        "give it what it changes, or its randomness, as an argument"
+    )
+    return [
+        dataclasses.replace(row, status=INCONCLUSIVE, message=f"{row.message}; {why}", hint="", decides=True)
+        if row.status == FAIL else row
+        for row in rows
+    ]  # fmt: skip
 
 
 class _Progress:

@@ -157,3 +157,19 @@ def test_where_automatic_is_wrong_the_rule_may_round_as_its_dtype_does(factor, v
 
     x, w = jnp.array([10.0, 1.0, 0.5]), jnp.array([0.0, 1.0, 0.0])
     assert gradcheck.check(weighted, x, w, level="rule").verdict == verdict
+
+
+@pytest.mark.parametrize(("changes", "verdict"), [(True, "unproven"), (False, "wrong")])
+def test_a_function_that_changes_what_it_reads_proves_nothing(changes, verdict):
+    """As a layer does that counts its calls, to draw other random numbers each time."""
+    calls = []
+
+    @jax.custom_vjp
+    def noisy(x):
+        calls.append(changes)
+        return x * sum(calls, 1.0)
+
+    noisy.defvjp(lambda x: (noisy(x), x), lambda x, dy: (2 * dy,))
+    report = gradcheck.check(noisy, jnp.array([1.0, 2.0]), level="rule")
+    assert report.verdict == verdict
+    assert ("traced again" in report.failed_lines()) == changes
