@@ -247,3 +247,18 @@ def test_numbers_and_arrays_that_jax_makes_under_a_trace_are_plain_ones():
         jax.grad(lambda x: power(x, 2.0, np.ones(2, np.float32)).sum())(X)
     (record,) = records_of(recorder)
     assert [type(x) for x in record.leaves] == [np.ndarray, float, np.ndarray] and "n=2.0" in record.signature
+
+
+def test_jaxs_solvers_are_no_rules_of_their_own():
+    """`custom_root`'s arguments are the constants of several functions, and have no meaning apart."""
+    recorder = Recorder(lambda place: True)
+
+    def root(a):
+        return jax.lax.custom_root(
+            lambda x: x * x - a, jnp.ones(()), lambda f, x: jnp.sqrt(a), lambda g, y: y / g(jnp.ones(()))
+        )
+
+    with recording(recorder):
+        jax.grad(root)(jnp.float32(2.0))
+        by_vjp(X)
+    assert [rule.name.rsplit(".")[-1] for rule in recorder.rules.values()] == ["by_vjp"]

@@ -157,6 +157,8 @@ def test_where_automatic_is_wrong_the_rule_may_round_as_its_dtype_does(factor, v
 
     x, w = jnp.array([10.0, 1.0, 0.5]), jnp.array([0.0, 1.0, 0.0])
     assert gradcheck.check(weighted, x, w, level="rule").verdict == verdict
+    infinite = gradcheck.check(weighted, jnp.array([-jnp.inf, 1.0, 0.5]), jnp.array([0.5, 1.0, 0.0]), level="rule")
+    assert infinite.verdict == ("unproven" if factor == 1 else "wrong"), "numeric leaves infinite outputs out"
 
 
 @pytest.mark.parametrize(("changes", "verdict"), [(True, "unproven"), (False, "wrong")])

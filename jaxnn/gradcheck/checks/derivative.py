@@ -189,7 +189,7 @@ def _explain(t: Trial, leaf: int, custom: np.ndarray, wrong: np.ndarray) -> Row:
     order = np.argsort(excess, axis=None)[::-1][: int(wrong.sum())]
     # Conventions at kinks are as far off as can be, so a mistake may hide behind the worst elements.
     candidates = dict.fromkeys([*order[:WORST], *evenly_spaced(order, SPREAD[t.level])])
-    at_kinks = False
+    at_kinks, undecided = False, []
     for flat in candidates:
         i = np.unravel_index(int(flat), custom.shape)
         numeric = numeric_element(t, leaf, int(flat))
@@ -200,18 +200,23 @@ def _explain(t: Trial, leaf: int, custom: np.ndarray, wrong: np.ndarray) -> Row:
         like_custom = numeric.is_close(custom[i], allowed[i]) or (
             not like_automatic and _is_right_but_for_rounding(t, leaf, i, custom[i], numeric)
         )
-        if (
-            like_custom
-            and not like_automatic
-            and not numeric.kinked
-            and numeric.settled
-            and t.numeric_may_overrule(leaf)
-        ):
-            continue
+        if like_custom and not like_automatic and not numeric.kinked and numeric.settled:
+            if t.numeric_may_overrule(leaf):
+                continue
+            if leaf not in t.stopped and np.isfinite(truth[i]):
+                undecided.append(i)
+                continue
         agree = "automatic" if like_automatic else "custom" if like_custom else ""
         whose = "the reference's" if t.subject.reference else "automatic's"
         return _failure(t, leaf, wrong, evidence(t, leaf, i, custom[i], numeric, agree), whose)
     t.accepted[leaf] = wrong
+    if undecided:
+        where = f"{t.subject.paths[leaf]}{index_text(undecided[0])}"
+        message = (
+            f"{where}: custom and numeric agree, JAX's derivative differs; but f is not finite at these arguments, and "
+            "numeric leaves such outputs out; give arguments at which f is finite"
+        )
+        return Row("gradient", t.subject.paths[leaf], INCONCLUSIVE, message, decides=True)
     if at_kinks:
         message = "custom and automatic follow different conventions at a kink, both between the one-sided derivatives"
     else:

@@ -33,6 +33,9 @@ from jaxnn.tracing.kinds import HiPrim
 
 source_info_util.register_exclusion(__file__)
 
+# JAX's solvers are rules that take the rule from their caller. Their arguments are the constants of several functions,
+# which only together are those of one.
+SOLVERS = "jax._src.lax.control_flow.solves"
 CANDIDATES = 3  # the hardest of the first 3 calls of a signature is kept
 MARKS = 50  # at most 50 traced calls of a signature are marked while no values have arrived
 MEMORY = 2**30  # bytes that all recorded arguments may have
@@ -92,7 +95,8 @@ class Recorder:
         """Return where a rule is defined, if it is one of those that are wanted."""
         key = type(rule) if isinstance(rule, HiPrim) else rule
         if key not in self.places:
-            self.places[key] = place_of(rule, self.wanted)
+            place = place_of(rule, self.wanted)
+            self.places[key] = None if place is None or place.module == SOLVERS else place
         return self.places[key]
 
     def reached(self, rule: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Record | None]:
