@@ -112,7 +112,7 @@ def _log_softmax_bwd(axes: Axes, residuals: Residuals, dy: Array) -> tuple[Array
     zero, dy = jnp.zeros((), sums.dtype), dy.astype(sums.dtype)
     dy = dy if where is None else jnp.where(where, dy, zero)
     # dx_j = dy_j − p_j Σ_a dy_a
-    dx = dy - softmax_times(axes, x, sums, where, summed(axes, dy))
+    dx = dy - softmax_times(axes, x, shifted(axes, x, where), sums, where, summed(axes, dy))
     return cotangent(dx if where is None else jnp.where(where, dx, zero), type_of(x)), None
 
 

@@ -156,7 +156,7 @@ def _cross_entropy_bwd(options: Options, residuals: Residuals, dl: Array) -> tup
     all_q = _targets.expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
     all_q = sharding.all_reduce(options.axis_name, lax.psum, all_q)
     # dx_c = dl (p_c Σ_t q_t − q_c)
-    dx = dl * (softmax_times(options.axes, x, total, None, all_q) - _targets.weighted(weight, u))
+    dx = dl * (softmax_times(options.axes, x, from_largest, total, None, all_q) - _targets.weighted(weight, u))
     dx = _targets.by_label(options, targets, classes, dx)
 
     floating = jnp.issubdtype(targets.dtype, jnp.floating)

@@ -43,24 +43,24 @@ def summed(axes: Axes, x: Array) -> Array:
     return sharding.all_reduce(axes.of_mesh, lax.psum, jnp.sum(x, axes.of_array, keepdims=True))
 
 
-def softmax_times(axes: Axes, x: Array, sums: Array, where: Array | None, factor: Array) -> Array:
-    """Return p · factor, for a factor that each row has, p = exp(x) / Σ exp(x), and the sums of the forward pass.
+def softmax_times(axes: Axes, x: Array, from_largest: Array, sums: Array, where: Array | None, factor: Array) -> Array:
+    """Return p · factor, for a factor that each row has: p = exp(x) / Σ exp(x), of `shifted` x and the forward sums.
 
     A GPU computes the sums again. XLA makes one kernel of a row's maximum, its sum and what follows; with sums from
     another kernel the backward pass is several kernels, and each reads the row.
     """
 
-    def with_sums(x: Array, sums: Array, factor: Array) -> Array:
-        return jnp.exp(shifted(axes, x, where)) * (factor / sums)
+    def with_sums(x: Array, from_largest: Array, sums: Array, factor: Array) -> Array:
+        return jnp.exp(from_largest) * (factor / sums)
 
-    def in_one_kernel(x: Array, sums: Array, factor: Array) -> Array:
+    def in_one_kernel(x: Array, from_largest: Array, sums: Array, factor: Array) -> Array:
         x = lax.optimization_barrier(x)  # type: ignore[no-untyped-call] # else the sums are the forward pass's
         exp = jnp.exp(shifted(axes, x, where))
         return exp / total(axes, exp, where) * factor
 
     if axes.of_mesh is not None:  # where a sum is communication
-        return with_sums(x, sums, factor)
-    product: Array = lax.platform_dependent(x, sums, factor, cuda=in_one_kernel, default=with_sums)
+        return with_sums(x, from_largest, sums, factor)
+    product: Array = lax.platform_dependent(x, from_largest, sums, factor, cuda=in_one_kernel, default=with_sums)
     return product
 
 
