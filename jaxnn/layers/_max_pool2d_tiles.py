@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -33,10 +34,11 @@ def largest(geometry: Geometry, x: Array) -> tuple[Array, Array]:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _reduced(geometry: Geometry, axes: tuple[int, int], tiles: Array) -> tuple[Array, Array]:
     """Return the maximum of each tile and its place, both as floating-point numbers."""
-    place = jnp.broadcast_to(_place(geometry, tiles.ndim, axes, tiles.dtype), tiles.shape)
-    start = jnp.asarray(-jnp.inf, tiles.dtype), jnp.asarray(jnp.inf, tiles.dtype)
+    dtype = position_dtype(geometry)
+    place = jnp.broadcast_to(_place(geometry, tiles.ndim, axes, dtype), tiles.shape)
+    start = jnp.asarray(-jnp.inf, tiles.dtype), jnp.asarray(np.iinfo(dtype).max, dtype)
     y, position = lax.reduce((tiles, place), start, _larger, axes)
-    return y, position
+    return y, position.astype(tiles.dtype)  # which has a tangent; XLA drops this conversion and the one back
 
 
 @_reduced.defjvp
