@@ -4,10 +4,12 @@ A case makes its arguments as NumPy arrays (float64, integer or bool) and knows 
 `oracles` that say what it must return, and PyTorch's function where there is one.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import oracles
 
@@ -67,9 +69,17 @@ class Case(NamedTuple):
 ORACLE = {"max_pool2d_with_indices": "max_pool2d"}  # the loops of another name
 
 
-def of_platform(name):
-    """A `lax.platform_dependent` that runs, on this machine, the form that the platform of this name gets."""
-    return lambda *args, default, **forms: forms.get(name, default)(*args)
+@contextlib.contextmanager
+def forms_of(platform):
+    """Run, on this machine, the forms that this platform gets from `lax.platform_dependent`."""
+    before = jax.lax.platform_dependent
+    jax.clear_caches()  # JAX remembers traces of the same functions
+    jax.lax.platform_dependent = lambda *args, default, **forms: forms.get(platform, default)(*args)
+    try:
+        yield
+    finally:
+        jax.lax.platform_dependent = before
+        jax.clear_caches()
 
 
 def normal(*shapes: tuple[int, ...], scale: float = 1.0) -> Callable[[np.random.Generator], Arrays]:

@@ -173,5 +173,7 @@ def test_a_function_that_changes_what_it_reads_proves_nothing(changes, verdict):
 
     noisy.defvjp(lambda x: (noisy(x), x), lambda x, dy: (2 * dy,))
     report = gradcheck.check(noisy, jnp.array([1.0, 2.0]), level="rule")
+    if changes and getattr(jax.config, "jax_custom_vjp3", False):
+        pytest.skip("JAX remembers the trace of a function that has a rule: it does not change")
     assert report.verdict == verdict
     assert ("traced again" in report.failed_lines()) == changes

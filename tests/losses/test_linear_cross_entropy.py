@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import of_platform
+from cases import forms_of
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from test_components import DELTA, assert_close, x64
@@ -199,11 +199,11 @@ def shapes(jaxpr):
 
 
 @memories
-def test_no_array_is_as_large_as_the_logits(monkeypatch, memory):
-    monkeypatch.setattr(jax.lax, "platform_dependent", of_platform("cpu"))  # elsewhere, blocks are larger than LARGE
+def test_no_array_is_as_large_as_the_logits(memory):
     f = functools.partial(loss, memory=memory)
-    for g in (f, jax.value_and_grad(f, (0, 1)), functools.partial(hessian_product, f)):
-        assert max(math.prod(shape) for shape in shapes(jax.make_jaxpr(g)(*LARGE).jaxpr)) < N * V
+    with forms_of("cpu"):  # elsewhere, blocks are larger than LARGE
+        for g in (f, jax.value_and_grad(f, (0, 1)), functools.partial(hessian_product, f)):
+            assert max(math.prod(shape) for shape in shapes(jax.make_jaxpr(g)(*LARGE).jaxpr)) < N * V
     plain = jax.make_jaxpr(jax.grad(loss.definition))(*LARGE)
     assert max(math.prod(shape) for shape in shapes(plain.jaxpr)) == N * V
 
@@ -231,17 +231,18 @@ def test_a_second_derivative_does_not_keep_the_logits_either(memory):
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("memory, products", [("fast", 3), ("lean", 4)])
-def test_the_number_of_matrix_products_and_their_operands(monkeypatch, memory, products, platform):
-    monkeypatch.setattr(jax.lax, "platform_dependent", of_platform(platform))
+def test_the_number_of_matrix_products_and_their_operands(memory, products, platform):
     x, w = (jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for a in LARGE[:2])
     t = LARGE[2]
     f = functools.partial(loss, memory=memory)
-    found = list(operations(jax.make_jaxpr(jax.value_and_grad(f, (0, 1)))(x, w, t).jaxpr, ("dot_general",)))
+    with forms_of(platform):
+        found = list(operations(jax.make_jaxpr(jax.value_and_grad(f, (0, 1)))(x, w, t).jaxpr, ("dot_general",)))
+        value = list(operations(jax.make_jaxpr(f)(x, w, t).jaxpr, ("dot_general",)))
     assert len(found) == products
     for eqn in found:
         assert all(v.aval.dtype == jnp.bfloat16 for v in eqn.invars)
         assert eqn.params["preferred_element_type"] == jnp.float32
-    assert len(list(operations(jax.make_jaxpr(f)(x, w, t).jaxpr, ("dot_general",)))) == 1
+    assert len(value) == 1
 
 
 def test_float16_does_not_lose_a_mean_over_many_rows():
