@@ -19,7 +19,7 @@ HEAD = [
     "compile time, jaxnn / JAX", "largest kernel",
 ]  # fmt: skip
 SCALE_HEAD = [
-    "work", "dtype", "by", "chips", "collectives", "in a loop", "their bytes / the least", "memory of a chip",
+    "work", "dtype", "program", "chips", "collectives", "in a loop", "their bytes / the least", "memory of a chip",
     "temporaries", "bytes moved", "compile time",
 ]  # fmt: skip
 FAILS = "does not compile"
@@ -70,10 +70,11 @@ def cause_of(row: Row) -> str:
 
 def scale_cells(row: Row) -> list[list[str]]:
     """Return the texts of work on many chips, in the order of SCALE_HEAD: a line for each program."""
+    chips = f"{row['devices']} {row.get('chip', '')}".strip()
     return [
-        [row["name"], row["dtype"], p["name"], str(row["devices"]), *[FAILS] * (len(SCALE_HEAD) - 4)]
+        [row["name"], row["dtype"], p["name"], chips, *[FAILS] * (len(SCALE_HEAD) - 4)]
         if "error" in p else
-        [row["name"], row["dtype"], p["name"], str(row["devices"]), *collectives_of(p, row.get("least")),
+        [row["name"], row["dtype"], p["name"], chips, *collectives_of(p, row.get("least")),
          in_bytes(p["memory"]), in_bytes(p["temporary_bytes"]), in_bytes(p["main_bytes"]),
          in_time(p["compile_seconds"])]
         for p in row["programs"]
@@ -171,7 +172,7 @@ def section() -> str:
     every = committed()
     lines = ["![Bytes moved by each piece of work, relative to plain JAX.](accelerators/bytes.png)", ""]
     lines += ["### Bytes moved, jaxnn / best plain JAX", "", *summary(every), ""]
-    scale = [r for results in every for r in results["rows"] if r["group"] == "scale"]
+    scale = [r | {"chip": TITLES[e["target"]]} for e in every for r in e["rows"] if r["group"] == "scale"]
     if scale:
         lines += ["### Many chips", "", *table(*texts(scale)), ""]
     lines += ["### Every figure", ""]

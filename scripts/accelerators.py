@@ -1,4 +1,4 @@
-"""What the compilers of TPUs and GPUs make of jaxnn, and of the best plain JAX; measured without a TPU or a GPU.
+"""What the compilers of TPUs and GPUs make of jaxnn, and of the best plain JAX; counted without a TPU or a GPU.
 
     python scripts/accelerators.py [GROUP ...] [--targets NAME ...] [--only TEXT] [--json]
     python scripts/accelerators.py --readme
@@ -13,8 +13,8 @@ The groups, all by default:
 
 Each target is compiled for in a process of its own, one at a time. `pip install 'jax[tpu]'` or `'jax[cuda12]'` installs
 its compiler; a target without one is left out, with a line that says why. Bytes are those of the final program's
-kernels (jaxnn/accelerators/programs.py says how they are counted). “Bound” is the time that the chip's bandwidth and
-its peak need at least, and no measurement. Where the chip of a target is present, the programs also run, and their time
+kernels (jaxnn/accelerators/programs.py says how they are counted). “Bound” is computed from the chip's bandwidth and
+peak (scripts/README.md), not measured. Where the chip of a target is present, the programs also run, and their time
 stands beside the bound.
 
 `--json` keeps the results in scripts/accelerators/CHIP.json; `--readme` writes tables and pictures from these files.
@@ -48,7 +48,7 @@ KINDS = {
 RUNS, SECONDS = 3, 0.2  # samples of a time; how long one sample takes at least
 PACKAGES = ("jax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "optax", "flax")
 BUSY, GIVEN_UP = 75, 76  # exit codes: libtpu is in use; a program took too long
-LIMIT = 120.0  # seconds: longer than this no program is compiled
+LIMIT = 120.0  # seconds: a program that takes longer to compile is given up
 Row = dict[str, Any]
 
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def present_target() -> str:
-    """Return the name of the target that this machine's own accelerator is; "" without one."""
+    """Return the target name of this machine's accelerator; "" if there is none or it is not in `KINDS`."""
     if not any(next(Path("/dev").glob(pattern), None) for pattern in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*")):
         return ""
     code = "import jax; print(jax.devices()[0].device_kind)"
@@ -134,7 +134,7 @@ def in_own_process(each: Target, options: argparse.Namespace, present: bool) -> 
 
 
 def watched(process: subprocess.Popen[bytes], file: Path) -> int:
-    """Wait for a process that appends lines to a file; kill it where it does not end in time a line that it began."""
+    """Wait for a process that appends lines to a file; kill it if a line that it began takes longer than `LIMIT`."""
     size, since = file.stat().st_size, time.monotonic()
     while process.poll() is None:
         time.sleep(0.1)
@@ -158,7 +158,7 @@ def given_up(file: Path, error: str) -> int:
 
 
 def joined(lines: list[Row]) -> list[Row]:
-    """Return the rows of work whose programs these are."""
+    """Group the lines, one a program, into rows, one a piece of work."""
     rows: dict[str, Row] = {}
     for line in lines:
         row = rows.setdefault(json.dumps(line["work"]), {**line.pop("work"), "programs": []})

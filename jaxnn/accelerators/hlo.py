@@ -1,6 +1,6 @@
 """The text of a compiled program (HLO) as data: computations, instructions, and shapes with their bytes in memory.
 
-What this file does not know, it refuses: a program that is read in part would be counted in part.
+Text that this file does not know raises `UnknownProgram`: a program read in part would be counted in part.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Bits of one element; what is no data has none.
+# Bits of one element; tokens and opaque values have none.
 _BITS = {
     "pred": 8, "s1": 1, "u1": 1, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32,
     "u32": 32, "s64": 64, "u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
@@ -53,7 +53,7 @@ class Instruction(NamedTuple):
     name: str
     opcode: str
     arrays: tuple[Array, ...]  # the leaves of the result
-    parts: tuple[int, ...]  # how many leaves each element of the result has; of no tuple, one part
+    parts: tuple[int, ...]  # how many leaves each element of the result has; an array is one part
     operands: tuple[str, ...]
     called: dict[str, tuple[str, ...]]  # the computations it refers to, by the attribute's name
     literal: str  # what stands in the brackets
@@ -182,7 +182,7 @@ def _balanced(line: str, start: int) -> tuple[str, int]:
 
 
 def _elements(shape: str) -> list[str]:
-    """Return the shapes in a tuple's brackets; of an array itself."""
+    """Return the shapes of a tuple's elements; of an array, its own shape."""
     if not shape.startswith("("):
         return [shape]
     found, depth, begin, inside = [], 0, 0, re.sub(r"/\*.*?\*/", "", shape[1:-1])

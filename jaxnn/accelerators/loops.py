@@ -25,8 +25,8 @@ _Value = _Slot | _State | int | None  # None: not known
 def trips(module: Module, around: Computation, loop: Instruction) -> int | None:
     """Return how often a loop's body runs; None where that is only known when the program runs.
 
-    The compilers for CPU and GPU write it beside the loop. The one for TPU does not. There it follows from the
-    condition, which compares a counter with a constant, the counter's step in the body, and the state at the start.
+    The compilers for CPU and GPU write it beside the loop. The one for TPU does not. There it follows from three
+    things: the condition, which compares a counter with a constant; the counter's step in the body; its first value.
     """
     written = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
     if written:
@@ -55,7 +55,9 @@ def _count(direction: str, first: int, last: int, step: int) -> int | None:
         return max(0, -(-(last + (direction == "LE") - first) // step))
     if direction in ("GT", "GE") and step < 0:
         return max(0, -(-(first - last + (direction == "GE")) // -step))
-    return (last - first) // step if direction == "NE" and step and (last - first) % step == 0 else None
+    if direction == "NE" and step and (last - first) % step == 0 and (last - first) // step >= 0:
+        return (last - first) // step
+    return None
 
 
 def _comparison(module: Module, condition: Computation) -> tuple[str, _Value, _Value] | None:

@@ -3,10 +3,10 @@
 A kernel is an instruction of the entry computation, or of a loop, a branch or a function that it calls; a fusion is one
 kernel. It reads its operands and writes its results, each array once:
 
-- of an operand from which a kernel takes slices alone, or rows by index, it reads these;
+- where a kernel takes only slices of an operand, or rows by index, it reads only these;
 - an update in place (dynamic-update-slice, scatter) writes the update, and leaves the rest where it is;
-- a loop counts as often as it runs; where that is not known before it runs, once, and `Facts.open_loops` says so;
-- of the branches of a conditional the one that moves most counts;
+- a loop counts as often as it runs; if only its data say how often, it counts once, and `Facts.open_loops` names it;
+- a conditional counts as the branch that moves most;
 - constants, tuples and changes of type alone (bitcast) move nothing.
 
 Bytes are those of the arrays as they lie in memory: a TPU pads them to tiles of 8 x 128. `main_bytes` leaves out what
@@ -103,7 +103,7 @@ class Facts(NamedTuple):
 
     @property
     def largest(self) -> list[Kernel]:
-        """The kernels that move most, the first ones of them."""
+        """The `MOST` kernels that move most bytes, largest first."""
         return sorted(self.kernels, key=lambda k: -k.bytes)[:MOST]
 
     @property
@@ -203,7 +203,7 @@ class _Counted:
         return body[0] + condition[0], body[1] + condition[1], open_loops + body[2] + condition[2]
 
     def largest_branch(self, i: Instruction, place: _Place) -> _Found:
-        """Return what the branch of a conditional adds that moves most."""
+        """Return what a conditional adds: that of the branch that moves most."""
         names = [n for key in ("branch_computations", "true_computation", "false_computation")
                  for n in i.called.get(key, ())]  # fmt: skip
         branches = [self.computation(self.module.computations[n], place) for n in names]

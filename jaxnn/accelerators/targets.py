@@ -39,7 +39,7 @@ class Chip(NamedTuple):
     bandwidth: float  # bytes/s of the main memory
     peak: dict[str, float]  # flop/s, by the dtype of the operands
     memory: float  # bytes
-    largest: int  # how many of them one program is compiled for: of a TPU's pod, of a GPU's host
+    largest: int  # the most chips of one program: a TPU's pod, a GPU's host
     axes: int  # of a TPU's topology; 1 for a GPU
     source: str
 
@@ -126,7 +126,7 @@ class Target(NamedTuple):
             raise Unavailable(f"{self.name}: its compiler is not installed; {_EXTRAS[self.platform]}")
 
     def devices(self) -> list[Any]:
-        """Return the devices to compile for. A TPU's need `only_libtpu`, and the process `environment()`.
+        """Return the devices to compile for. The process needs `environment()`; for a TPU, also `only_libtpu`.
 
         Raises:
             Unavailable: the compiler is not installed, does not start, or does not know the topology.
@@ -168,7 +168,7 @@ def target(name: str) -> Target:
     """Return the target of that name.
 
     Raises:
-        ValueError: the platform, chip or topology does not exist; the message names the nearest ones.
+        ValueError: the platform, chip or topology does not exist; the message names near ones, an example or the limit.
     """
     kind, _, rest = name.partition(":")
     chip, _, shape = rest.partition(":")
@@ -181,11 +181,13 @@ def target(name: str) -> Target:
     if not shape:
         return Target(kind, chip, (1,) * figures.axes)
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or (axes := shape.count("x") + 1) > 3 or axes != figures.axes:
-        raise ValueError(f"target {name!r} must have a topology of {_numbers(figures.axes)}, as {example!r}")
+        raise ValueError(f"target {name!r} must have a topology of {_numbers(figures.axes)}, for example {example!r}")
     topology = tuple(map(int, shape.split("x")))
     if (chips := math.prod(topology)) > figures.largest:
         where = "pod" if kind == "tpu" else "host"
-        raise ValueError(f"target {name!r} ({chips} chips) must have at most {figures.largest}, those of a {where}")
+        raise ValueError(
+            f"target {name!r} ({chips} chips) must have at most {figures.largest} chips, the size of a {where}"
+        )
     return Target(kind, chip, topology)
 
 
@@ -227,22 +229,27 @@ def target_config(chip: str) -> str:
 
 @contextlib.contextmanager
 def only_libtpu(seconds: float = LOCK_SECONDS, folder: str = "/tmp") -> Iterator[None]:
-    """Wait until no other process uses libtpu, and keep our others waiting. To be called before libtpu starts.
+    """Wait until no other process uses libtpu, and make jaxnn's others wait. Enter this before libtpu starts.
 
-    libtpu refuses to start while another process has it, and its message advises to delete its lock file. So our
-    processes take turns by a lock of their own, which ends with the process, and wait for a process that has libtpu's.
+    libtpu refuses to start while another process has it, and its message advises to delete its lock file. So jaxnn's
+    processes take turns by a lock of their own, held until the block ends. They also wait for libtpu's lock.
 
     Args:
         seconds: how long to wait.
         folder: where libtpu's lock file lies, and ours beside it.
 
     Raises:
-        Unavailable: another process still uses libtpu.
+        Unavailable: another process still uses libtpu, the lock belongs to another user, or this system has no libtpu.
     """
     if fcntl is None:
         raise Unavailable(f"libtpu does not run on {sys.platform}; use Linux")
     end = time.monotonic() + seconds
-    with open(os.open(Path(folder) / "jaxnn-libtpu.lock", os.O_RDWR | os.O_CREAT, 0o666), "r+b") as ours:
+    path = Path(folder) / "jaxnn-libtpu.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be opened ({error.strerror}); let its owner delete it") from error
+    with open(descriptor, "r+b") as ours:
         while not (_locks(ours) and _is_free(Path(folder) / "libtpu_lockfile")):
             if time.monotonic() >= end:
                 raise Unavailable(f"another process uses libtpu (waited {seconds:g} s); wait for it to end")

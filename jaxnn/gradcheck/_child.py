@@ -57,12 +57,12 @@ class Child:
 
 @contextlib.contextmanager
 def child(module: str, environment: dict[str, str], *call: Any) -> Iterator[Child]:
-    """Start a child process; end it at the end.
+    """Start a child process; kill it when the block ends.
 
     Args:
       module: the module whose `main` the child runs.
       environment: its environment variables, beside those of this process.
-      *call: what `main` gets: f, its arguments, ..., and options.
+      *call: the arguments of the check that the child's `main` passes to `answer`.
     """
     try:
         sent = _sending.packed(_sending.settings()) + _sending.packed(call)

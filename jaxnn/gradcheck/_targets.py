@@ -5,10 +5,12 @@ f with the shapes of the arguments, and runs nothing.
 """
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import Any
 
 from jaxnn.accelerators import programs
+from jaxnn.accelerators.hlo import UnknownProgram
 from jaxnn.accelerators.targets import Target, Unavailable, compiled_for, only_libtpu, target
 from jaxnn.gradcheck._child import answer, child
 from jaxnn.gradcheck._subject import Subject
@@ -16,14 +18,13 @@ from jaxnn.gradcheck._tolerance import finfo
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
 from jaxnn.tracing.errors import first_line
-from jaxnn.tracing.functions import is_array
 
 SECONDS = 600.0  # for one target: its compiler may have to wait for its turn
-TWICE = 2.0  # of the temporaries of JAX's derivative, from which they are too many
+TWICE = 2.0  # times the temporaries of JAX's derivative: from here on the rule's are too many
 
 
 def targets(t: Trial) -> Findings:
-    """The function and its gradient compile for each target, and need no more memory than JAX's derivative."""
+    """The gradient compiles wherever f does; with narrow arguments it needs less than twice autodiff's temporaries."""
     for name in t.targets:
         wanted = target(name)
         try:
@@ -37,7 +38,7 @@ def targets(t: Trial) -> Findings:
             continue
         with child(__name__, wanted.environment(), name, *t.sent) as started:
             rows, cause = started.rows("targets", SECONDS)
-        yield from rows or [Row("targets", wanted.name, INCONCLUSIVE, f"the process that compiles: {cause}")]
+        yield from rows or [Row("targets", wanted.name, INCONCLUSIVE, f"no result from the child process: {cause}")]
 
 
 def _unsupported(wanted: Target, error: Unavailable) -> Row:
@@ -73,53 +74,51 @@ def _compiled(
 
 
 def _row(wanted: Target, device: Any, s: Subject) -> Row:
-    """Compile f, its rule's gradient, and JAX's gradient of the definition; judge the second by the third."""
+    """Compile f, its rule's gradient, and JAX's gradient of the definition; compare the memory of the gradients."""
+    row = functools.partial(Row, "targets", wanted.name)
     dy = s.cotangents(0)
 
-    def facts(kind: str, gradient: bool = True) -> programs.Facts:
+    def compiled(kind: str, gradient: bool = True) -> Any:
         def both_passes(points: Any, rest: Any, dy: Any) -> Any:
             return s.vjp(kind, points, rest, dy) if gradient else s.value(kind, points, rest)
 
-        return programs.facts(compiled_for(device, both_passes, (s.points, s.rest, dy)), wanted.platform)
+        return compiled_for(device, both_passes, (s.points, s.rest, dy))
 
     try:
-        facts("custom", gradient=False)
+        compiled("custom", gradient=False)
     except Exception as error:
-        return Row("targets", wanted.name, UNSUPPORTED, f"f itself does not compile for it: {first_line(error)}")
+        return row(UNSUPPORTED, f"f itself does not compile for it: {first_line(error)}")
     try:
-        rule = facts("custom")
+        by_rule = compiled("custom")
     except Exception as error:
-        return Row(
-            "targets", wanted.name, FAIL, f"f compiles for it, its gradient does not: {first_line(error)}",
-            "the backward rule must run wherever the forward rule does",
-        )  # fmt: skip
-    said = f"both passes compile: {_amount(rule)}"
+        message = f"f compiles for it, its gradient does not: {first_line(error)}"
+        return row(FAIL, message, "the backward rule must run wherever the forward rule does")
     try:
-        automatic = facts("automatic")
+        automatic = compiled("automatic")
     except Exception:  # a kernel without a derivative, a while_loop
-        return Row("targets", wanted.name, PASS, said)
-    said += f" (JAX's derivative: {_amount(automatic)})"
+        return row(PASS, f"both passes compile: {_amounts(by_rule, wanted)}")
+    said = f"both passes compile: {_amounts(by_rule, wanted)} (JAX's derivative: {_amounts(automatic, wanted)})"
+    rules, automatics = (_temporaries(program) for program in (by_rule, automatic))
     copy = _float32_copy(s)
-    if copy and rule.temporary_bytes >= max(TWICE * automatic.temporary_bytes, copy):
-        return Row(
-            "targets", wanted.name, FAIL, said,
-            "float32 arrays where the arguments are narrower: convert at the end of each sum, not before it",
-        )  # fmt: skip
-    return Row("targets", wanted.name, PASS, said)
+    if copy and rules >= max(TWICE * automatics, copy):
+        hint = "the rule makes float32 arrays from narrower arguments: convert the result of each sum, not its operands"
+        return row(FAIL, said, hint)
+    return row(PASS, said)
 
 
 def _float32_copy(s: Subject) -> int:
     """Return the bytes of a float32 copy of the largest argument that is narrower; 0 if none is."""
-    narrow = [x.size for x in s.points if is_array(x) and finfo(x.dtype).bits < 32]
+    narrow = [x.size for x in s.points if finfo(x.dtype).bits < 32]
     return 4 * max(narrow, default=0)
 
 
-def _amount(facts: programs.Facts) -> str:
-    return f"{_bytes(facts.main_bytes)} moved, {_bytes(facts.temporary_bytes)} of temporaries"
+def _temporaries(program: Any) -> int:
+    return int(program.memory_analysis().temp_size_in_bytes)
 
 
-def _bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} bytes"
+def _amounts(program: Any, wanted: Target) -> str:
+    try:
+        moved = f"{programs.facts(program, wanted.platform).main_bytes:,.0f} bytes moved"
+    except UnknownProgram as error:  # which is no mistake of the rule
+        moved = f"bytes moved are unknown ({first_line(error)})"
+    return f"{moved}, {_temporaries(program):,} bytes of temporaries"

@@ -16,7 +16,7 @@ _LAYOUTS = ("NHWC", "HWIO", "NHWC")
 
 
 def in_layout(x: Array, given: str, wanted: str) -> Array:
-    """Return images in another layout; off the CPU by a transpose, which XLA makes a part of other kernels."""
+    """Return images in another layout; off the CPU by one transpose, which XLA fuses or runs as a copy."""
     if given == wanted:
         return x
 

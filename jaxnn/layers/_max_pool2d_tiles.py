@@ -2,8 +2,7 @@
 
 On a TPU a slice with a step copies the image, and so does a pixel's look-up of its window. In the split image a tile
 has axes of its own: the forward pass is one reduction over them, and the backward pass is one comparison with each
-pixel's place in its tile. `python scripts/accelerators.py components` has the figures: with images in NHWC the general
-form moves 2 to 4 times the bytes.
+pixel's place in its tile. Figures: `python scripts/accelerators.py components --only max_pool2d`.
 """
 
 import functools

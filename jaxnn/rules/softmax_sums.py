@@ -44,10 +44,10 @@ def summed(axes: Axes, x: Array) -> Array:
 
 
 def softmax_times(axes: Axes, x: Array, from_largest: Array, sums: Array, where: Array | None, factor: Array) -> Array:
-    """Return p · factor, for a factor that each row has: p = exp(x) / Σ exp(x), of `shifted` x and the forward sums.
+    """Return p · factor, with p = softmax(x): one factor a row; `from_largest` is `shifted` x, `sums` its `total`.
 
-    A GPU computes the sums again. XLA makes one kernel of a row's maximum, its sum and what follows; with sums from
-    another kernel the backward pass is several kernels, and each reads the row.
+    On a GPU the sums are computed again, unless the axes are sharded. XLA makes one kernel of a row's maximum, its sum
+    and what follows; with sums from another kernel the backward pass is several kernels, and each reads the row.
     """
 
     def with_sums(x: Array, from_largest: Array, sums: Array, factor: Array) -> Array:
@@ -65,7 +65,10 @@ def softmax_times(axes: Axes, x: Array, from_largest: Array, sums: Array, where:
 
 
 def at_most_largest(axes: Axes, y: Array) -> Array:
-    """Return y, which is min(y, max y). On a GPU, XLA makes one kernel of a row's sums if they follow such a pair."""
+    """Return y, which is min(y, max y).
+
+    On a GPU, XLA fuses a row's sums into one kernel if such a maximum and minimum precede them.
+    """
 
     def limited(y: Array) -> Array:
         return jnp.minimum(y, jnp.max(y, axes.of_array, keepdims=True, initial=-jnp.inf))

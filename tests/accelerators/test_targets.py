@@ -35,12 +35,12 @@ def test_a_target_by_its_name(name, complete, count):
         ("tpu:v5x", "target 'tpu:v5x' must begin with a known platform and chip: tpu:v5p, tpu:v5e"),
         ("gpu:h100", "cuda:h100"),
         ("", "tpu:v5e, tpu:v5p, tpu:v6e, cuda:h100, cuda:b200"),
-        ("tpu:v5e:2", "must have a topology of 2 positive numbers with an x between, as 'tpu:v5e:2x2'"),
+        ("tpu:v5e:2", "must have a topology of 2 positive numbers with an x between, for example 'tpu:v5e:2x2'"),
         ("tpu:v5e:0x2", "2 positive numbers"),
         ("tpu:v5e:axb", "2 positive numbers"),
-        ("cuda:h100:2x2", "one positive number, as 'cuda:h100:8'"),
-        ("tpu:v5e:32x32", "(1024 chips) must have at most 256, those of a pod"),
-        ("cuda:h100:16", "(16 chips) must have at most 8, those of a host"),
+        ("cuda:h100:2x2", "one positive number, for example 'cuda:h100:8'"),
+        ("tpu:v5e:32x32", "(1024 chips) must have at most 256 chips, the size of a pod"),
+        ("cuda:h100:16", "(16 chips) must have at most 8 chips, the size of a host"),
     ],
 )
 def test_a_name_that_is_none_is_refused_in_one_line(name, message):
@@ -102,3 +102,10 @@ def test_the_description_of_a_gpu_is_complete():
     for chip in targets.CHIPS["cuda"]:
         text = targets.target_config(chip)
         assert text.count("{") == text.count("}") and "core_count" in text and "NVIDIA" in text
+
+
+def test_a_lock_that_cannot_be_opened_is_one_line(tmp_path):
+    (tmp_path / "jaxnn-libtpu.lock").mkdir()  # as unusable as another user's file, also for root
+    message = r"jaxnn-libtpu\.lock cannot be opened \(Is a directory\); let its owner delete it"
+    with pytest.raises(targets.Unavailable, match=message), targets.only_libtpu(0.3, str(tmp_path)):
+        pass

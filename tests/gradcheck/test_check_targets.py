@@ -12,6 +12,7 @@ import pytest
 import rules_to_send as rules
 
 from jaxnn import cli, gradcheck
+from jaxnn.accelerators.hlo import UnknownProgram
 from jaxnn.accelerators.targets import Target, Unavailable
 from jaxnn.gradcheck import _targets
 from jaxnn.gradcheck._subject import Subject
@@ -56,7 +57,7 @@ def test_a_gradient_that_does_not_compile_fails():
 
 def test_float32_copies_of_narrow_arguments_fail():
     found = row(with_backward(jnp.square, wide), NARROW)
-    assert found.status == "FAIL" and found.hint.startswith("float32 arrays where the arguments are narrower")
+    assert found.status == "FAIL" and found.hint.startswith("the rule makes float32 arrays from narrower arguments")
     assert row(with_backward(jnp.square, wide), NARROW.astype(jnp.float32)).status == "PASS"
 
 
@@ -66,6 +67,15 @@ def test_a_function_that_does_not_compile_is_unsupported():
 
     found = row(of_an_accelerator, X)
     assert found.status == "UNSUPPORTED" and "f itself does not compile for it" in found.message
+
+
+def test_a_program_that_cannot_be_counted_is_no_mistake_of_the_rule(monkeypatch):
+    def facts(*args):
+        raise UnknownProgram("instruction new-in-xla is not known")
+
+    monkeypatch.setattr(_targets.programs, "facts", facts)
+    found = row(with_backward(jnp.square, lambda r, dy: (2 * dy * r[0],)), NARROW)
+    assert found.status == "PASS" and "bytes moved are unknown" in found.message and "new-in-xla" in found.message
 
 
 def test_a_compiler_that_is_not_installed_is_unsupported(monkeypatch):

@@ -145,7 +145,7 @@ def test_a_reference_tells_what_a_rule_is_meant_to_be(project, how):
 
 @pytest.mark.parametrize(("given", "meant"), [
     ("primal,vmap", ("primal", "vmap")), (["primal"], ("primal",)), (("primal",), ("primal",)),
-    (True, True), ("true", True), (False, False), ("false", False), ((), ()),
+    (True, True), ("true", True), ("TRUE", True), (False, False), ("false", False), ((), ()),
 ])  # fmt: skip
 def test_what_skip_may_be(given, meant):
     assert skipped(given) == meant and type(skipped(given)) is type(meant)

@@ -176,6 +176,7 @@ def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def skipped(given: Any) -> bool | tuple[str, ...]:
     """Return which checks to skip, or whether to leave the rule out: of a list, "kinks,vmap", True, or "true"."""
-    if isinstance(given, str) and given.lower() not in ("true", "false"):
-        return tuple(given.split(","))
-    return tuple(given) if isinstance(given, list | tuple) else given in (True, "true", "True")
+    if isinstance(given, str):
+        word = given.lower()
+        return word == "true" if word in ("true", "false") else tuple(given.split(","))
+    return tuple(given) if isinstance(given, list | tuple) else bool(given)
