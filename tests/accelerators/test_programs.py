@@ -423,3 +423,7 @@ def test_memory_is_what_lives_at_once():
 
     found = programs.facts(f.lower(jax.ShapeDtypeStruct((K, K), jnp.float32)).compile(), "cpu")
     assert found.memory - found.temporary_bytes == 4 * K * K
+
+
+def test_a_counter_that_goes_away_from_its_end_has_no_count():
+    assert loops._count("NE", 0, 10, 2) == 5 and loops._count("NE", 0, 10, -2) is None
