@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jaxnn.accelerators import hlo, programs
+from jaxnn.accelerators import hlo, loops, programs
 
 K = 1024
 SQUARE = 64 * 64 * 4  # bytes of f32[64,64]
