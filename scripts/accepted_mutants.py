@@ -48,9 +48,9 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)": "the derivative of a shift of all x cancels",
     "losses/_log_likelihood.py by_label: jnp.where(_labels.is_label(labels, classes), l, jnp.nan) -> "
     "jnp.where(_labels.is_label(labels, classes), l, -jnp.nan)": "NaN has no sign that counts",
-    **{f"layers/max_pool2d.py _max_pool2d_bwd: {shifts}": "more shifts than windows over a pixel add zeros"
+    **{f"layers/max_pool2d.py _gradient: {shifts}": "more shifts than windows over a pixel add zeros"
        for shifts in ("-kh // sh -> -kh * sh", "-kh // sh -> -kh", "-kw // sw -> -kw * sw", "-kw // sw -> -kw")},
-    **{f"layers/max_pool2d.py _max_pool2d_bwd: {dtype}": "a sum of two, or of one, is rounded once in either dtype"
+    **{f"layers/max_pool2d.py _gradient: {dtype}": "a sum of two, or of one, is rounded once in either dtype"
        for dtype in ("accumulation_dtype(dy.dtype) if len(shifts) > 1 else dy.dtype -> accumulation_dtype(dy.dtype)",
                      "len(shifts) > 1 -> len(shifts) >= 1", "len(shifts) > 1 -> len(shifts) > 0",
                      "len(shifts) > 1 -> len(shifts) > 2")},
@@ -162,7 +162,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
 # What a mutant's key contains (a pattern), and why `check`, which judges values, may accept it. The tests do not.
 BEYOND_CHECK = {
     r"\.astype\(.*\) -> [\w.()]+$|accumulation_dtype\(.*dtype\) -> ([\w.]+dtype|dtype|accumulation_dtype\(jnp\.bfloat16\))( #2)?$|"
-    r"preferred_element_type=.* -> (?!.*preferred)|_max_pool2d_bwd: (accumulation_dtype|len)| accumulation_dtype: max":
+    r"preferred_element_type=.* -> (?!.*preferred)|max_pool2d\.py _gradient: (accumulation_dtype|len)| accumulation_dtype: max":
         "one more rounding, within 8 eps of a low precision",
     r"jnp\.(zeros|ones|arange|asarray)\(.*dtype\) -> jnp\.(zeros|ones|asarray)\(.*jnp\.bfloat16\)|"
     r"default=jnp\.float32|one_hot: .*dtype|plane_indices: .*int(8|32\)? -> )|jnp\.arange\((n|geometry\.size.*)\)$":
@@ -210,5 +210,5 @@ BEYOND_CHECK = {
     r"_first_pixel: | largest: (\(?row|_first_pixel|\(0, 1\))|"
     r"_largest_along: (p -> not p|.*_first_pixel.* -> (.*-start|at$|.*(< 0|> 1)$))":
         "the pixel of a window that is all −∞",
-    r" largest: (jnp\.uint8|kh)": "positions in more bytes than needed",
+    r" position_dtype: ": "positions in more bytes than needed",
 }  # fmt: skip

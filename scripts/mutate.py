@@ -39,9 +39,9 @@ from mutants import FILES, PACKAGE, ROOT, Mutant, is_beyond_check, is_equivalent
 
 # SHARED tests are of every component: a mutant runs those that name one of its own. OWN tests are of one component.
 SHARED = ["components/test_components", "components/test_transformations", "components/test_residuals",
-          "components/test_errors", "scripts/test_sharding_modes"]  # fmt: skip
-OWN = ["layers/test_pooling_indices", "losses/test_penalties", "layers/test_dropout", "layers/test_conv2d_paths",
-       "losses/test_linear_cross_entropy"]  # fmt: skip
+          "components/test_errors", "components/test_platforms", "scripts/test_sharding_modes"]  # fmt: skip
+OWN = ["layers/test_pooling_indices", "layers/test_max_pool2d_tiles", "losses/test_penalties", "layers/test_dropout",
+       "layers/test_conv2d_paths", "losses/test_linear_cross_entropy"]  # fmt: skip
 SECONDS = 120  # for one test, or one case of `check`
 
 
@@ -139,12 +139,14 @@ def cases_of_check() -> list[Any]:
 def trials_of(cases: list[Any]) -> dict[str, tuple[int, str, str, str, Any]]:
     """Return by name the order, level, dtypes, path and case of each check.
 
-    The quick core for every case, of conv2d also on an accelerator's path; for one case of each component in other
+    The quick core for every case, also in the forms of other platforms; for one case of each component in other
     dtypes, mixed ones too, and with all checks.
     """
     one_each = list({case.f.__name__: case for case in reversed(cases)}.values())
-    elsewhere = [case for case in cases if case.f.__name__ == "conv2d"]
-    rounds = [("rule", "float32", "cpu", cases), ("rule", "float32", "default", elsewhere)]
+    forms = {"tpu": ("conv2d", "cross_entropy", "linear_cross_entropy", "max_pool2d"),
+             "cuda": ("softmax", "log_softmax", "cross_entropy")}  # fmt: skip
+    rounds = [("rule", "float32", "cpu", cases)]
+    rounds += [("rule", "float32", p, [c for c in cases if c.f.__name__ in names]) for p, names in forms.items()]
     rounds += [("rule", dtypes, "cpu", one_each) for dtypes in ("bfloat16", "float16", "float64", "float32 float64")]
     rounds += [("full", "float32", "cpu", one_each)]
     return {f"{case.id}, {level}, {dtypes}, {path}": (i, level, dtypes, path, case)

@@ -38,7 +38,7 @@ def optimisations(gpu: bool) -> list[Optimisation]:
     def times_rows(factor: float) -> Callable[..., Any]:
         def sizes(kept: Any, *args: Any) -> Any:
             rows, *classes = kept(*args)
-            return (min(args[4], int(rows * factor)), *classes)
+            return (min(args[5], int(rows * factor)), *classes)  # of as many rows as there are
 
         return sizes
 

@@ -78,8 +78,9 @@ def _locked_folder(within: Path) -> tuple[Path, Callable[[], None]]:
 
 def clear(folder: Path) -> None:
     """Remove the hidden folders of runs that were killed."""
-    for left in folder.glob(f"{_UNFINISHED}*"):
-        with contextlib.suppress(OSError):
-            if (unlock := lock(left)) is not None:
-                shutil.rmtree(left, ignore_errors=True)
-                unlock()
+    with contextlib.suppress(FileNotFoundError):  # another process of the run has removed the folder
+        for left in folder.glob(f"{_UNFINISHED}*"):
+            with contextlib.suppress(OSError):
+                if (unlock := lock(left)) is not None:
+                    shutil.rmtree(left, ignore_errors=True)
+                    unlock()
