@@ -7,9 +7,9 @@ import numpy as np
 
 from jaxnn.gradcheck import _numeric
 from jaxnn.gradcheck._subject import as64
-from jaxnn.gradcheck._tolerance import unit_in_last_place
 from jaxnn.gradcheck._trial import Trial
 from jaxnn.gradcheck.report import Evidence
+from jaxnn.gradcheck.tolerance import unit_in_last_place
 
 
 class NumericElement(NamedTuple):

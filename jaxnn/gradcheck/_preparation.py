@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn.gradcheck._hints import shape_hint
 from jaxnn.gradcheck._subject import Subject, as64
 from jaxnn.gradcheck._trial import Trial
+from jaxnn.gradcheck.patterns import shape_hint
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, Row
 from jaxnn.tracing import kinds
 from jaxnn.tracing.contexts import float64_mode

@@ -14,9 +14,9 @@ from jaxnn.accelerators.hlo import UnknownProgram
 from jaxnn.accelerators.targets import Target, Unavailable, compiled_for, only_libtpu, target
 from jaxnn.gradcheck._child import answer, child
 from jaxnn.gradcheck._subject import Subject
-from jaxnn.gradcheck._tolerance import finfo
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
+from jaxnn.gradcheck.tolerance import finfo
 from jaxnn.tracing.errors import first_line
 
 SECONDS = 600.0  # for one target: its compiler may have to wait for its turn

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.gradcheck import _numeric, _tolerance
+from jaxnn.gradcheck import _numeric, tolerance
 from jaxnn.gradcheck._child import Child
 from jaxnn.gradcheck._subject import Arrays, Subject, as64
-from jaxnn.gradcheck._tolerance import EPS_PER_RESPONSE, FLOAT32_ROUNDING, Truth, differs, finfo, largest_per_response
 from jaxnn.gradcheck._traced import Traced
 from jaxnn.gradcheck.report import Row
+from jaxnn.gradcheck.tolerance import EPS_PER_RESPONSE, FLOAT32_ROUNDING, Truth, differs, finfo, largest_per_response
 from jaxnn.tracing import kinds
 from jaxnn.tracing.contexts import float64_mode
 from jaxnn.tracing.functions import is_inexact
@@ -150,19 +150,19 @@ class Trial(Traced):
         if self.rule_in_float64 is not None:
             p, d = [as64(x) for x in points], [as64(x) for x in dy]
             perturbed = functools.partial(self.perturbed64, p, d, phase=draw, method=method)
-            return _tolerance.response(perturbed(0.0), perturbed)
+            return tolerance.response(perturbed(0.0), perturbed)
         try:
             unperturbed = self.perturbed(points, dy, 0.0, draw)
         except Exception:  # it runs on plain values only
             return [np.zeros(x.shape) for x in points]
         # The rule's own rounding would hide a perturbation as small as float64's.
-        scale = math.sqrt(float(finfo(self.dtype).eps)) / _tolerance.COARSE
+        scale = math.sqrt(float(finfo(self.dtype).eps)) / tolerance.COARSE
 
         def per_scale(delta: float) -> Arrays:
             found = self.perturbed(points, dy, scale * delta, draw)
             return [u + (g - u) / scale for u, g in zip(unperturbed, found, strict=True)]
 
-        return _tolerance.response(unperturbed, per_scale)
+        return tolerance.response(unperturbed, per_scale)
 
     def truth_at(self, points: Arrays, dy: Arrays, draws: int | None = None, kind: str = "automatic") -> Truth:
         """Return the automatic derivative in float64, and the response of its elements to rounding."""
@@ -173,18 +173,18 @@ class Trial(Traced):
         base = self.gradients64(kind, p, d)
 
         def perturbed(draw: int, delta: float) -> Arrays:
-            factors = [1 + delta * _tolerance.random_signs(x.shape, 10 * draw + i) for i, x in enumerate([*p, *d])]
+            factors = [1 + delta * tolerance.random_signs(x.shape, 10 * draw + i) for i, x in enumerate([*p, *d])]
             at = [x * factor for x, factor in zip([*p, *d], factors, strict=True)]
             return self.gradients64(kind, at[: len(p)], at[len(p) :])
 
         # Terms that cancel in dy need not cancel with other signs: what is left is the size of the terms.
-        signed = [x * _tolerance.random_signs(x.shape, i) for i, x in enumerate(d)]
+        signed = [x * tolerance.random_signs(x.shape, i) for i, x in enumerate(d)]
         found = [[np.abs(g) for g in base], [np.abs(g) for g in self.gradients64(kind, p, signed)]]
         with np.errstate(all="ignore"):
             for draw in range(draws or (DRAWS_OF_LARGE if self.size > LARGE else DRAWS)):
-                found.append(_tolerance.response(base, functools.partial(perturbed, draw)))
+                found.append(tolerance.response(base, functools.partial(perturbed, draw)))
                 found.append(self.rule_response(points, dy, draw))
-            return Truth(base, _tolerance.largest_response(*found))
+            return Truth(base, tolerance.largest_response(*found))
 
     # --- derivatives and tolerances at the arguments given ---
 
@@ -346,7 +346,7 @@ class Trial(Traced):
         points = [as64(x) for x in self.subject.points]
 
         def value(delta: float) -> Arrays:
-            at = [x * (1 + delta * _tolerance.random_signs(x.shape, i)) for i, x in enumerate(points)]
+            at = [x * (1 + delta * tolerance.random_signs(x.shape, i)) for i, x in enumerate(points)]
             with float64_mode():
                 operands = [jnp.asarray(x) for x in at], self.rest64
                 return [as64(y) for y in self.subject.run("value", "custom", *operands)]
@@ -356,7 +356,7 @@ class Trial(Traced):
         except Exception:  # a kernel for other dtypes only: in float64 it is its reference that runs
             own = self.subject.run("value", "custom", self.subject.points, self.subject.rest)
             return [np.abs(as64(y)) for y in own]
-        return _tolerance.largest_response([np.abs(y) for y in base], _tolerance.response(base, value))
+        return tolerance.largest_response([np.abs(y) for y in base], tolerance.response(base, value))
 
     @functools.cached_property
     def values_error(self) -> float:

@@ -14,13 +14,13 @@ import numpy as np
 
 from jaxnn.gradcheck._conventions import within_one_sided_derivatives
 from jaxnn.gradcheck._evidence import NumericElement, evidence, numeric_element
-from jaxnn.gradcheck._hints import MINUS, hint, hint_of_output, match
 from jaxnn.gradcheck._slopes import Along, along_directions, is_linear_along
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import Truth, differs, finfo, index_text, largest_finite
 from jaxnn.gradcheck._trial import Findings, Trial, evenly_spaced
 from jaxnn.gradcheck.checks.examples import Expected
+from jaxnn.gradcheck.patterns import MINUS, hint_of_output, match, pattern
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Evidence, Row
+from jaxnn.gradcheck.tolerance import Truth, differs, finfo, index_text, largest_finite
 from jaxnn.tracing.errors import first_line
 
 # Of the elements where the rule differs, how many are looked at: the worst, and some from all over.
@@ -241,13 +241,11 @@ def _failure(t: Trial, leaf: int, wrong: np.ndarray, evidence: Evidence, whose: 
     t.wrong_in_float64 = exact is None or bool(t.is_wrong_in_float64(leaf, exact[leaf]).any())
     message = f"custom{t.named_rules} differs from {whose} derivative at {int(wrong.sum())} of {wrong.size} elements"
     point = np.real(as64(s.points[leaf]))
-    pattern = hint(leaf, t.custom, t.truth.gradients, s.paths, point, wrong)
-    if not pattern or pattern.startswith("wrong "):  # at some elements: no pattern of the whole
+    hint = str(pattern(leaf, t.custom, t.truth.gradients, s.paths, point, wrong))
+    if not hint or hint.startswith("wrong "):  # at some elements: no pattern of the whole
         values = [as64(y) for y in t.own_values]
-        pattern = (
-            _forgotten_cotangent(t, leaf) or hint_of_output(t.custom[leaf], t.truth.gradients[leaf], values) or pattern
-        )
-    return Row("gradient", s.paths[leaf], FAIL, message, pattern, evidence)
+        hint = _forgotten_cotangent(t, leaf) or hint_of_output(t.custom[leaf], t.truth.gradients[leaf], values) or hint
+    return Row("gradient", s.paths[leaf], FAIL, message, hint, evidence)
 
 
 def _forgotten_cotangent(t: Trial, leaf: int) -> str:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import index_text, worst_index
 from jaxnn.gradcheck._trial import Trial
 from jaxnn.gradcheck.report import FAIL, PASS, UNSUPPORTED, Row
+from jaxnn.gradcheck.tolerance import index_text, worst_index
 from jaxnn.tracing.errors import TRACING_ERRORS, first_line, is_missing_in_jax, missing_method
 
 TWO_GRADIENTS = 2.0  # times the error of one: those with and without the transformation are compared

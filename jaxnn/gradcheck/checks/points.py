@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.gradcheck._conventions import within_one_sided_derivatives
-from jaxnn.gradcheck._hints import hint
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import (
+from jaxnn.gradcheck._trial import LARGE, Findings, Trial, evenly_spaced
+from jaxnn.gradcheck.patterns import pattern
+from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
+from jaxnn.gradcheck.tolerance import (
     Truth,
     differs,
     finfo,
@@ -20,8 +22,6 @@ from jaxnn.gradcheck._tolerance import (
     largest_response,
     relative_to_largest,
 )
-from jaxnn.gradcheck._trial import LARGE, Findings, Trial, evenly_spaced
-from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
 from jaxnn.tracing import jaxprs
 from jaxnn.tracing.errors import first_line, is_missing_in_jax
 from jaxnn.tracing.functions import is_inexact
@@ -167,11 +167,11 @@ def _at_point(t: Trial, check: str, point: Point) -> Row:
             i = np.unravel_index(int(flat), suspect.shape)
             finite = np.isfinite(custom[leaf][i])
             if not finite or not within_one_sided_derivatives(t, point.arguments, leaf, int(flat)):
-                pattern = "" if finite else hint(
-                    leaf, custom, truth.gradients, t.subject.paths, truth.gradients[leaf], wrong
+                hint = "" if finite else str(
+                    pattern(leaf, custom, truth.gradients, t.subject.paths, truth.gradients[leaf], wrong)
                 )  # fmt: skip
                 message = _message(t, check, point, leaf, i, custom[leaf][i], truth.gradients[leaf][i])
-                return Row(check, point.name, FAIL, message, pattern)
+                return Row(check, point.name, FAIL, message, hint)
             remark = (
                 "custom and automatic follow different conventions at a kink, both between the one-sided derivatives"
             )

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import differs, finfo, index_text, worst_index
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.checks.examples import NEARBY, Mask, all_and_each, subsets
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
+from jaxnn.gradcheck.tolerance import differs, finfo, index_text, worst_index
 from jaxnn.tracing.contexts import float64_mode, new_remat
 from jaxnn.tracing.errors import first_line, missing_method
 from jaxnn.tracing.functions import is_inexact

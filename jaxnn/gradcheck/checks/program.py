@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import largest_finite
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, NOTE, PASS, UNSUPPORTED, Row
+from jaxnn.gradcheck.tolerance import largest_finite
 from jaxnn.tracing import jaxprs, kinds
 from jaxnn.tracing.errors import missing_method
 from jaxnn.tracing.functions import is_ref

@@ -12,7 +12,6 @@ from jax import lax
 
 from jaxnn.gradcheck import _numeric
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import differs, finfo, index_text, largest_finite, worst_index
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.checks.examples import (
     TWO_GRADIENTS,
@@ -26,6 +25,7 @@ from jaxnn.gradcheck.checks.examples import (
     subsets,
 )  # fmt: skip
 from jaxnn.gradcheck.report import FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Row
+from jaxnn.gradcheck.tolerance import differs, finfo, index_text, largest_finite, worst_index
 from jaxnn.tracing.contexts import float64_mode
 from jaxnn.tracing.errors import first_line
 

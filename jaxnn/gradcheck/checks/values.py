@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.gradcheck._subject import Arrays, as64
-from jaxnn.gradcheck._tolerance import differs, finfo, index_text, largest_finite, underflow_limit, worst_index
 from jaxnn.gradcheck._trial import Findings, Trial
 from jaxnn.gradcheck.report import FAIL, NOTE, PASS, Row
+from jaxnn.gradcheck.tolerance import differs, finfo, index_text, largest_finite, underflow_limit, worst_index
 from jaxnn.tracing import jaxprs
 from jaxnn.tracing.backward import BackwardRule, cotangent_type
 from jaxnn.tracing.functions import random_values

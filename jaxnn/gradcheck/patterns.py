@@ -1,13 +1,27 @@
-"""Hints: patterns in a wrong derivative that name the mistake."""
+"""Patterns in a wrong derivative that name the mistake."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxnn.gradcheck._subject import Arrays
 
 MINUS = "the sign: minus the derivative"
+
+
+class Pattern(NamedTuple):
+    """A typical mistake: its name, and a detail that may hold numbers."""
+
+    name: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        """Return the hint of a report."""
+        return self.name + self.detail
+
+
+NONE = Pattern("")
 
 
 def match(a: Any, b: Any) -> bool:
@@ -18,8 +32,8 @@ def match(a: Any, b: Any) -> bool:
     return bool(top > 0 and np.abs(a - b).max(initial=0.0) <= 1e-3 * top)
 
 
-def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any, wrong: Any) -> str:
-    """Name the pattern by which the rule's cotangent of one argument differs from the truth; "" if it fits none.
+def pattern(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any, wrong: Any) -> Pattern:
+    """Name the pattern by which the rule's cotangent of one argument differs from the truth; `NONE` if it fits none.
 
     Args:
       leaf: which of the arguments.
@@ -31,29 +45,31 @@ def hint(leaf: int, custom: Arrays, truth: Arrays, paths: list[str], point: Any,
     """
     c, t = custom[leaf], truth[leaf]
     if c.size == 0:
-        return ""
+        return NONE
     if not (known := np.isfinite(t)).all():
         c, t = np.where(known, c, 0.0), np.where(known, t, 0.0)
     if not np.isfinite(c).all():
-        return "not finite where the derivative is: an overflow, 0/0 or inf − inf in the rule"
-    count = int(wrong.sum())
-    if count < c.size and match(c, t):
-        return f"wrong at {count} of {c.size} elements"
+        return Pattern("not finite where the derivative is: an overflow, 0/0 or inf − inf in the rule")
+    if wrong.sum() < c.size and match(c, t):
+        return _at_some(wrong)
     if not c.any() and t.any():
-        return "zero everywhere: a None, a stop_gradient, or a missing term"
+        return Pattern("zero everywhere: a None, a stop_gradient, or a missing term")
     if match(c, -t):
-        return MINUS
+        return Pattern(MINUS)
     if np.iscomplexobj(t) and (match(c, np.conj(t)) or match(c, np.real(t))):
-        return "the complex conjugate of the derivative" if c.imag.any() else "only the real part of the derivative"
+        part = "the complex conjugate of the derivative" if c.imag.any() else "only the real part of the derivative"
+        return Pattern(part)
     # A factor must explain nine tenths of the error, so that no small error passes for a factor near 1.
     factor = np.vdot(t, c) / np.vdot(t, t) if t.any() else 0.0
     if factor and match(c, factor * t) and np.abs(c - factor * t).max() <= 0.1 * np.abs(c - t).max():
         factor = factor.real if abs(factor.imag) <= 1e-3 * abs(factor) else factor
-        return f"a constant factor: {factor:.4g} times the derivative"
+        return Pattern("a constant factor", f": {factor:.4g} times the derivative")
     for other, path in enumerate(paths):
         if other != leaf and match(c, truth[other]):
-            return f"this is the derivative with respect to {path}: the order of the returned cotangents"
-    return _along_axes(c, t) or _missing_term(c, t, point) or _by_sign(point, wrong)
+            return Pattern(f"this is the derivative with respect to {path}: the order of the returned cotangents")
+    if named := _along_axes(c, t) or _missing_term(c, t, point):
+        return Pattern(named)
+    return _by_sign(point, wrong)
 
 
 def hint_of_output(custom: Any, truth: Any, outputs: Arrays) -> str:
@@ -107,16 +123,19 @@ def _along_axes(c: Any, t: Any) -> str:
     return ""
 
 
-def _by_sign(point: Any, wrong: Any) -> str:
+def _by_sign(point: Any, wrong: Any) -> Pattern:
     """Say whether the wrong elements are those where the argument is negative, positive or 0."""
-    count = int(wrong.sum())
-    if not 0 < count < wrong.size:
-        return ""
+    if wrong.all() or not wrong.any():
+        return NONE
     for where, mask in (("< 0", point < 0), ("> 0", point > 0), ("== 0", point == 0)):
         # Some elements of a wrong formula may be right by chance.
         if mask.any() and (wrong & ~mask).sum() == 0 and wrong[mask].mean() > 0.8:
-            return f"wrong only where the argument is {where}"
-    return f"wrong at {count} of {wrong.size} elements"
+            return Pattern(f"wrong only where the argument is {where}")
+    return _at_some(wrong)
+
+
+def _at_some(wrong: Any) -> Pattern:
+    return Pattern("wrong at", f" {int(wrong.sum())} of {wrong.size} elements")
 
 
 def shape_hint(message: str) -> str:
