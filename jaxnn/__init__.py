@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxnn import data as data
+    from jaxnn import exercises as exercises
     from jaxnn import gradcheck as gradcheck
     from jaxnn import graph as graph
     from jaxnn import models as models
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 _LAYERS = "conv2d dropout linear log_softmax max_pool2d max_pool2d_with_indices relu sigmoid softmax tanh"
 _LOSSES = "binary_cross_entropy cross_entropy l1_penalty l2_penalty linear_cross_entropy nll nll_loss squared_error"
 _MODULE_OF = {
-    **dict.fromkeys(("data", "gradcheck", "graph", "models", "training"), "jaxnn"),
+    **dict.fromkeys(("data", "exercises", "gradcheck", "graph", "models", "training"), "jaxnn"),
     **dict.fromkeys(_LAYERS.split(), "jaxnn.layers"),
     **dict.fromkeys(_LOSSES.split(), "jaxnn.losses"),
     "automatic": "jaxnn.tracing",

@@ -19,7 +19,7 @@ ROOT = Path(jaxnn.__file__).parent
 FLOORS = [
     {"errors", "files", "rules", "tracing", "accelerators"},
     {"layers", "losses", "gradcheck", "graph"},
-    {"components", "models", "training", "data", "plots"},
+    {"components", "models", "training", "data", "plots", "exercises"},
     {"cli"},
     {"experiments", "scripts"},
 ]

@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = command_options.parser().parse_args(given)
         options.given = given
-        return {"train": train.run, "compare": _compare, "predict": _predict}[options.command](options)
+        commands = {"train": train.run, "compare": _compare, "predict": _predict, "exercise": _exercise}
+        return commands[options.command](options)
     except KeyboardInterrupt:
         print_error("jaxnn: stopped by Ctrl-C")
         return 130
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code if isinstance(error, CommandError) else _FAILURE.get(given[0], 1)
 
 
-# The modules of these two commands are slow to import: `--help` and wrong usage do without them.
+# The modules of these commands are slow to import: `--help` and wrong usage do without them.
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -59,3 +60,9 @@ def _compare(options: argparse.Namespace) -> int:
     from jaxnn.cli import compare, packages
 
     return compare.run(options) if options.package is None else packages.run(options)
+
+
+def _exercise(options: argparse.Namespace) -> int:
+    from jaxnn.cli import exercise
+
+    return exercise.run(options)

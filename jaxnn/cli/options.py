@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="jaxnn", description="Neural networks in JAX, trained with hand-derived gradients.")
     parser.add_argument("--version", action="version", version=f"jaxnn {version('jaxnn-vjp')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for add in (_add_train, _add_compare, _add_predict):
+    for add in (_add_train, _add_compare, _add_predict, _add_exercise):
         add(commands).add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -208,4 +208,41 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     add("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, GIF, BMP, WebP or .npy")
     add("--invert", action="store_true", help="the images are dark on light, such as ink on paper")
     add("--json", action="store_true", help="print JSON")
+    return command
+
+
+def _add_exercise(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "exercise",
+        help="backprop by hand as an exercise: start one, check it, grade a class",
+        description="Exercises for a course: write the backward pass of a layer, a loss or a network by hand, and be "
+        "told what is wrong without being told what is right.",
+    )
+    actions = command.add_subparsers(required=True, metavar="ACTION", dest="exercise_command")
+    actions.add_parser("list", help="list the exercises")
+    start = actions.add_parser("start", help="write the file that a student begins with").add_argument
+    start("name", metavar="NAME", help="an exercise of the list, or file.py:name, an exercise of yours")
+    start("--output", metavar="DIR", default=".", help="folder for the file (default: this one)")
+    check = actions.add_parser(
+        "check",
+        help="judge a hand-in",
+        epilog="Exit codes: 0 passed; 1 not passed; 4 could not be judged; 2 wrong usage.",
+    ).add_argument
+    check("file", metavar="FILE", help="the hand-in")
+    check("--hints", type=_number(int, 0, 3), metavar="N", help="0 passed or not; 1 what property fails; 2 the typical "
+        "mistake; 3 the worst element (default: what the file says)")  # fmt: skip
+    check("--exercise", metavar="NAME", help="what it is a hand-in of (default: what the file says)")
+    check("--json", metavar="FILE", help="also write the feedback as JSON")
+    grade = actions.add_parser(
+        "grade",
+        help="judge a folder of hand-ins",
+        description="Each hand-in runs in a process of its own, with limits of 20 s and 2 GB, in a copy of its folder, "
+        "without the environment's secrets. That is no sandbox: untrusted code belongs in a container.",
+    ).add_argument
+    grade("folder", metavar="FOLDER", help="a file for each student, or a folder with the files of each student")
+    grade("--exercise", metavar="NAME", help="what they are hand-ins of, also file.py:name (default: what each says)")
+    grade("--hints", type=_number(int, 0, 3), metavar="N", help="level of the feedback in the students' results.json "
+        "(default: the exercise's)")  # fmt: skip
+    grade("--output", metavar="DIR", default="results/grades", help="folder for class.html, mistakes.png, grades.json "
+        "and students/*/results.json (default: results/grades)")  # fmt: skip
     return command

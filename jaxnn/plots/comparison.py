@@ -91,15 +91,15 @@ def page(entries: list[dict[str, Any]], title: str, source: str, versions: dict[
     Returns:
         The text of an HTML file; write it as UTF-8.
     """
-    about = [*(f"{_text(k)} {_text(v)}" for k, v in versions.items()), time.strftime("%Y-%m-%d %H:%M %Z")]
+    about = [*(f"{text_of(k)} {text_of(v)}" for k, v in versions.items()), time.strftime("%Y-%m-%d %H:%M %Z")]
     sections = "\n".join(_section(number, entry) for number, entry in enumerate(entries))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(title)}</title><style>{STYLE}</style></head>
+<title>{text_of(title)}</title><style>{STYLE}</style></head>
 <body><header>
-<h1>{_text(title)}</h1>
-<p class="meta"><code>{_text(source)}</code><br>{" · ".join(about)}</p>
+<h1>{text_of(title)}</h1>
+<p class="meta"><code>{text_of(source)}</code><br>{" · ".join(about)}</p>
 </header><main>
 {_summary(entries)}
 {_overview(entries)}
@@ -116,7 +116,7 @@ other costs are those of value and gradient together.</p>
 # ------------------------------------------------------------------------------------------- text
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """Return a value as text, with HTML escaped."""
     return html.escape(str(value))
 
@@ -193,7 +193,7 @@ def _summary(entries: list[dict[str, Any]]) -> str:
 
 
 def _link(number: int, entry: Entry) -> str:
-    return f'<a href="#f{number}"><code>{_text(entry["name"])}</code></a>'
+    return f'<a href="#f{number}"><code>{text_of(entry["name"])}</code></a>'
 
 
 def _overview(entries: list[dict[str, Any]]) -> str:
@@ -266,45 +266,47 @@ def _section(number: int, entry: Entry) -> str:
     """Return the section of one function; it is open if its rule is not right."""
     if entry.get("error"):
         return f"""<section id="f{number}"><details open>
-<summary><h3><code>{_text(entry["name"])}</code></h3> {_verdict(entry)}</summary>
-<div class="failure"><p>{_text(entry["error"])}</p></div></details></section>"""
+<summary><h3><code>{text_of(entry["name"])}</code></h3> {_verdict(entry)}</summary>
+<div class="failure"><p>{text_of(entry["error"])}</p></div></details></section>"""
     rows = sorted(entry["rows"], key=lambda row: [*MARKS].index(row["status"]))
     failed = [row for row in rows if row["status"] == "FAIL"]
     return f"""<section id="f{number}"><details{"" if entry["ok"] else " open"}>
-<summary><h3><code>{_text(entry["name"])}</code></h3> {_verdict(entry)}</summary>
+<summary><h3><code>{text_of(entry["name"])}</code></h3> {_verdict(entry)}</summary>
 <div>
 {"".join(_failure(row) for row in failed)}
 <div class="pair">{_curve(entry)}{_costs(entry)}</div>
 {_others(rows[len(failed) :])}
-<p class="meta">Run again: <code>{_text(entry["repro"])}</code> (seed {_text(entry["seed"])}, \
+<p class="meta">Run again: <code>{text_of(entry["repro"])}</code> (seed {text_of(entry["seed"])}, \
 {_number(entry["seconds"])} s)</p>
 </div></details></section>"""
 
 
 def _failure(row: Entry) -> str:
     """Return a failed check: what is wrong, where the error is largest, and what may be the cause."""
-    lines = [f"<h4>{_status('FAIL')} {_text(row['check'])}: {_text(row['path'])}</h4><p>{_text(row['message'])}</p>"]
+    lines = [
+        f"<h4>{_status('FAIL')} {text_of(row['check'])}: {text_of(row['path'])}</h4><p>{text_of(row['message'])}</p>"
+    ]
     if e := row.get("evidence"):
         index = list(e["index"] or ())
         given = {
             kind: "nothing" if e[kind] is None else _number(e[kind], 6) for kind in ("custom", "automatic", "numeric")
         }
         lines.append(
-            f"<p>Largest error at <code>{_text(row['path'])}{index or ''}</code>: the rule gives {given['custom']}, "
-            f"automatic {given['automatic']} and numeric {given['numeric']}; {_text(e['agree'])}. The rule is off by "
+            f"<p>Largest error at <code>{text_of(row['path'])}{index or ''}</code>: the rule gives {given['custom']}, "
+            f"automatic {given['automatic']} and numeric {given['numeric']}; {text_of(e['agree'])}. The rule is off by "
             f"{_number(e['absolute'])} (relative {_number(e['relative'])}, or {_number(e['ulp'])} units in the last "
             f"place); the tolerance is {_number(e['tolerance'])}.</p>"
         )
     if row.get("hint"):
-        lines.append(f"<p><strong>Hint:</strong> {_text(row['hint'])}</p>")
+        lines.append(f"<p><strong>Hint:</strong> {text_of(row['hint'])}</p>")
     return f'<div class="failure">{"".join(lines)}</div>'
 
 
 def _others(rows: list[Entry]) -> str:
     """Return the table of the checks that did not fail."""
     lines = [
-        f"<td>{_status(row['status'])}</td><td>{_text(row['check'])}: {_text(row['path'])}</td>"
-        f"<td>{_text(row['message'])}</td>"
+        f"<td>{_status(row['status'])}</td><td>{text_of(row['check'])}: {text_of(row['path'])}</td>"
+        f"<td>{text_of(row['message'])}</td>"
         for row in rows
     ]
     head = "".join(f'<th scope="col">{name}</th>' for name in ("status", "check", "finding"))
@@ -337,7 +339,7 @@ def _curve(entry: Entry) -> str:
     best = min(range(len(points)), key=lambda k: (points[k][1], -points[k][0]))
     dots = [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in placed]
     dots[best] = dots[best].replace("dot", "open").replace('r="3"', 'r="5"')
-    name, (h, d), (x, y) = _text(entry["name"]), points[best], placed[best]
+    name, (h, d), (x, y) = text_of(entry["name"]), points[best], placed[best]
     anchor = "start" if x < 150 else "end" if x > 280 else "middle"
     return f"""<figure><svg viewBox="0 0 400 280" role="img">
 <title>{name}: the distance of the numeric derivative over the step size, smallest at h = {_number(h)}</title>

@@ -1,0 +1,347 @@
+"""An exercise: a forward pass that is given, a backward pass to be written, and the gradients that are right.
+
+What is right is never written down. It is JAX's derivative, in float64, of the forward pass that the student is given.
+To have the gradient of an intermediate value, a zero is added to it where it is assigned.
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.errors import JaxnnError
+from jaxnn.gradcheck.tolerance import Truth, largest_response, random_signs, response
+
+Arrays = dict[str, Any]  # values by name
+BASE = "base"  # the name of the first case, at ordinary arguments
+DRAWS = 3  # random perturbations by which the tolerance is estimated
+
+
+class ExerciseError(JaxnnError):
+    """What is wrong with an exercise or a hand-in, in one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Arguments at which a hand-in is tried.
+
+    Attributes:
+      name: what is said of a hand-in that is wrong only here, such as "at ties".
+      inputs: the inputs by name, in float64 or of an integer dtype.
+      dtype: that of the floating-point arguments.
+      upstream: the upstream gradient; None draws one.
+    """
+
+    name: str
+    inputs: Arrays
+    dtype: str = "float32"
+    upstream: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some elements of a gradient, in which alone a hand-in may be wrong.
+
+    Attributes:
+      name: such as "for j ≠ a".
+      case: the name of the case to look at.
+      mask: given that case's values by name, the elements.
+    """
+
+    name: str
+    case: str
+    mask: Callable[[Arrays], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """A typical wrong gradient: its name, whose gradient it is, and its value.
+
+    The value is made from all values, all right gradients, and a function that gives the gradients at changed values.
+    """
+
+    name: str
+    of: str
+    value: Callable[[Arrays, Arrays, Callable[..., Arrays]], Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exercise:
+    """A function to be written: a backward pass, or an update.
+
+    Attributes:
+      name: the exercise's name, which is its file's.
+      title: one line for the list.
+      definition: the lines of the definition, as the notes have it.
+      source: where the notes have it.
+      forward: the source of the forward pass, which defines `forward(*inputs)` and returns `outputs`.
+      inputs: the names of the inputs.
+      outputs: the names of what the forward pass returns; the last is what the upstream gradient belongs to.
+      gradients: the names of what is to be returned, in its order.
+      cases: the arguments at which it is tried; the first is named `BASE`.
+      notes: further rules of the game.
+      parts: elements of a gradient in which alone it may be wrong.
+      mistakes: typical wrong gradients.
+      function: the name of the function to be written.
+      right: what is right, from the inputs, where that is no gradient of the forward pass; by JAX functions.
+      helpers: JAX functions to use in place of the forward source's own, for their derivative at ties.
+      batched: the inputs whose first axis is the batch.
+      hints: the level of feedback, unless the hand-in's file says another.
+    """
+
+    name: str
+    title: str
+    definition: str
+    source: str
+    forward: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    gradients: tuple[str, ...]
+    cases: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
+    function: str = "backward"
+    right: Callable[..., Any] | None = None
+    helpers: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    batched: tuple[str, ...] = ()
+    hints: int = 2
+
+    @property
+    def upstream(self) -> str:
+        """The name of the upstream gradient; "" for an update, which has none."""
+        return f"d{self.outputs[-1]}" if self.function == "backward" else ""
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The names of the arguments of the function to be written."""
+        return (self.upstream, *self.inputs, *self.outputs) if self.upstream else self.inputs
+
+    @property
+    def stages(self) -> bool:
+        """Whether it is a network, with a gradient for every intermediate value."""
+        return len(self.outputs) > 1
+
+    @functools.cached_property
+    def _network(self) -> Callable[..., Arrays]:
+        """The forward pass as a function of the inputs by name and of what is added to intermediate values by name."""
+        tree = _Tapped(self.outputs[:-1]).visit(ast.parse(self.forward))
+        names: dict[str, Any] = {}
+        exec(compile(ast.fix_missing_locations(tree), f"<exercise {self.name}>", "exec"), names)
+        names |= self.helpers
+        forward = names["forward"]
+
+        def network(inputs: Arrays, taps: Arrays) -> Arrays:
+            names["_taps"] = taps
+            returned = forward(*(inputs[name] for name in self.inputs))
+            return dict(zip(self.outputs, returned if self.stages else (returned,), strict=True))
+
+        return network
+
+    def values(self, case: Case) -> Arrays:
+        """Return, in float64, all that the function to be written is given at a case, by name."""
+        with jax.enable_x64(True):
+            inputs = {name: jnp.asarray(case.inputs[name]) for name in self.inputs}
+            if not self.upstream:
+                return dict(case.inputs)
+            outputs = self._network(inputs, dict.fromkeys(self.outputs, 0.0))
+            y = outputs[self.outputs[-1]]
+            drawn = np.random.default_rng(len(case.name)).normal(size=y.shape)
+            upstream = drawn if case.upstream is None else np.broadcast_to(case.upstream, y.shape)
+            found = {self.upstream: upstream, **inputs, **outputs}
+            return {name: np.asarray(value) for name, value in found.items()}
+
+    def truth(self, case: Case) -> Truth:
+        """Return the right gradients in float64, in the order of `gradients`, and how they respond to rounding."""
+        values = rounded(self.values(case), case.dtype)
+        with jax.enable_x64(True):
+            base = self.gradients_at(values)
+
+            def moved(draw: int, delta: float) -> list[Any]:
+                return self.gradients_at(
+                    {name: value * (1 + delta * random_signs(value.shape, 10 * draw + i)) if is_float(value) else value
+                     for i, (name, value) in enumerate(values.items())}
+                )  # fmt: skip
+
+            responses = [response(base, functools.partial(moved, draw)) for draw in range(DRAWS)]
+        return Truth(base, largest_response(*responses, [np.abs(g) for g in base]))
+
+    def gradients_at(self, values: Arrays) -> list[Any]:
+        """Return what is right at these values, in float64."""
+        inputs = {name: jnp.asarray(values[name]) for name in self.inputs}
+        if self.right is not None:
+            found = self.right(values.get(self.upstream), *inputs.values())
+            return [np.asarray(g) for g in (found if isinstance(found, tuple) else (found,))]
+        floating = {name: value for name, value in inputs.items() if is_float(value)}
+        taps = {name: jnp.zeros_like(values[name]) for name in self.outputs[:-1]}
+
+        def last(floating: Arrays, taps: Arrays) -> Any:
+            return self._network(inputs | floating, taps)[self.outputs[-1]]
+
+        by_input, by_tap = jax.vjp(last, floating, taps)[1](jnp.asarray(values[self.upstream]))
+        found = {f"d{name}": g for name, g in (by_input | by_tap).items()}
+        return [np.asarray(found[name]) for name in self.gradients]
+
+    def without_batch(self, case: Case) -> Case | None:
+        """Return the case with the first row of its batch alone; None if there is no batch."""
+        if not self.batched:
+            return None
+        inputs = {name: v[:1] if name in self.batched else v for name, v in case.inputs.items()}
+        return dataclasses.replace(case, name="for a batch of one row", inputs=inputs, upstream=None)
+
+
+class _Tapped(ast.NodeTransformer):
+    """Adds `_taps["h"]` to each value that is assigned to a name h of those given, in `forward`."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        if isinstance(node.targets[0], ast.Name) and node.targets[0].id in self.names:
+            tap = ast.parse(f"_taps[{node.targets[0].id!r}]", mode="eval").body
+            node.value = ast.BinOp(node.value, ast.Add(), tap)
+        return node
+
+
+def is_float(value: Any) -> bool:
+    """Whether a value has a floating-point dtype."""
+    return bool(jnp.issubdtype(value.dtype, jnp.floating))
+
+
+def rounded(values: Arrays, dtype: str) -> Arrays:
+    """Return float64 values as a case's dtype has them."""
+    return {
+        name: np.asarray(np.asarray(value, jnp.dtype(dtype)), np.float64) if is_float(value) else np.asarray(value)
+        for name, value in values.items()
+    }
+
+
+def from_function(
+    f: Callable[..., Any],
+    args: Sequence[Any],
+    *,
+    name: str | None = None,
+    title: str | None = None,
+    batched: Sequence[str] = (),
+    hints: int = 2,
+) -> Exercise:
+    """Make an exercise of any function of yours: its backward pass is to be written.
+
+    Args:
+        f: a function of arrays, written with JAX, that returns one array. Its source becomes the forward pass of the
+            exercise's file, so it must use nothing but its arguments, `jax` and `jnp`.
+        args: example arguments, arrays or numbers. Gradients are asked for those of a floating-point dtype.
+        name: the exercise's name; None takes the function's.
+        title: one line for the list; None takes the first line of the function's docstring.
+        batched: the names of the arguments whose first axis is a batch: then a hand-in that is wrong only for a batch
+            above 1 is told so.
+        hints: the level of feedback, from 0 to 3, unless the hand-in's file says another.
+
+    Returns:
+        The exercise. Assign it to a name in a file of yours, and refer to it as `file.py:name`.
+
+    Raises:
+        ExerciseError: the function has no source, returns no single array, or no argument is of a floating-point dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxnn
+        >>> def gate(x, w):
+        ...     return jnp.tanh(x) * w
+        >>> jaxnn.exercises.from_function(gate, (jnp.ones((3, 2)), jnp.ones(2))).gradients  # doctest: +SKIP
+        ('dx', 'dw')
+    """
+    label = name or getattr(f, "__name__", "own")
+    try:
+        source = textwrap.dedent(inspect.getsource(f))
+        parameters = tuple(inspect.signature(f).parameters)
+        tree = ast.parse(source).body[0]
+    except (OSError, TypeError, SyntaxError):
+        raise ExerciseError(f"`f` ({label}) must be a function written in a file, whose source can be read") from None
+    if not isinstance(tree, ast.FunctionDef):
+        raise ExerciseError(f"`f` ({label}) must be made by `def`, and not by a lambda")
+    if len(parameters) != len(args):
+        raise ExerciseError(f"`args` has {len(args)} values, and must have one for each of {', '.join(parameters)}")
+    inputs = {p: np.asarray(a) for p, a in zip(parameters, args, strict=True)}
+    inputs = {p: a.astype(np.float64) if is_float(a) else a for p, a in inputs.items()}
+    gradients = tuple(f"d{p}" for p, a in inputs.items() if is_float(a))
+    if not gradients:
+        raise ExerciseError("`args` must have an array of a floating-point dtype, whose gradient is asked for")
+    output = next(each for each in ("y", "out", "result") if each not in parameters)
+    documented = (inspect.getdoc(f) or "").partition("\n")[0]
+    exercise = Exercise(
+        name=label,
+        title=title or documented or f"the backward pass of {label}",
+        definition=documented or f"{output} = {label}({', '.join(parameters)})",
+        source="your lecturer's function",
+        forward=f"import jax\nimport jax.numpy as jnp\n\n\n{source}\n\nforward = {tree.name}\n",
+        inputs=parameters,
+        outputs=(output,),
+        gradients=gradients,
+        cases=(Case(BASE, inputs), Case("in float16", inputs, "float16")),
+        helpers={"forward": f},
+        batched=tuple(batched),
+        hints=hints,
+    )
+    try:
+        exercise.truth(exercise.cases[0])
+    except Exception as error:
+        raise ExerciseError(f"`f` ({label}) cannot be differentiated at `args`: {error}") from error
+    return exercise
+
+
+def starter(exercise: Exercise) -> str:
+    """Return the file that a student begins with."""
+    definition = textwrap.indent(textwrap.dedent(exercise.definition).strip(), "    ")
+    rules = "\n".join(f"{i:2}. {rule}" for i, rule in enumerate(_rules(exercise), 1))
+    lines = [f"    {name} = ...  # write this" for name in exercise.gradients]
+    returned = ", ".join(f"{name}={name}" for name in exercise.gradients)
+    lines.append(f"    return dict({returned})" if len(exercise.gradients) > 3 else
+                 f"    return {', '.join(exercise.gradients)}")  # fmt: skip
+    body = "\n".join(lines)
+    return f'''"""Exercise `{exercise.name}`: {exercise.title}.
+
+{exercise.source}:
+
+{definition}
+
+Rules of the game:
+{rules}
+"""
+
+{exercise.forward.strip()}
+
+
+def {exercise.function}({", ".join(exercise.takes)}):
+{body}
+
+
+EXERCISE = "{exercise.name}"
+HINTS = {exercise.hints}  # 0 passed or not; 1 what property fails; 2 the typical mistake; 3 the worst element
+'''
+
+
+def _rules(exercise: Exercise) -> list[str]:
+    names = ", ".join(exercise.gradients)
+    task = (
+        f"Write `backward`. It gets `{exercise.upstream}`, the gradient of the loss L by `{exercise.outputs[-1]}`, "
+        f"and the values\n    of the forward pass. It returns {names}: dv is ∂L/∂v."
+        if exercise.upstream
+        else f"Write `{exercise.function}`. It returns {names}."
+    )
+    return [
+        task,
+        "A gradient has the shape and the dtype of what it is the gradient of.",
+        "Use jax.numpy or NumPy. Loops are allowed: it need not be fast.",
+        "Do not differentiate automatically, and do not import jaxnn: the derivation is the exercise.",
+        "The forward pass is given. What you change in it is not judged.",
+        *exercise.notes,
+        f"Check it with `jaxnn exercise check {exercise.name.rpartition(':')[2]}.py`, as often as you like.",
+    ]
