@@ -72,6 +72,18 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "jnp.maximum(-0, geometry.padding[axis] - starts)": "an integer",
     "layers/_max_pool2d_windows.py _first_pixel: jnp.arange(geometry.outputs[axis], dtype=jnp.int32) -> "
     "jnp.arange(geometry.outputs[axis])": "becomes the dtype of positions in the end",
+    **{f"layers/_max_pool2d_tiles.py {f}: {mutant}": "all are pairs" for f, mutant in (
+        *((f, f"{z}, strict=True) -> {z})") for f, z in (
+            ("_place", "zip(axes, geometry.window"), ("gradient", "zip(geometry.axes, geometry.window"),
+            ("gradient", "zip(geometry.axes, geometry.size"),
+            ("_tiles", "zip(geometry.axes, geometry.outputs, geometry.window"))),
+        *((f, f"strict=True -> strict=False{n}") for f, n in (
+            ("_place", ""), ("gradient", ""), ("gradient", " #2"), ("_tiles", ""))))},
+    **{f"layers/_max_pool2d_tiles.py _larger: {swap}": "the larger of two, in either order" for swap in (
+        "((x, i), (y, j)) -> ((y, j), (x, i))", "(a, b) -> (b, a)")},
+    **{f"layers/_max_pool2d_tiles.py _larger: {mutant}": "two pixels have different places" for mutant in (
+        "j < i -> j <= i", "j > i -> j >= i")},
+    "rules/softmax_sums.py at_most_largest: -jnp.inf -> jnp.inf": "the smaller of y and ∞ is y",
     "losses/_labels.py row_weight: jnp.where(is_ignored(labels, ignore_index), zero, of_row) -> "
     "jnp.where(is_ignored(labels, ignore_index), -zero, of_row)": "−0",
     "losses/_cross_entropy_targets.py by_label: jnp.where(valid, x, jnp.asarray(bad, x.dtype)) -> "

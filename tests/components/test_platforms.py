@@ -54,3 +54,32 @@ def test_the_platforms_programs_differ(name):
     f, args = gradient(name)
     found = [operations(f.trace(*args).lower(lowering_platforms=(p,)).as_text()) for p in ("cpu", "cuda", "tpu")]
     assert found[0] != found[1] or found[0] != found[2]
+
+
+# Operations of the gradient's program that are there on one platform alone, or are more there.
+OF = {
+    "max_pool2d": ("tpu", "reduce"),  # the tiles, forward
+    "conv2d": ("cpu", "dot_general"),
+    "softmax": ("cuda", "minimum"),  # at most the largest
+    "log_softmax": ("cuda", "optimization_barrier"),  # the sums again, in one kernel
+    "cross_entropy": ("cpu", "gather"),  # elsewhere the label is found by comparison
+    "linear_cross_entropy": ("cpu", "while"),  # smaller blocks
+}
+
+
+@pytest.mark.parametrize("name", OF)
+def test_each_form_is_on_its_platform(name):
+    f, args = gradient(name)
+    platform, operation = OF[name]
+    count = {
+        p: operations(f.trace(*args).lower(lowering_platforms=(p,)).as_text())[operation]
+        for p in ("cpu", "cuda", "tpu")
+    }
+    others = {n for p, n in count.items() if p != platform}
+    assert len(others) == 1 and count[platform] > max(others)
+
+
+def test_the_backward_pass_of_max_pool2d_is_a_tpus_own_on_a_tpu():
+    f, args = gradient("max_pool2d")
+    text = {p: f.trace(*args).lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "tpu")}
+    assert operations(text["tpu"])["pad"] == 1 < operations(text["cpu"])["pad"]

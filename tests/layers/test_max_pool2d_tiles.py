@@ -23,6 +23,8 @@ def image(shape, dtype, kind):
         x = np.where(rng.random(shape) < 0.7, rng.choice([-np.inf, np.inf, np.nan], shape), x)
     elif kind == "all -inf":
         x = np.full(shape, -np.inf)
+    elif kind == "the last":
+        x = np.arange(np.prod(shape)).reshape(shape) // 4.0
     return jnp.asarray(x, dtype)
 
 
@@ -30,7 +32,7 @@ def image(shape, dtype, kind):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 @pytest.mark.parametrize(("window", "kind"), [
     *itertools.product([(2, 2), (3, 2), (1, 4)], ["random", "ties", "not finite", "all -inf"]),
-    ((17, 16), "ties"),  # more positions than a byte holds
+    *(((17, 16), kind) for kind in ("ties", "all -inf", "the last")),  # more positions than a byte holds
 ])  # fmt: skip
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_it_equals_the_general_form(layout, window, dtype, kind):
@@ -49,6 +51,19 @@ def test_it_equals_the_general_form(layout, window, dtype, kind):
         expected = max_pool2d._gradient(geometry, position, dy)
         assert dx.dtype == expected.dtype
         np.testing.assert_array_equal(dx, expected)
+
+
+def test_the_larger_of_two_pixels_is_the_same_in_either_order():
+    """A TPU reduces in any order: of equals the first is taken, a NaN before a number, of NaNs the last."""
+    values = (-np.inf, 0.0, 1.0, np.inf, np.nan)
+    for x, y in itertools.product(values, values):
+        first, last = (jnp.float32(x), jnp.uint8(3)), (jnp.float32(y), jnp.uint8(7))
+        if np.isnan(x) or np.isnan(y):
+            expected = last if np.isnan(y) else first
+        else:
+            expected = last if y > x else first
+        for a, b in ((first, last), (last, first)):
+            np.testing.assert_array_equal(tiles._larger(a, b), expected)
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, 0), (3, 0), (2, 1)])
