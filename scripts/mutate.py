@@ -162,6 +162,8 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
     sys.path.insert(0, str(ROOT / "tests"))
     import jaxnn as unchanged
 
+    for name in unchanged.__all__:  # what is first used below would be the mutant's
+        getattr(unchanged, name)
     for name in [name for name in sys.modules if name.partition(".")[0] == "jaxnn"]:
         del sys.modules[name]
     if code:

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from jaxnn import exercises
-from jaxnn.cli.terminal import CommandError, print_error, print_line
+from jaxnn.cli.terminal import CommandError, print_line
 from jaxnn.exercises import EXERCISES, Exercise, ExerciseError, grading
 from jaxnn.exercises.hand_in import read
 from jaxnn.files import write_whole

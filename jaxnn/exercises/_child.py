@@ -7,13 +7,17 @@ differentiation, wherever and under whatever name it is called: what JAX makes f
 This keeps students honest by mistake, and is no sandbox: untrusted code belongs in a container.
 """
 
+import inspect
 import io
 import json
 import linecache
 import os
+import pathlib
 import sys
 import traceback
 import types
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -26,9 +30,10 @@ AUTODIFF = "differentiates automatically"
 class Refused(BaseException):
     """What a hand-in may not do. No `except Exception` of its own catches it."""
 
-    first = None  # what was refused first, also where the hand-in went on
+    first: tuple[str, int, str] | None = None  # what was refused first, also where the hand-in went on
 
-    def __init__(self, what):
+    def __init__(self, what: str) -> None:
+        """Note what was refused first, and where."""
         super().__init__(what)
         Refused.first = Refused.first or (what, *place(traceback.extract_stack()))
 
@@ -40,13 +45,14 @@ class Mistake(Exception):
 FILE = ""  # the hand-in
 
 
-def place(frames):
+def place(frames: Iterable[traceback.FrameSummary]) -> tuple[int, str]:
     """Return line and text of the last frame in the hand-in; 0 and "" if there is none."""
-    lines = [frame.lineno for frame in frames if frame.filename == FILE]
+    lines = [frame.lineno or 0 for frame in frames if frame.filename == FILE]
     return (lines[-1], linecache.getline(FILE, lines[-1]).strip()) if lines else (0, "")
 
 
-def refuse_processes(event, _):
+def refuse_processes(event: str, _: Any) -> None:
+    """Refuse what starts another process, in which all would be allowed."""
     if event in PROCESSES:
         raise Refused("starts another process")
 
@@ -55,16 +61,17 @@ class Finder:
     """Refuses an import; asked before all others."""
 
     @staticmethod
-    def find_spec(name, path=None, target=None):
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        """Find nothing, or refuse."""
         if name.partition(".")[0] in REFUSED:
             raise Refused(f"imports {name.partition('.')[0]}")
 
 
-def refuse_autodiff():
+def refuse_autodiff() -> None:
     """Let JAX make none of the objects by which it differentiates."""
     from jax._src.interpreters import ad
 
-    def refused(*_, **__):
+    def refused(*_: Any, **__: Any) -> NoReturn:
         raise Refused(AUTODIFF)
 
     for name in ("JVPTrace", "LinearizeTrace", "UndefinedPrimal", "ValAccum", "RefAccum", "NullAccum"):
@@ -75,11 +82,11 @@ def refuse_autodiff():
             setattr(ad, name, refused)
 
 
-def load(path, function):
+def load(path: str, function: str) -> Callable[..., Any]:
     """Run the file, and return its function."""
-    with open(path, "rb") as file:
-        text = file.read()
-    if b"jax" in text:
+    folder = pathlib.Path(path).parent
+    with_jax = any(b"jax" in file.read_bytes() for file in folder.glob("*.py"))
+    if with_jax:
         import jax  # noqa: F401 (before it is called)
 
         refuse_autodiff()
@@ -88,16 +95,17 @@ def load(path, function):
     sys.addaudithook(refuse_processes)
     module = sys.modules["hand_in"] = types.ModuleType("hand_in")
     module.__file__ = path
-    exec(compile(text, path, "exec"), module.__dict__)
-    if b"jax" not in text and "jax" in sys.modules:
+    exec(compile(pathlib.Path(path).read_bytes(), path, "exec"), module.__dict__)
+    if not with_jax and "jax" in sys.modules:
         raise Refused("imports jax without its name")
-    if not callable(found := vars(module).get(function)):
+    found: Callable[..., Any] | None = vars(module).get(function)
+    if not callable(found):
         raise Mistake(f"the file defines no function `{function}`")
     return found
 
 
-def call(function, arguments, names):
-    """Call the function; return its gradients by name, each with the name of its dtype, and the arguments it changed."""
+def call(function: Callable[..., Any], arguments: list[Any], names: list[str]) -> tuple[dict[str, Any], list[int]]:
+    """Return the gradients by name, each with the name of its dtype, and which arguments the function changed."""
     if "jax" in sys.modules:
         import jax.numpy as jnp
 
@@ -109,7 +117,7 @@ def call(function, arguments, names):
     return {name: array(name, value) for name, value in by_name(returned, names).items()}, changed
 
 
-def by_name(returned, names):
+def by_name(returned: Any, names: list[str]) -> dict[str, Any]:
     """Return what the function returned as a dictionary with a value for each name."""
     wanted = ", ".join(names)
     if returned is None:
@@ -118,7 +126,7 @@ def by_name(returned, names):
         if missing := [name for name in names if name not in returned]:
             raise Mistake(f"the dictionary that is returned lacks {', '.join(missing)}")
         return {name: returned[name] for name in names}
-    if len(names) == 1 and not (isinstance(returned, tuple | list) and len(returned) == 1):
+    if len(names) == 1 and not isinstance(returned, tuple):
         returned = (returned,)
     if not isinstance(returned, tuple | list) or len(returned) != len(names):
         count = len(returned) if isinstance(returned, tuple | list) else 1
@@ -126,7 +134,7 @@ def by_name(returned, names):
     return dict(zip(names, returned, strict=True))
 
 
-def array(name, value):
+def array(name: str, value: Any) -> tuple[Any, str] | None:
     """Return an array in float64, and the dtype that it had; None for a value that is still to be written."""
     if value is Ellipsis:
         return None
@@ -138,7 +146,7 @@ def array(name, value):
         raise Mistake(f"{name} is no array of numbers, but of type {type(value).__name__}") from None
 
 
-def error_of(error):
+def error_of(error: BaseException) -> dict[str, Any]:
     """Return what to tell the student of an error of the file."""
     line, text = place(traceback.extract_tb(error.__traceback__))
     if isinstance(error, SyntaxError) and error.filename == FILE:
@@ -149,13 +157,21 @@ def error_of(error):
         return {"kind": "mistake", "text": str(error), "line": 0, "code": ""}
     name = type(error).__name__
     message = " ".join(str(error).split())[:200]
+    if "ellipsis" in message.lower():  # a blank that is used further down
+        return {"kind": "blank", "text": "", "line": line, "code": text}
     return {"kind": "error", "text": f"{name}: {message}" if message else name, "line": line, "code": text}
 
 
-def answer(request, arrays):
+def answer(request: dict[str, Any], arrays: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Run the hand-in; return what is told of each case, and the arrays."""
-    found, told = {}, []
+    found: dict[str, Any] = {}
+    told: list[Any] = []
     function = load(FILE, request["function"])
+    takes = request["takes"]
+    try:
+        inspect.signature(function).bind(*takes)
+    except TypeError:
+        raise Mistake(f"`{request['function']}` must take {', '.join(takes)}, in this order") from None
     for case in range(request["cases"]):
         arguments = [arrays[f"{case}.{i}"].astype(dtype) for i, dtype in enumerate(request["dtypes"][case])]
         try:
@@ -168,16 +184,16 @@ def answer(request, arrays):
     return told, found
 
 
-def main():
+def main() -> None:
     """Answer one request."""
     global FILE
-    import ml_dtypes  # noqa: F401 (the names of bfloat16 and its like)
-
     request = json.loads(sys.stdin.buffer.readline())
     arrays = dict(np.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False))
     FILE = request["file"]
     pipe = os.fdopen(request["pipe"], "wb")
-    told, found, error = [], {}, None
+    told: list[Any] = []
+    found: dict[str, Any] = {}
+    error: dict[str, Any] | None = None
     try:
         told, found = answer(request, arrays)
     except Refused:
@@ -191,6 +207,7 @@ def main():
     np.savez(saved, **found)
     pipe.write(json.dumps({"cases": told, "error": error}).encode() + b"\n" + saved.getvalue())
     pipe.flush()
+    sys.stdout.flush()  # what the hand-in printed
     os._exit(0)  # not by way of what the file has registered
 
 

@@ -5,11 +5,12 @@ To have the gradient of an intermediate value, a zero is added to it where it is
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.errors import JaxnnError
-from jaxnn.gradcheck.tolerance import Truth, largest_response, random_signs, response
+from jaxnn.gradcheck.tolerance import Truth, finfo, largest_response, random_signs, response
+from jaxnn.tracing.contexts import float64_mode, quiet
 
 Arrays = dict[str, Any]  # values by name
 BASE = "base"  # the name of the first case, at ordinary arguments
@@ -130,64 +132,72 @@ class Exercise:
         return len(self.outputs) > 1
 
     @functools.cached_property
-    def _network(self) -> Callable[..., Arrays]:
-        """The forward pass as a function of the inputs by name and of what is added to intermediate values by name."""
-        tree = _Tapped(self.outputs[:-1]).visit(ast.parse(self.forward))
+    def _program(self) -> Any:
+        tree = _Tapped(self.outputs[:-1]).visit(ast.parse(source_of(self)))
+        return compile(ast.fix_missing_locations(tree), f"<exercise {self.name}>", "exec")
+
+    def _network(self, inputs: Arrays, tap: Callable[[str, Any], Any]) -> Arrays:
+        """Return all outputs by name; an intermediate value becomes what `tap` returns for its name and the value."""
         names: dict[str, Any] = {}
-        exec(compile(ast.fix_missing_locations(tree), f"<exercise {self.name}>", "exec"), names)
-        names |= self.helpers
-        forward = names["forward"]
-
-        def network(inputs: Arrays, taps: Arrays) -> Arrays:
-            names["_taps"] = taps
-            returned = forward(*(inputs[name] for name in self.inputs))
-            return dict(zip(self.outputs, returned if self.stages else (returned,), strict=True))
-
-        return network
+        exec(self._program, names)
+        names |= {**self.helpers, "_tap": tap}
+        returned = names["forward"](*(inputs[name] for name in self.inputs))
+        return dict(zip(self.outputs, returned if self.stages else (returned,), strict=True))
 
     def values(self, case: Case) -> Arrays:
         """Return, in float64, all that the function to be written is given at a case, by name."""
-        with jax.enable_x64(True):
+        with _float64():
             inputs = {name: jnp.asarray(case.inputs[name]) for name in self.inputs}
             if not self.upstream:
                 return dict(case.inputs)
-            outputs = self._network(inputs, dict.fromkeys(self.outputs, 0.0))
+            outputs = self._network(inputs, lambda _, value: value)
             y = outputs[self.outputs[-1]]
-            drawn = np.random.default_rng(len(case.name)).normal(size=y.shape)
-            upstream = drawn if case.upstream is None else np.broadcast_to(case.upstream, y.shape)
+            drawn = np.random.default_rng(len(case.name)).normal(size=y.shape) if y.ndim else 1.7
+            upstream = np.broadcast_to(drawn if case.upstream is None else case.upstream, y.shape)
             found = {self.upstream: upstream, **inputs, **outputs}
             return {name: np.asarray(value) for name, value in found.items()}
 
     def truth(self, case: Case) -> Truth:
         """Return the right gradients in float64, in the order of `gradients`, and how they respond to rounding."""
         values = rounded(self.values(case), case.dtype)
-        with jax.enable_x64(True):
-            base = self.gradients_at(values)
+        base = self.gradients_at(values)
 
-            def moved(draw: int, delta: float) -> list[Any]:
-                return self.gradients_at(
-                    {name: value * (1 + delta * random_signs(value.shape, 10 * draw + i)) if is_float(value) else value
-                     for i, (name, value) in enumerate(values.items())}
-                )  # fmt: skip
+        def moved(draw: int, delta: float) -> list[Any]:
+            moved_values = {
+                name: value * (1 + delta * random_signs(value.shape, 10 * draw + i)) if is_float(value) else value
+                for i, (name, value) in enumerate(values.items())
+            }
+            return self.gradients_at(moved_values, functools.partial(_rounding, 1000 + draw, delta))
 
-            responses = [response(base, functools.partial(moved, draw)) for draw in range(DRAWS)]
-        return Truth(base, largest_response(*responses, [np.abs(g) for g in base]))
+        responses = [response(base, functools.partial(moved, draw)) for draw in range(DRAWS)]
+        # JAX's own error, on average over the elements: of terms that cancel, rounding leaves more than they respond.
+        own = self.gradients_at(values, dtype=case.dtype)
+        eps = float(finfo(case.dtype).eps)
+        errors = [
+            np.full(g.shape, np.abs(g - o.astype(np.float64)).mean() / eps) for g, o in zip(base, own, strict=True)
+        ]
+        return Truth(base, largest_response(*responses, [np.abs(g) for g in base], errors))
 
-    def gradients_at(self, values: Arrays) -> list[Any]:
-        """Return what is right at these values, in float64."""
-        inputs = {name: jnp.asarray(values[name]) for name in self.inputs}
-        if self.right is not None:
-            found = self.right(values.get(self.upstream), *inputs.values())
-            return [np.asarray(g) for g in (found if isinstance(found, tuple) else (found,))]
-        floating = {name: value for name, value in inputs.items() if is_float(value)}
-        taps = {name: jnp.zeros_like(values[name]) for name in self.outputs[:-1]}
+    def gradients_at(
+        self, values: Arrays, rounding: Callable[[Any], Any] = lambda value: value, dtype: str = "float64"
+    ) -> list[Any]:
+        """Return what is right at these values, computed in a dtype, with each value and its gradient rounded."""
+        with _float64():
+            values = {name: jnp.asarray(v, dtype if is_float(v) else v.dtype) for name, v in values.items()}
+            inputs = {name: values[name] for name in self.inputs}
+            if self.right is not None:
+                found = self.right(values.get(self.upstream), *inputs.values())
+                return [np.asarray(g) for g in (found if isinstance(found, tuple) else (found,))]
+            floating = {name: value for name, value in inputs.items() if is_float(value)}
+            taps = {name: jnp.zeros_like(values[name]) for name in self.outputs[:-1]}
 
-        def last(floating: Arrays, taps: Arrays) -> Any:
-            return self._network(inputs | floating, taps)[self.outputs[-1]]
+            def last(floating: Arrays, taps: Arrays) -> Any:
+                network = self._network(inputs | floating, lambda name, value: rounding(value + taps[name]))
+                return network[self.outputs[-1]]
 
-        by_input, by_tap = jax.vjp(last, floating, taps)[1](jnp.asarray(values[self.upstream]))
-        found = {f"d{name}": g for name, g in (by_input | by_tap).items()}
-        return [np.asarray(found[name]) for name in self.gradients]
+            by_input, by_tap = jax.vjp(last, floating, taps)[1](values[self.upstream])
+            found = {f"d{name}": g for name, g in (by_input | by_tap).items()}
+            return [np.asarray(found[name]) for name in self.gradients]
 
     def without_batch(self, case: Case) -> Case | None:
         """Return the case with the first row of its batch alone; None if there is no batch."""
@@ -197,16 +207,32 @@ class Exercise:
         return dataclasses.replace(case, name="for a batch of one row", inputs=inputs, upstream=None)
 
 
+@contextlib.contextmanager
+def _float64() -> Iterator[None]:
+    """Compute in float64, whatever the caller's configuration of JAX is."""
+    with float64_mode(), quiet(), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _rounding(draw: int, delta: float, value: Any) -> Any:
+    """Change a value, and the gradient that comes back to it, by a small share, up or down."""
+    same = jax.lax.stop_gradient(value)
+    of_value, of_gradient = (1 + delta * random_signs(value.shape, 10 * draw + i) for i in (0, 1))
+    return same * of_value + (value - same) * of_gradient
+
+
 class _Tapped(ast.NodeTransformer):
-    """Adds `_taps["h"]` to each value that is assigned to a name h of those given, in `forward`."""
+    """Calls `_tap("h", value)` for each value that is assigned to a name h of those given, in `forward`."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
 
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        return self.generic_visit(node) if node.name == "forward" else node
+
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         if isinstance(node.targets[0], ast.Name) and node.targets[0].id in self.names:
-            tap = ast.parse(f"_taps[{node.targets[0].id!r}]", mode="eval").body
-            node.value = ast.BinOp(node.value, ast.Add(), tap)
+            node.value = ast.Call(ast.Name("_tap", ast.Load()), [ast.Constant(node.targets[0].id), node.value], [])
         return node
 
 
@@ -258,7 +284,7 @@ def from_function(
         >>> jaxnn.exercises.from_function(gate, (jnp.ones((3, 2)), jnp.ones(2))).gradients  # doctest: +SKIP
         ('dx', 'dw')
     """
-    label = name or getattr(f, "__name__", "own")
+    label = name or str(getattr(f, "__name__", "own"))
     try:
         source = textwrap.dedent(inspect.getsource(f))
         parameters = tuple(inspect.signature(f).parameters)
@@ -281,7 +307,7 @@ def from_function(
         title=title or documented or f"the backward pass of {label}",
         definition=documented or f"{output} = {label}({', '.join(parameters)})",
         source="your lecturer's function",
-        forward=f"import jax\nimport jax.numpy as jnp\n\n\n{source}\n\nforward = {tree.name}\n",
+        forward=f"{source}\n\nforward = {tree.name}\n",
         inputs=parameters,
         outputs=(output,),
         gradients=gradients,
@@ -297,6 +323,12 @@ def from_function(
     return exercise
 
 
+def source_of(exercise: Exercise) -> str:
+    """Return the forward pass with its import, as it stands in the exercise's file."""
+    text = textwrap.dedent(exercise.forward).strip()
+    return ("import jax\n" if "jax." in text else "") + f"import jax.numpy as jnp\n\n\n{text}"
+
+
 def starter(exercise: Exercise) -> str:
     """Return the file that a student begins with."""
     definition = textwrap.indent(textwrap.dedent(exercise.definition).strip(), "    ")
@@ -308,7 +340,7 @@ def starter(exercise: Exercise) -> str:
     body = "\n".join(lines)
     return f'''"""Exercise `{exercise.name}`: {exercise.title}.
 
-{exercise.source}:
+{textwrap.fill(exercise.source, 110)}:
 
 {definition}
 
@@ -316,7 +348,7 @@ Rules of the game:
 {rules}
 """
 
-{exercise.forward.strip()}
+{source_of(exercise)}
 
 
 def {exercise.function}({", ".join(exercise.takes)}):
@@ -338,7 +370,9 @@ def _rules(exercise: Exercise) -> list[str]:
     )
     return [
         task,
-        "A gradient has the shape and the dtype of what it is the gradient of.",
+        "A gradient has the shape and the dtype of what it is the gradient of."
+        if exercise.upstream
+        else "A new value has the shape and the dtype of the old one.",
         "Use jax.numpy or NumPy. Loops are allowed: it need not be fast.",
         "Do not differentiate automatically, and do not import jaxnn: the derivation is the exercise.",
         "The forward pass is given. What you change in it is not judged.",

@@ -15,7 +15,7 @@ def find(name: str, folder: Path | None = None) -> Exercise:
     """Return an exercise.
 
     Args:
-      name: one of the notes' exercises, or `file.py:name`, an exercise that a lecturer's file defines. That file is run.
+      name: one of the notes' exercises; or `file.py:name`, a lecturer's own, for which that file is run.
       folder: where a relative file is looked for first.
 
     Returns:

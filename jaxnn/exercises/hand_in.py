@@ -65,7 +65,7 @@ def read(path: Path) -> HandIn:
         line = getattr(error, "lineno", None)
         where = f"line {line} of " if line else ""
         raise ExerciseError(f"{where}{str(path)!r} is no Python: {getattr(error, 'msg', error)}") from None
-    constants = {}
+    constants: dict[str, Any] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             constants |= {target.id: node.value.value for target in node.targets if isinstance(target, ast.Name)}
@@ -99,9 +99,10 @@ def run(path: Path, exercise: Exercise, values: list[Arrays], dtypes: list[str],
 
 def _run(file: Path, exercise: Exercise, values: list[Arrays], dtypes: list[str], folder: str, quiet: bool) -> Result:
     from_child, to_parent = os.pipe()
-    request = {"file": str(file), "function": exercise.function, "names": exercise.gradients, "pipe": to_parent,
-               "cases": len(values)}  # fmt: skip
-    arrays, request["dtypes"] = {}, []
+    request: dict[str, Any] = {"file": str(file), "pipe": to_parent, "cases": len(values)}
+    request |= {"function": exercise.function, "takes": exercise.takes, "names": exercise.gradients}
+    arrays: Arrays = {}
+    request["dtypes"] = []
     for case, (given, dtype) in enumerate(zip(values, dtypes, strict=True)):
         arguments = [given[name] for name in exercise.takes]
         arrays |= {f"{case}.{i}": a for i, a in enumerate(arguments)}
@@ -150,17 +151,17 @@ runpy.run_path({str(Path(__file__).with_name("_child.py"))!r}, run_name="__main_
 
 def _received(pipe: int, child: Any) -> tuple[bytes, bool]:
     """Return what the process sent until it closed the pipe, and whether its time was up."""
-    parts, deadline = [], time.monotonic() + SECONDS
-    while (left := deadline - time.monotonic()) > 0 and sum(map(len, parts)) < MOST_BYTES:
+    received, deadline = b"", time.monotonic() + SECONDS
+    while (left := deadline - time.monotonic()) > 0 and len(received) < MOST_BYTES:
         if select.select([pipe], [], [], min(left, 0.1))[0]:
             if not (part := os.read(pipe, 1 << 20)):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(1.0)
-                return b"".join(parts), False
-            parts.append(part)
+                return received, False
+            received += part
         elif child.poll() is not None and not select.select([pipe], [], [], 0)[0]:
-            return b"".join(parts), False  # a process that it started holds the pipe
-    return b"".join(parts), left <= 0
+            return received, False  # a process that it started holds the pipe
+    return received, left <= 0
 
 
 def _result(received: bytes, code: int) -> Result:
@@ -199,6 +200,8 @@ def _line_of(error: Any) -> str:
         return f"{at or 'the file'} imports {text!r}, which is not installed here: use NumPy or JAX"
     if kind == "mistake":
         return text
+    if kind == "blank":
+        return f"{at or 'the file'} uses a value that is still a blank: write that first"
     if kind == "syntax":
         return f"{at or 'the file'} is no Python: {text}"
     if "MemoryError" in text or "RESOURCE_EXHAUSTED" in text:

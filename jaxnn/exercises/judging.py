@@ -79,9 +79,10 @@ def judge(exercise: Exercise, result: Result) -> list[Finding]:
     for i, name in enumerate(exercise.gradients):
         judged = [_judged(name, i, trial, each) for trial, each in zip(tried, result.cases, strict=True)]
         found = _finding(exercise, name, judged)
-        if not found.passed and spread:
+        spreads = not found.passed and not found.property.startswith(("dtype", UNWRITTEN))
+        if spreads and spread:
             found = found._replace(property=f"{FOLLOWS} {spread}: mend that first", mistake="")
-        elif not found.passed and exercise.stages and name[1:] in exercise.outputs:
+        elif spreads and exercise.stages and name[1:] in exercise.outputs:
             spread = name
         findings.append(found)
     if changed := sorted({exercise.takes[i] for each in result.cases for i in each.changed}):
@@ -100,14 +101,16 @@ def _judged(name: str, i: int, trial: Trial, returned: Returned) -> Judged:
         detail = f"shape {_shape(given)}, and must be {_shape(right)}"
         return Judged(trial, given, right, "shape", none, detail)
     dtype = returned.dtypes[name]
-    if dtype not in (trial.case.dtype, "float64"):  # NumPy makes float64 of many things
-        return Judged(trial, given, right, "dtype", none, f"dtype {dtype}, and must be {trial.case.dtype}")
+    detail = "" if dtype in (trial.case.dtype, "float64") else f"dtype {dtype}, and must be {trial.case.dtype}"
+    if detail and "float" not in dtype:
+        return Judged(trial, given, right, "dtype", none, detail)
     given = given.astype(np.float64)
     eps = float(finfo(trial.case.dtype).eps)
     wrong = differs(given, right, trial.truth.allowed(i, EPS_PER_RESPONSE * eps, trial.case.dtype))
     if (~np.isfinite(given) & np.isfinite(right)).any():
         return Judged(trial, given, right, "finite", wrong)
-    return Judged(trial, given, right, "values" if wrong.any() else "", wrong)
+    failed = "values" if wrong.any() else "dtype" if detail else ""  # NumPy makes float64 of much: that may be
+    return Judged(trial, given, right, failed, wrong, detail)
 
 
 def _shape(array: Any) -> str:
@@ -116,14 +119,14 @@ def _shape(array: Any) -> str:
 
 def _finding(exercise: Exercise, name: str, judged: list[Judged]) -> Finding:
     base = judged[0]
-    failed = next((each for each in judged if each.failed), None)
+    failed = next(iter(sorted((each for each in judged if each.failed), key=lambda each: each.failed == "dtype")), None)
     if failed is None:
         return Finding(name, True, exact=_is_exact(base))
     by_case = {each.trial.case.name: each for each in judged}
     return Finding(
         name,
         False,
-        _property(exercise, failed, by_case),
+        _property(exercise, name, failed, by_case),
         _mistake(exercise, name, failed, by_case),
         _worst(name, failed),
         base.failed != "shape" and base.given is not None,
@@ -139,20 +142,21 @@ def _is_exact(judged: Judged) -> bool:
     return bool(np.array_equal(np.asarray(judged.given, dtype), np.asarray(judged.right, dtype)))
 
 
-def _property(exercise: Exercise, failed: Judged, by_case: dict[str, Judged]) -> str:
+def _property(exercise: Exercise, name: str, failed: Judged, by_case: dict[str, Judged]) -> str:
     """Say what kind of property fails."""
-    name = failed.trial.case.name
-    where = "" if name == BASE else f" {name}"
+    case = failed.trial.case.name
+    where = "" if case == BASE else f" {case}"
     if failed.failed in ("error", "shape", "dtype"):
-        return f"{failed.detail}{where if failed.failed != 'error' or name != BASE else ''}"
+        return failed.detail + where
     if failed.failed == "finite":
         return f"not finite{where}: an overflow, or a division by zero"
-    if name == SCALED:
+    if case == SCALED:
         return "not linear in the upstream gradient"
-    if name != BASE:
-        return f"wrong only {name}"
+    if case != BASE:
+        return f"wrong only {case}"
     scaled, one_row = by_case.get(SCALED), by_case.get(ONE_ROW)
-    if scaled is not None and scaled.given is not None and scaled.given.shape == failed.given.shape:
+    depends = scaled is not None and not match(scaled.right, failed.right)  # a Jacobian does not
+    if scaled is not None and depends and scaled.given is not None and scaled.given.shape == failed.given.shape:
         if match(scaled.given, failed.given):
             return "it does not depend on the upstream gradient"
         if not match(scaled.given, -2 * failed.given) and failed.given.any():
@@ -161,7 +165,7 @@ def _property(exercise: Exercise, failed: Judged, by_case: dict[str, Judged]) ->
         return "wrong only for a batch above 1"
     return (
         _part(exercise, by_case)
-        or _by_sign(failed)
+        or _by_sign(name, failed)
         or ("its values are wrong" if failed.wrong.all() else "its values are wrong at some elements")
     )
 
@@ -171,22 +175,20 @@ def _part(exercise: Exercise, by_case: dict[str, Judged]) -> str:
     for part in exercise.parts:
         judged = by_case[part.case]
         mask = part.mask(judged.trial.values)
-        if judged.given is not None and judged.wrong.shape == mask.shape and judged.wrong[mask].any():
-            if not judged.wrong[~mask].any():
-                return f"wrong only {part.name}"
+        if judged.wrong.shape == mask.shape and judged.wrong[mask].any() and not judged.wrong[~mask].any():
+            return f"wrong only {part.name}"
     return ""
 
 
-def _by_sign(failed: Judged) -> str:
+def _by_sign(name: str, failed: Judged) -> str:
     """Say that the wrong elements are those where the argument has one sign."""
-    named = pattern(0, [failed.given], [failed.right], [""], _point(failed), failed.wrong).name
-    return named if named.startswith("wrong only") else ""
+    named = pattern(0, [failed.given], [failed.right], [""], _point(name, failed), failed.wrong).name
+    return named.replace("the argument", name[1:]) if named.startswith("wrong only") else ""
 
 
-def _point(judged: Judged) -> Any:
-    """Return the value whose gradient it is, or one of its shape."""
-    values = (v for v in judged.trial.values.values() if v.shape == judged.right.shape)
-    return np.asarray(next(values, judged.right), np.float64)
+def _point(name: str, judged: Judged) -> Any:
+    """Return the value whose gradient it is."""
+    return np.asarray(judged.trial.values.get(name[1:], np.zeros_like(judged.right)), np.float64)
 
 
 def _mistake(exercise: Exercise, name: str, failed: Judged, by_case: dict[str, Judged]) -> str:
@@ -202,7 +204,7 @@ def _mistake(exercise: Exercise, name: str, failed: Judged, by_case: dict[str, J
         return named
     truths = failed.trial.truth.gradients
     found = pattern(i, [given if j == i else t for j, t in enumerate(truths)], truths, list(exercise.gradients),
-                    _point(failed), failed.wrong).name  # fmt: skip
+                    _point(name, failed), failed.wrong).name  # fmt: skip
     one_row = by_case.get(ONE_ROW)
     if found == FACTOR and one_row is not None and not one_row.failed:
         return "a mean over the batch in the place of a sum, or a sum in the place of a mean"

@@ -58,7 +58,7 @@ def test_the_larger_of_two_pixels_is_the_same_in_either_order():
     values = (-np.inf, 0.0, 1.0, np.inf, np.nan)
     for x, y in itertools.product(values, values):
         first, last = (jnp.float32(x), jnp.uint8(3)), (jnp.float32(y), jnp.uint8(7))
-        if np.isnan(x) or np.isnan(y):
+        if np.isnan(x) or np.isnan(y):  # noqa: SIM108
             expected = last if np.isnan(y) else first
         else:
             expected = last if y > x else first

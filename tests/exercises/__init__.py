@@ -1,0 +1,1 @@
+"""The exercises: hand-ins of students, right and wrong."""
