@@ -37,8 +37,7 @@ def optimisations(gpu: bool) -> list[Optimisation]:
 
     def times_rows(factor: float) -> Callable[..., Any]:
         def sizes(kept: Any, *args: Any) -> Any:
-            rows, *classes = kept(*args)
-            return (min(args[5], int(rows * factor)), *classes)  # of as many rows as there are
+            return tuple(each._replace(rows=min(args[4], int(each.rows * factor))) for each in kept(*args))
 
         return sizes
 

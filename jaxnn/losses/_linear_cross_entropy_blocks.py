@@ -34,7 +34,7 @@ def by_rows(options: Options, inputs: Inputs, forms_gradient: bool = False) -> t
     zeros = functools.partial(jnp.zeros, dtype=whole.alpha.dtype)
 
     def add_rows(carry: Any, start: Array, fresh: Array | None) -> Any:
-        block = _some_rows(whole, start, options.sizes.rows, fresh)
+        block = _some_rows(whole, start, options.rows, fresh)
         a = _terms.linear(options, block)
 
         def linear(part: Block, first: Array) -> Array:
@@ -49,7 +49,7 @@ def by_rows(options: Options, inputs: Inputs, forms_gradient: bool = False) -> t
 
     sums = jax.tree.map(lambda a: varied(zeros(a.shape)), ((inputs.x, inputs.alpha), (inputs.w, inputs.b, inputs.beta)))
     carry = (varied(zeros(())), *(sums if forms_gradient else (None, None)))
-    total, for_rows, for_classes = over_blocks(len(inputs.x), options.sizes.rows, add_rows, carry)
+    total, for_rows, for_classes = over_blocks(len(inputs.x), options.rows, add_rows, carry)
     if not forms_gradient:
         return total, None
     (dx, dalpha), (dw, db, dbeta) = for_rows, for_classes
@@ -80,7 +80,7 @@ def _statistics(options: Options, rows: Block, linear: Linear, varied: Callable[
     """Return the statistics of the logits of these rows, block of classes by block of classes."""
 
     def add_classes(so_far: Statistics, start: Array, fresh: Array | None) -> Statistics:
-        part = _some_classes(rows, start, options.sizes.summed, fresh)
+        part = _some_classes(rows, start, options.summed, fresh)
         z, _ = _terms.logits(options, part, linear(part, start))
         merged: Statistics = jax.tree.map(varied, _terms.merged(so_far, _terms.of_block(part, z)))
         return merged
@@ -88,7 +88,7 @@ def _statistics(options: Options, rows: Block, linear: Linear, varied: Callable[
     nothing = jnp.zeros_like(rows.alpha)
     none_yet = Statistics(nothing - jnp.inf, nothing, nothing, None if rows.beta is None else nothing)
     return _terms.of_all_devices(
-        options, over_blocks(len(rows.w), options.sizes.summed, add_classes, jax.tree.map(varied, none_yet))
+        options, over_blocks(len(rows.w), options.summed, add_classes, jax.tree.map(varied, none_yet))
     )
 
 
@@ -107,7 +107,7 @@ def _gradient(
 
     def add_classes(carry: Any, start: Array, fresh: Array | None) -> Any:
         dx, for_classes = carry
-        part = _some_classes(rows, start, options.sizes.classes, fresh)
+        part = _some_classes(rows, start, options.classes, fresh)
         z, slope = _terms.logits(options, part, linear(part, start))
         da = _terms.da(options, part, z, slope, log_total, dl)
         factor = da.astype(part.x.dtype)
@@ -118,7 +118,7 @@ def _gradient(
         return dx + _terms.matrix_product(options, factor, part.w, 1, 0), add_at(start, for_classes, (dw, db, dbeta))
 
     dx = vary_with(jnp.zeros(rows.x.shape, rows.alpha.dtype), type_of(dl))
-    return over_blocks(len(rows.w), options.sizes.classes, add_classes, (dx, for_classes))
+    return over_blocks(len(rows.w), options.classes, add_classes, (dx, for_classes))
 
 
 def _whole(options: Options, inputs: Inputs) -> Block:

@@ -33,6 +33,21 @@ class Options(NamedTuple):
     axis_name: AxisName | None
     precision: Any
 
+    @property
+    def rows(self) -> int:
+        """The rows in a block."""
+        return self.sizes.rows
+
+    @property
+    def classes(self) -> int:
+        """The classes in a block."""
+        return self.sizes.classes
+
+    @property
+    def summed(self) -> int:
+        """The classes in a block of which Σ exp(z) is taken."""
+        return self.sizes.summed
+
 
 class Inputs(NamedTuple):
     """The arguments of the rule."""
@@ -51,10 +66,9 @@ def types(inputs: Inputs) -> list[Type | None]:
 
 
 def _block_sizes(
-    on_cpu: bool, holds_logits: bool, softcap: float | None, epsilon: float, block_size: int | None,
-    n: int, v: int, d: int,
-) -> Sizes:  # fmt: skip
-    """Return the sizes of blocks on a CPU, or elsewhere.
+    holds_logits: bool, softcap: float | None, epsilon: float, block_size: int | None, n: int, v: int, d: int
+) -> tuple[Sizes, Sizes]:
+    """Return the sizes of blocks on a CPU, and those elsewhere.
 
     In `_linear_cross_entropy_blocks.by_rows` each block of rows reads and writes dW's sum, 4VD bytes, so more rows are
     faster. On a CPU 32 MB of logits are enough: then the products take nearly all of the time. What a block of classes
@@ -62,19 +76,18 @@ def _block_sizes(
     On other devices everything is in main memory: blocks are large, 1 GB of logits or 128 MB, and have all V classes,
     where the product adds to the sum itself.
     """
-    if on_cpu:
-        rows, classes = (
-            rows_that_fit(32 << 20, v),
-            rows_that_fit(2 << 20, d) if holds_logits else rows_that_fit(8 << 20, max(n, d)),
-        )
-    else:
-        rows, classes = rows_that_fit(1 << 30, v), v if holds_logits else rows_that_fit(128 << 20, n)
-    if block_size is not None:
-        rows, classes = (block_size, classes) if holds_logits else (rows, block_size)
     # Logits that are held are summed in place; capped or smoothed ones would need a second array.
     in_one = holds_logits and softcap is None and not epsilon
-    summed = least_overlapping(v, v if in_one else classes)
-    return Sizes(least_overlapping(n, rows), least_overlapping(v, classes), summed)
+
+    def sizes(rows: int, classes: int) -> Sizes:
+        if block_size is not None:
+            rows, classes = (block_size, classes) if holds_logits else (rows, block_size)
+        summed = least_overlapping(v, v if in_one else classes)
+        return Sizes(least_overlapping(n, rows), least_overlapping(v, classes), summed)
+
+    of_classes = rows_that_fit(2 << 20, d) if holds_logits else rows_that_fit(8 << 20, max(n, d))
+    on_cpu = sizes(rows_that_fit(32 << 20, v), of_classes)
+    return on_cpu, sizes(rows_that_fit(1 << 30, v), v if holds_logits else rows_that_fit(128 << 20, n))
 
 
 def prepare(
@@ -115,12 +128,8 @@ def prepare(
     count = v * sharding.axis_size(axis_name)
 
     forms_gradient = memory == "fast" and reduction != "none"
-    on_cpu, elsewhere = (
-        _block_sizes(cpu, forms_gradient, softcap, epsilon, block_size, labels.size, v, d) for cpu in (True, False)
-    )
-    options = Options(
-        z_loss, softcap, ignore_index, forms_gradient, on_cpu, elsewhere, axis_name, resolve_precision(precision)
-    )
+    blocks = _block_sizes(forms_gradient, softcap, epsilon, block_size, labels.size, v, d)
+    options = Options(z_loss, softcap, ignore_index, forms_gradient, *blocks, axis_name, resolve_precision(precision))
     dtype = accumulation_dtype(x.dtype)
     counts = _labels.row_weight(labels, weight, ignore_index, dtype, axis_name)
     beta = None

@@ -136,7 +136,7 @@ def test_blocks_of_the_sum_for_w_are_the_same(monkeypatch, summed):
     with jax.enable_x64(True):
         primals, labels = arrays()
         sizes = module.Sizes(4, 3, min(summed, len(primals[1])))
-        monkeypatch.setattr(module, "_block_sizes", lambda *_: sizes)
+        monkeypatch.setattr(module, "_block_sizes", lambda *_: (sizes, sizes))
         truth = derivatives(scalar(loss.definition, labels, **OPTIONS["all"]), primals)
         assert_same(derivatives(scalar(loss, labels, **OPTIONS["all"]), primals), truth)
 
