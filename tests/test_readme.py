@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import io
+import linecache
 import math
 import os
 import re
@@ -59,9 +60,10 @@ by_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 def run(block):
     """Run a block in the reader's JAX, which is not in this suite's strict mode, and return what it prints."""
-    printed = io.StringIO()
+    printed, name = io.StringIO(), f"<{name_of(block.page)}-{block.number}>"
+    linecache.cache[name] = len(block.code), None, block.code.splitlines(True), name  # its source can be read
     with contextlib.redirect_stdout(printed), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        exec(compile(block.code, name_of(block.page), "exec"), {"__name__": "readme"})
+        exec(compile(block.code, name, "exec"), {"__name__": "readme"})
     return printed.getvalue()
 
 

@@ -73,7 +73,7 @@ def _grade(options: argparse.Namespace) -> int:
     folder, output = Path(options.folder).expanduser(), Path(options.output).expanduser()
     exercise = None if options.exercise is None else exercises.find(options.exercise)
     graded = grading.grade(folder, exercise, progress=_progress)
-    title = f"{len(graded)} hand-ins of {folder.resolve().name}"
+    title = f"{folder.resolve().name}: {len(graded)} hand-ins"
     found = grading.to_dict(graded)
     _write(output / "grades.json", json.dumps(found, indent=1, ensure_ascii=False))
     versions = {"python": platform.python_version(), "jax": jax.__version__}

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import textwrap
+import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -289,7 +290,7 @@ def from_function(
         source = textwrap.dedent(inspect.getsource(f))
         parameters = tuple(inspect.signature(f).parameters)
         tree = ast.parse(source).body[0]
-    except (OSError, TypeError, SyntaxError):
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
         raise ExerciseError(f"`f` ({label}) must be a function written in a file, whose source can be read") from None
     if not isinstance(tree, ast.FunctionDef):
         raise ExerciseError(f"`f` ({label}) must be made by `def`, and not by a lambda")

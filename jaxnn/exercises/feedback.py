@@ -3,6 +3,7 @@
 import inspect
 import tempfile
 import textwrap
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,7 +132,7 @@ def _file_of(function: Callable[..., Any], exercise: Exercise) -> str:
     """Return a file with this function, on the lines that it has in its cell, and with the exercise's forward pass."""
     try:
         lines, first = inspect.getsourcelines(function)
-    except (OSError, TypeError):
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
         lines, first = [], 0
     if not lines or function.__name__ == "<lambda>":
         raise ExerciseError(f"the source of {function!r} cannot be read: define it by `def` in a cell or a file")

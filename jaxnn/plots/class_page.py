@@ -11,7 +11,7 @@ Row = Mapping[str, Any]
 MORE_STYLE = """
 .ok{color:var(--less)}.no{color:var(--more);font-weight:600}.share{display:inline-block;height:.8rem;
 background:var(--less);vertical-align:-.05em;margin-right:.5rem}.class td{vertical-align:top}
-.class ul{margin:0;padding-left:1.1rem}.class pre{margin:.3rem 0;white-space:pre-wrap;font-size:.85em}
+.class :is(th,td):nth-child(-n+3){white-space:nowrap;overflow-wrap:normal}.class ul{margin:0;padding-left:1.1rem}
 """
 
 
@@ -85,8 +85,9 @@ def _hand_in(row: Row) -> str:
     mark = '<span class="ok">✓</span>' if row["passed"] else '<span class="no">✗</span>'
     right = sum(gradient["passed"] for gradient in row["gradients"])
     share = f" {right} of {len(row['gradients'])}" if row["gradients"] else ""
+    file = "" if row["file"] == f"{row['student']}.py" else f"<br><small>{text_of(row['file'])}</small>"
     return (
-        f"<tr><th scope=row>{text_of(row['student'])}<br><small>{text_of(row['file'])}</small></th>"
+        f"<tr><th scope=row>{text_of(row['student'])}{file}</th>"
         f"<td><code>{text_of(row['exercise'])}</code></td><td>{mark}{share}</td><td>{_wrong(row)}</td></tr>"
     )
 

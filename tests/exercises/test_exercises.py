@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from jaxnn.exercises import ExerciseError
 from jaxnn.exercises import hand_in as running
 from jaxnn.exercises.judging import trials
 
+ROOT = Path(__file__).resolve().parents[2]
 GATE = '''import jax.numpy as jnp
 import numpy as np
 
@@ -259,3 +262,22 @@ def test_hints_in_the_file(folder):
         file = written(folder, text.replace("HINTS = 2", f"HINTS = {hints}"))
         assert exercises.check(file, "softmax").level == hints
     assert "HINTS = 2" in text and set(SOLUTIONS)
+
+
+def test_the_transcript_in_the_readme_is_what_is_printed(folder, monkeypatch, capsys):
+    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(def backward.*?)```", page, re.S)[1]
+    transcript = re.search(r"```console\n(.*?)```", page, re.S)[1]
+    starter = exercises.starter(exercises.find("softmax"))
+    written(
+        folder,
+        starter.replace(starter[starter.index("def backward") : starter.index("EXERCISE")], f"{code}\n"),
+        "softmax.py",
+    )
+    for command, printed in re.findall(r"\$ jaxnn (.*)\n([^$]*)", transcript):
+        main(command.split())
+        shown = capsys.readouterr().out
+        numbers = r"\d+\.\d+"
+        assert re.sub(numbers, "#", shown) == re.sub(numbers, "#", printed)
+        for a, b in zip(re.findall(numbers, shown), re.findall(numbers, printed), strict=True):
+            assert abs(float(a) - float(b)) <= 1e-4
