@@ -186,6 +186,7 @@ BEYOND_CHECK = {
     r"_largest_divisor: |"
     r"_LONGEST_REACH: |_MOST_OF_PAIRS: |_splits_taps: .*(reach|kw|inputs|outputs|groups|dilation|stride\[0\]|== 0)|"
     r"_convolve: _cpu\.rows_more\(|"
+    r" on_its_platform: (options|\(on_cpu|\(options)|"
     r" prepare: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
         "blocks of another size, or the other way, the same result",
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
