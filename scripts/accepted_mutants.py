@@ -193,7 +193,8 @@ BEYOND_CHECK = {
     r"_by_rows_and_columns: (x\.shape\[2\] -> x\.shape\[1\]|\(kh, kw, inputs|.*dilation)":
         "images much wider than the filter, or wider than high: `check` has none",
     r"weight_gradient_by_products: i \* block -> i$": "images that do not fit in a block: `check` has none",
-    r"_larger: .*(y == x|y != y|x == x|[ij] [<>] [ij])": "which of equal pixels, or of NaNs, is the largest",
+    r"_larger: .*(y == x|y != y|x == x|[ij] [<>] [ij]|y > x -> y >= x)": "which of equal pixels, or of NaNs, is the largest",
+    r"_place: (\(row, column\) -> |row \* .* - column$)": "another number for a pixel, forward and backward alike",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that is not used",
     r"max\(1, (options\.)?(classes|count)|and (classes|len\(weight\)) -> |at_label: -1|"
