@@ -79,6 +79,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
             ("_tiles", "zip(geometry.axes, geometry.outputs, geometry.window"))),
         *((f, f"strict=True -> strict=False{n}") for f, n in (
             ("_place", ""), ("gradient", ""), ("gradient", " #2"), ("_tiles", ""))))},
+    "layers/_max_pool2d_tiles.py _tiles: (axis, n, k) -> (axis, k, n)": "only their product is used",
+    "layers/_max_pool2d_tiles.py _tiles: axis + x.ndim -> axis": "an axis counted from the end is the same",
     **{f"layers/_max_pool2d_tiles.py _larger: {swap}": "the larger of two, in either order" for swap in (
         "((x, i), (y, j)) -> ((y, j), (x, i))", "(a, b) -> (b, a)")},
     **{f"layers/_max_pool2d_tiles.py _larger: {mutant}": "two pixels have different places" for mutant in (
@@ -194,6 +196,9 @@ BEYOND_CHECK = {
         "images much wider than the filter, or wider than high: `check` has none",
     r"weight_gradient_by_products: i \* block -> i$": "images that do not fit in a block: `check` has none",
     r"_larger: .*(y == x|y != y|x == x|[ij] [<>] [ij]|y > x -> y >= x)": "which of equal pixels, or of NaNs, is the largest",
+    r"are_windows_of: \(0, 0\)": "the general form, which is the same there",
+    r"_tiles\.py gradient: _place\(.*bfloat16": "a small whole number, the same in every dtype",
+    r"_reduced: .*iinfo\(dtype\)\.min": "the pixel of a window that is all −∞",
     r"_place: (\(row, column\) -> |row \* .* - column$)": "another number for a pixel, forward and backward alike",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that is not used",

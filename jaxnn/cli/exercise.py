@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Iterable
 from itertools import groupby
@@ -13,7 +14,7 @@ import jax
 from jaxnn import exercises
 from jaxnn.cli.terminal import CommandError, print_line
 from jaxnn.exercises import EXERCISES, Exercise, ExerciseError, grading
-from jaxnn.exercises.hand_in import read
+from jaxnn.exercises.hand_in import NotPython, read
 from jaxnn.files import write_whole
 from jaxnn.plots.class_page import page
 from jaxnn.plots.mistakes import mistakes
@@ -39,22 +40,27 @@ def _list(_: argparse.Namespace) -> int:
 def _start(options: argparse.Namespace) -> int:
     exercise = exercises.find(options.name)
     file = Path(options.output).expanduser() / f"{exercise.name}.py"
-    text = exercises.starter(exercise).replace(f'EXERCISE = "{exercise.name}"', f'EXERCISE = "{options.name}"')
+    own, _, name = options.name.rpartition(":")
+    called = f"{Path(own).name}:{name}" if own else name  # students have the file beside theirs
+    text = exercises.starter(exercise).replace(f'EXERCISE = "{exercise.name}"', f'EXERCISE = "{called}"')
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("x", encoding="utf-8") as opened:
             opened.write(text)
-    except FileExistsError:
-        raise CommandError(f"{str(file)!r} exists and is not replaced; choose another --output", USAGE) from None
+    except FileExistsError as error:
+        raise CommandError(f"{error.filename!r} exists and is not replaced; choose another --output", USAGE) from None
     except OSError as error:
         raise CommandError(f"cannot write {str(file)!r} ({error.strerror}); choose another --output", USAGE) from error
-    print_line(f"{file}\nWrite `{exercise.function}` in it, then: jaxnn exercise check {file}")
+    print_line(f"{file}\nWrite `{exercise.function}` in it, then: jaxnn exercise check {shlex.quote(str(file))}")
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
     path = Path(options.file).expanduser()
-    name = options.exercise or _named(path)
+    try:
+        name = options.exercise or _named(path)
+    except NotPython as error:
+        raise CommandError(str(error), NOT_JUDGED) from error
     feedback = exercises.check(path, exercises.find(name, path.parent), hints=options.hints)
     print_line(str(feedback))
     if options.json is not None:
@@ -72,12 +78,13 @@ def _named(path: Path) -> str:
 def _grade(options: argparse.Namespace) -> int:
     folder, output = Path(options.folder).expanduser(), Path(options.output).expanduser()
     exercise = None if options.exercise is None else exercises.find(options.exercise)
+    _write(output / "grades.json", "")  # before the work, so that it is not in vain
     graded = grading.grade(folder, exercise, progress=_progress)
     title = f"{folder.resolve().name}: {len(graded)} hand-ins"
     found = grading.to_dict(graded)
     _write(output / "grades.json", json.dumps(found, indent=1, ensure_ascii=False))
     versions = {"python": platform.python_version(), "jax": jax.__version__}
-    _write(output / "class.html", page(found, title, f"jaxnn exercise grade {options.folder}", versions))
+    _write(output / "class.html", page(found, title, f"jaxnn exercise grade {shlex.quote(options.folder)}", versions))
     mistakes(output / "mistakes.png", found["mistakes"], len(graded), title)
     for student, own in groupby(graded, lambda each: each.student):
         hand_ins = list(own)
@@ -119,5 +126,6 @@ def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text.encode())
-    except OSError as error:
-        raise CommandError(f"cannot write {str(path)!r} ({error.strerror}); choose another file", USAGE) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it has no name"
+        raise CommandError(f"cannot write {str(path)!r} ({reason}); choose another name", USAGE) from error

@@ -5,14 +5,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.exercises.exercise import BASE, Arrays, Case, Exercise, Mistake, Part
+from jaxnn.exercises.exercise import BASE, HALF, Arrays, Case, Exercise, Mistake, Part
 from jaxnn.layers.max_pool2d import max_pool2d
 
 TAURA = "Taura, Neural Networks Basics"
 MULTI_CLASS = "Multi-class classification and backpropagation"
 LAROCHELLE = "Larochelle, Neural networks"
 LARGE = "for large x, whose exponential overflows"
-HALF, ONE_HOT, TIES = "in float16", "for one output at a time", "at ties"
+ONE_HOT, TIES = "for one output at a time", "at ties"
 
 
 def normal(seed: int, *shape: int, scale: float = 1.0) -> Any:
@@ -47,7 +47,7 @@ OF_LABEL = "for c = t, the label's class"
 OF_OTHERS = "for c ≠ t, the other classes"
 
 
-def _by_label(like: str) -> tuple[Part, ...]:
+def by_label(like: str) -> tuple[Part, ...]:
     return (
         Part(OF_LABEL, BASE, lambda v: _is_label(v, like)),
         Part(OF_OTHERS, BASE, lambda v: ~_is_label(v, like)),
@@ -95,6 +95,15 @@ RELU = Exercise(
     batched=("x",),
 )
 
+
+def _last_window(v: Arrays, _: Arrays, __: Any) -> Any:
+    """Return dx with the share of the last window alone at each pixel."""
+    dx, (oh, ow) = np.zeros(v["x"].shape), v["y"].shape[2:]
+    for i, j in np.ndindex(v["W"].shape[2:]):
+        dx[:, :, i : i + oh, j : j + ow] = np.einsum("sohw,oc->schw", v["dy"], v["W"][:, :, i, j])
+    return dx
+
+
 CONV2D = Exercise(
     name="conv2d",
     title="convolution with several channels",
@@ -116,12 +125,13 @@ CONV2D = Exercise(
     inputs=("x", "W", "b"),
     outputs=("y",),
     gradients=("dx", "dW", "db"),
-    cases=also_in_float16(x=normal(0, 2, 3, 5, 4), W=normal(1, 2, 3, 3, 2), b=normal(2, 2)),
+    cases=also_in_float16(x=normal(0, 2, 3, 6, 8), W=normal(1, 5, 3, 4, 6), b=normal(2, 5)),
     mistakes=(
         Mistake(
             "the filter is reversed: a convolution in the place of a cross-correlation, or the other way",
             "dx", lambda v, g, at: at(W=v["W"][..., ::-1, ::-1])["dx"],
         ),
+        Mistake("the shares of overlapping windows must be added up", "dx", _last_window),
     ),
     batched=("x",),
 )  # fmt: skip
@@ -263,7 +273,7 @@ NLL = Exercise(
     outputs=("l",),
     gradients=("dp",),
     cases=also_in_float16(p=PROBABILITIES, t=LABELS),
-    parts=_by_label("p"),
+    parts=by_label("p"),
     batched=("p", "t"),
 )
 
@@ -285,7 +295,7 @@ CROSS_ENTROPY = Exercise(
     outputs=("l",),
     gradients=("dx",),
     cases=(*also_in_float16(x=SOFTMAX_X, t=LABELS), case_of(LARGE, x=normal(2, 3, 5, scale=300.0), t=LABELS)),
-    parts=_by_label("x"),
+    parts=by_label("x"),
     batched=("x", "t"),
 )
 

@@ -8,9 +8,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
-import inspect
 import textwrap
-import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +21,7 @@ from jaxnn.gradcheck.tolerance import Truth, finfo, largest_response, random_sig
 from jaxnn.tracing.contexts import float64_mode, quiet
 
 Arrays = dict[str, Any]  # values by name
-BASE = "base"  # the name of the first case, at ordinary arguments
+BASE, HALF = "base", "in float16"  # the name of the first case, at ordinary arguments; and of one in float16
 DRAWS = 3  # random perturbations by which the tolerance is estimated
 
 
@@ -147,7 +145,7 @@ class Exercise:
 
     def values(self, case: Case) -> Arrays:
         """Return, in float64, all that the function to be written is given at a case, by name."""
-        with _float64():
+        with float64():
             inputs = {name: jnp.asarray(case.inputs[name]) for name in self.inputs}
             if not self.upstream:
                 return dict(case.inputs)
@@ -183,7 +181,7 @@ class Exercise:
         self, values: Arrays, rounding: Callable[[Any], Any] = lambda value: value, dtype: str = "float64"
     ) -> list[Any]:
         """Return what is right at these values, computed in a dtype, with each value and its gradient rounded."""
-        with _float64():
+        with float64():
             values = {name: jnp.asarray(v, dtype if is_float(v) else v.dtype) for name, v in values.items()}
             inputs = {name: values[name] for name in self.inputs}
             if self.right is not None:
@@ -209,7 +207,7 @@ class Exercise:
 
 
 @contextlib.contextmanager
-def _float64() -> Iterator[None]:
+def float64() -> Iterator[None]:
     """Compute in float64, whatever the caller's configuration of JAX is."""
     with float64_mode(), quiet(), jax.numpy_rank_promotion("allow"):
         yield
@@ -248,80 +246,6 @@ def rounded(values: Arrays, dtype: str) -> Arrays:
         name: np.asarray(np.asarray(value, jnp.dtype(dtype)), np.float64) if is_float(value) else np.asarray(value)
         for name, value in values.items()
     }
-
-
-def from_function(
-    f: Callable[..., Any],
-    args: Sequence[Any],
-    *,
-    name: str | None = None,
-    title: str | None = None,
-    batched: Sequence[str] = (),
-    hints: int = 2,
-) -> Exercise:
-    """Make an exercise of any function of yours: its backward pass is to be written.
-
-    Args:
-        f: a function of arrays, written with JAX, that returns one array. Its source becomes the forward pass of the
-            exercise's file, so it must use nothing but its arguments, `jax` and `jnp`.
-        args: example arguments, arrays or numbers. Gradients are asked for those of a floating-point dtype.
-        name: the exercise's name; None takes the function's.
-        title: one line for the list; None takes the first line of the function's docstring.
-        batched: the names of the arguments whose first axis is a batch: then a hand-in that is wrong only for a batch
-            above 1 is told so.
-        hints: the level of feedback, from 0 to 3, unless the hand-in's file says another.
-
-    Returns:
-        The exercise. Assign it to a name in a file of yours, and refer to it as `file.py:name`.
-
-    Raises:
-        ExerciseError: the function has no source, returns no single array, or no argument is of a floating-point dtype.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import jaxnn
-        >>> def gate(x, w):
-        ...     return jnp.tanh(x) * w
-        >>> jaxnn.exercises.from_function(gate, (jnp.ones((3, 2)), jnp.ones(2))).gradients  # doctest: +SKIP
-        ('dx', 'dw')
-    """
-    label = name or str(getattr(f, "__name__", "own"))
-    try:
-        source = textwrap.dedent(inspect.getsource(f))
-        parameters = tuple(inspect.signature(f).parameters)
-        tree = ast.parse(source).body[0]
-    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
-        raise ExerciseError(f"`f` ({label}) must be a function written in a file, whose source can be read") from None
-    if not isinstance(tree, ast.FunctionDef):
-        raise ExerciseError(f"`f` ({label}) must be made by `def`, and not by a lambda")
-    if len(parameters) != len(args):
-        raise ExerciseError(f"`args` has {len(args)} values, and must have one for each of {', '.join(parameters)}")
-    inputs = {p: np.asarray(a) for p, a in zip(parameters, args, strict=True)}
-    inputs = {p: a.astype(np.float64) if is_float(a) else a for p, a in inputs.items()}
-    gradients = tuple(f"d{p}" for p, a in inputs.items() if is_float(a))
-    if not gradients:
-        raise ExerciseError("`args` must have an array of a floating-point dtype, whose gradient is asked for")
-    output = next(each for each in ("y", "out", "result") if each not in parameters)
-    documented = (inspect.getdoc(f) or "").partition("\n")[0]
-    exercise = Exercise(
-        name=label,
-        title=title or documented or f"the backward pass of {label}",
-        definition=documented or f"{output} = {label}({', '.join(parameters)})",
-        source="your lecturer's function",
-        forward=f"{source}\n\nforward = {tree.name}\n",
-        inputs=parameters,
-        outputs=(output,),
-        gradients=gradients,
-        cases=(Case(BASE, inputs), Case("in float16", inputs, "float16")),
-        helpers={"forward": f},
-        batched=tuple(batched),
-        hints=hints,
-    )
-    try:
-        exercise.truth(exercise.cases[0])
-    except Exception as error:
-        raise ExerciseError(f"`f` ({label}) cannot be differentiated at `args`: {error}") from error
-    return exercise
 
 
 def source_of(exercise: Exercise) -> str:
@@ -363,19 +287,20 @@ HINTS = {exercise.hints}  # 0 passed or not; 1 what property fails; 2 the typica
 
 def _rules(exercise: Exercise) -> list[str]:
     names = ", ".join(exercise.gradients)
+    last = exercise.outputs[-1]
     task = (
-        f"Write `backward`. It gets `{exercise.upstream}`, the gradient of the loss L by `{exercise.outputs[-1]}`, "
-        f"and the values\n    of the forward pass. It returns {names}: dv is ∂L/∂v."
+        f"Write `backward`. It gets `{exercise.upstream}`, the upstream gradient ∂L/∂{last} of a loss L, and the values\n"
+        f"    of the forward pass. It returns {names}: dv is ∂L/∂v."
         if exercise.upstream
         else f"Write `{exercise.function}`. It returns {names}."
     )
     return [
         task,
-        "A gradient has the shape and the dtype of what it is the gradient of."
+        "A gradient has the shape of what it is the gradient of, and a floating-point dtype that is as wide."
         if exercise.upstream
-        else "A new value has the shape and the dtype of the old one.",
+        else "A new value has the shape of the old one, and a floating-point dtype that is as wide.",
         "Use jax.numpy or NumPy. Loops are allowed: it need not be fast.",
-        "Do not differentiate automatically, and do not import jaxnn: the derivation is the exercise.",
+        "Do not differentiate automatically or numerically, and do not import jaxnn: derive it by hand.",
         "The forward pass is given. What you change in it is not judged.",
         *exercise.notes,
         f"Check it with `jaxnn exercise check {exercise.name.rpartition(':')[2]}.py`, as often as you like.",

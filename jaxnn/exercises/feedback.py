@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from jaxnn.exercises import hand_in as hand_ins
 from jaxnn.exercises.exercise import Exercise, ExerciseError, source_of
 from jaxnn.exercises.finding import find
-from jaxnn.exercises.judging import UNWRITTEN, Finding, judge, trials
+from jaxnn.exercises.judging import UNWRITTEN, WRONG, Finding, judge, trials
 
 LEVELS = (0, 1, 2, 3)
-NO_MISTAKE = "no typical mistake is recognised"
+NO_MISTAKE, NOT_JUDGED = "no typical mistake is recognised", "could not be judged"
 YES, NO = "yes", "no"
 
 
@@ -24,7 +24,7 @@ class Feedback(NamedTuple):
     Attributes:
       exercise: the exercise's name.
       file: the hand-in's file.
-      findings: what was found of each gradient; empty if the hand-in could not be judged.
+      findings: what was found of each gradient.
       error: why it could not be judged, in one line.
       level: how much is told.
     """
@@ -44,14 +44,14 @@ class Feedback(NamedTuple):
     def __repr__(self) -> str:
         """Return the lines for the student, also where a notebook shows the value of a cell."""
         if self.error:
-            return f"{self.exercise}: could not be judged\n  {self.error}"
+            return f"{self.exercise}: {NOT_JUDGED}\n  {self.error}"
         lines = [f"{self.exercise}: {'passed' if self.passed else 'not passed'}"]
         width = max(len(finding.name) for finding in self.findings)
         for finding in self.findings:
             lines.append(f"  {finding.name:{width}}  {_head(finding, self.stages and self.level > 0)}")
             lines += [f"  {'':{width}}    {line}" for line in told(finding, self.level)]
         if not self.passed and self.level < LEVELS[-1]:
-            lines.append(f"(feedback of level {self.level} of {LEVELS[-1]})")
+            lines.append(f"(feedback level {self.level} of {LEVELS[-1]})")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,13 +81,20 @@ def told(finding: Finding, level: int) -> list[str]:
     lines = [finding.property]
     if level >= 2 and finding.mistake:
         lines.append(f"mistake: {finding.mistake}")
+    elif level >= 2 and finding.property.startswith(WRONG):
+        lines.append(NO_MISTAKE)
     if level >= 3 and finding.worst:
         lines.append(f"worst: {finding.worst}")
     return lines
 
 
 def check(
-    hand_in: str | Path | Callable[..., Any], exercise: Exercise | str, *, hints: int | None = None, quiet: bool = False
+    hand_in: str | Path | Callable[..., Any],
+    exercise: Exercise | str,
+    *,
+    hints: int | None = None,
+    quiet: bool = False,
+    alone: bool = False,
 ) -> Feedback:
     """Judge a hand-in.
 
@@ -97,6 +104,7 @@ def check(
       exercise: what it is a hand-in of, or its name.
       hints: the level of feedback, from 0 to 3; None takes the file's, or the exercise's.
       quiet: do not show what it prints.
+      alone: the other Python files of the file's folder are not its own.
 
     Returns:
       The feedback: print it, or see `passed`.
@@ -114,18 +122,18 @@ def check(
       relu: not passed
         dx  not passed
               wrong only where x is 0
-      (feedback of level 2 of 3)
+      (feedback level 2 of 3)
     """
     exercise = find(exercise) if isinstance(exercise, str) else exercise
     if not callable(hand_in):
-        return _check_file(Path(hand_in), exercise, hints, quiet)
+        return _check_file(Path(hand_in), exercise, hints, quiet, alone)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{exercise.function}.py")
         path.write_text(_file_of(hand_in, exercise), encoding="utf-8")
         path.with_name("given.py").write_text(
             f"import jax\nimport numpy as np\n{source_of(exercise)}\n", encoding="utf-8"
         )
-        return _check_file(path, exercise, hints, quiet)
+        return _check_file(path, exercise, hints, quiet, False)
 
 
 def _file_of(function: Callable[..., Any], exercise: Exercise) -> str:
@@ -141,20 +149,25 @@ def _file_of(function: Callable[..., Any], exercise: Exercise) -> str:
     return "\n" * (first - 1) + textwrap.dedent("".join(lines)) + "\n" + last.replace(f"{name} = {name}\n", "")
 
 
-def _check_file(path: Path, exercise: Exercise, hints: int | None, quiet: bool) -> Feedback:
+def _check_file(path: Path, exercise: Exercise, hints: int | None, quiet: bool, alone: bool) -> Feedback:
     level = exercise.hints if hints is None else hints
     try:
         head = hand_ins.read(path)
     except ExerciseError as unread:
         if not path.is_file():
             raise
-        return Feedback(exercise.name, path.name, (), str(unread), level)
+        return Feedback(exercise.name, path.name, _not_judged(exercise), str(unread), level)
     level = level if hints is not None or head.hints is None else head.hints
     tried = trials(exercise)
-    result = hand_ins.run(path, exercise, [t.values for t in tried], [t.case.dtype for t in tried], quiet=quiet)
+    values, dtypes = [t.values for t in tried], [t.case.dtype for t in tried]
+    result = hand_ins.run(path, exercise, values, dtypes, quiet=quiet, alone=alone)
     error = result.error or _error_of_all(result)
-    findings = () if error else tuple(judge(exercise, result))
+    findings = _not_judged(exercise) if error else tuple(judge(exercise, result))
     return Feedback(exercise.name, path.name, findings, error, level, exercise.stages)
+
+
+def _not_judged(exercise: Exercise) -> tuple[Finding, ...]:
+    return tuple(Finding(name, False, NOT_JUDGED) for name in exercise.gradients)
 
 
 def _error_of_all(result: hand_ins.Result) -> str:

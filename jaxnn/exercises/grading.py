@@ -8,13 +8,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxnn.exercises import hand_in
 from jaxnn.exercises.exercise import Exercise, ExerciseError
 from jaxnn.exercises.feedback import Feedback, check, told
 from jaxnn.exercises.finding import EXERCISES
-from jaxnn.exercises.hand_in import read
+from jaxnn.exercises.hand_in import plain, read
 from jaxnn.exercises.judging import FOLLOWS, trials
 
-NOT_JUDGED = "could not be judged"
+# Why a hand-in could not be judged, as it is counted over the class: what its line holds, and the name.
+KINDS = {
+    hand_in.REFUSED: "not by hand: refused",
+    "is not valid Python": "not valid Python",
+    "no answer within": "an endless loop, or one that is too long",
+    "of memory": "too much memory",
+    " raises ": "an error is raised",
+    "which is not installed": "imports what is not installed",
+}
 LECTURER = 3  # the lecturer's level of feedback
 
 
@@ -29,7 +38,7 @@ class Graded(NamedTuple):
     def mistakes(self) -> list[str]:
         """What is wrong with it, as it is counted over the class."""
         if self.feedback.error:
-            return [NOT_JUDGED]
+            return [_kind_of(self.feedback.error)]
         wrong = [f for f in self.feedback.findings if not f.passed and not f.property.startswith(FOLLOWS)]
         return list(dict.fromkeys(f.mistake or f.property for f in wrong))
 
@@ -66,13 +75,19 @@ def grade(
         return [each.result() for each in waiting]
 
 
+def _kind_of(error: str) -> str:
+    return next((kind for words, kind in KINDS.items() if words in error), "could not be judged")
+
+
 def _hand_ins(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield each student with a hand-in: files that name an exercise, or a student's only file."""
     for entry in sorted(folder.iterdir()):
-        files = sorted(entry.glob("*.py")) if entry.is_dir() else [entry] if entry.suffix == ".py" else []
-        for path in files:
-            if len(files) == 1 or _names_exercise(path):
-                yield entry.stem if entry.is_file() else entry.name, path
+        if entry.is_file() and entry.suffix == ".py":
+            yield entry.stem, entry
+        elif entry.is_dir() and entry.name[0] not in "._":
+            files = sorted(entry.rglob("*.py"))
+            chosen = [path for path in files if _names_exercise(path)] or files
+            yield from ((entry.name, path) for path in chosen or [entry])
 
 
 def _names_exercise(path: Path) -> bool:
@@ -84,16 +99,18 @@ def _names_exercise(path: Path) -> bool:
 
 def _exercise_of(path: Path, given: Exercise | None) -> Exercise | str:
     """Return what a file is a hand-in of; or why that is unknown. No file of a student is run for it."""
+    if path.is_dir():
+        return "no hand-in: the folder has no .py file"
     try:
         name = read(path).exercise
     except ExerciseError as error:
         return str(error) if given is None else given
     if given is not None:
-        own = (name or given.name).rpartition(":")[2]
-        return given if own == given.name else f"it is a hand-in of {name!r}, and not of {given.name!r}"
+        other = name is not None and name != given.name and (name in EXERCISES or given.name in EXERCISES)
+        return f"it is a hand-in of {plain(name)!r}, and not of {given.name!r}" if other else given
     if name is None:
         return 'it names no exercise: the line EXERCISE = "..." is missing'
-    return EXERCISES.get(name, f"it names the exercise {name!r}, which is none of the notes': give it with --exercise")
+    return EXERCISES.get(name, f"it names the exercise {plain(name)!r}, which is not a built-in one: use --exercise")
 
 
 def _graded(folder: Path, student: str, path: Path, exercise: Exercise | str) -> Graded:
@@ -101,7 +118,7 @@ def _graded(folder: Path, student: str, path: Path, exercise: Exercise | str) ->
     if isinstance(exercise, str):
         return Graded(student, file, Feedback("?", file, (), exercise, LECTURER))
     try:
-        return Graded(student, file, check(path, exercise, hints=LECTURER, quiet=True))
+        return Graded(student, file, check(path, exercise, hints=LECTURER, quiet=True, alone=path.parent == folder))
     except Exception as error:  # one hand-in is not the end of the others
         return Graded(student, file, Feedback(exercise.name, file, (), f"{type(error).__name__}: {error}", LECTURER))
 
@@ -122,16 +139,16 @@ def gradescope(graded: list[Graded], hints: int) -> str:
     tests = []
     for each in graded:
         feedback = each.feedback
-        if feedback.error:
-            tests.append(_test(feedback.exercise, False, feedback.error))
         for finding in feedback.findings:
-            tests.append(
-                _test(f"{feedback.exercise}: {finding.name}", finding.passed, "\n".join(told(finding, hints)))
-            )  # fmt: skip
+            output = feedback.error or "\n".join(told(finding, hints))
+            tests.append(_test(f"{feedback.exercise}: {finding.name}", finding.passed, output))
+        if not feedback.findings:
+            tests.append(_test(feedback.exercise, False, feedback.error))
     text = "\n\n".join(str(each.feedback._replace(level=hints)) for each in graded)
     return json.dumps({"output": text, "stdout_visibility": "hidden", "tests": tests}, indent=1, ensure_ascii=False)
 
 
 def _test(name: str, passed: bool, output: str) -> dict[str, Any]:
     status = "passed" if passed else "failed"
-    return {"name": name, "score": float(passed), "max_score": 1.0, "status": status, "output": output}
+    points = 0.0 if name.endswith(": arguments") else 1.0  # that they are left alone earns none
+    return {"name": name, "score": points * passed, "max_score": points, "status": status, "output": output}

@@ -20,11 +20,16 @@ import numpy as np
 from jaxnn.exercises.exercise import Arrays, Exercise, ExerciseError
 
 SECONDS = 20.0
+REFUSED = "refused"
 MEMORY = 2 << 30  # bytes
 MOST_BYTES = 64 << 20  # that the process may send: the gradients are small
 LONGEST = 160  # characters of a line of the hand-in, or of an error, that are shown
 # What a hand-in needs of the environment. Nothing else is inherited: there may be secrets.
 KEPT = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "LD_LIBRARY_PATH")
+
+
+class NotPython(ExerciseError):
+    """A file that Python cannot read."""
 
 
 class HandIn(NamedTuple):
@@ -61,29 +66,43 @@ def read(path: Path) -> HandIn:
         tree = ast.parse(path.read_bytes())
     except OSError as error:
         raise ExerciseError(f"cannot read {str(path)!r} ({error.strerror})") from None
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         where = f"line {line} of " if line else ""
-        raise ExerciseError(f"{where}{str(path)!r} is no Python: {getattr(error, 'msg', error)}") from None
+        raise NotPython(f"{where}{str(path)!r} is not valid Python: {plain(getattr(error, 'msg', error))}") from None
     constants: dict[str, Any] = {}
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            constants |= {target.id: node.value.value for target in node.targets if isinstance(target, ast.Name)}
-    exercise, hints = constants.get("EXERCISE"), constants.get("HINTS")
-    if hints is not None and (isinstance(hints, bool) or hints not in (0, 1, 2, 3)):
-        raise ExerciseError(f"HINTS in {str(path)!r} is {hints!r}, and must be 0, 1, 2 or 3")
+        if isinstance(node, ast.Assign):
+            constants |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
+    exercise, hints = (_literal(constants[name]) if name in constants else None for name in ("EXERCISE", "HINTS"))
+    if hints is not None and (type(hints) is not int or hints not in (0, 1, 2, 3)):
+        raise ExerciseError(f"HINTS in {str(path)!r} is {plain(hints)}, and must be 0, 1, 2 or 3")
     return HandIn(path, exercise if isinstance(exercise, str) else None, hints)
 
 
-def run(path: Path, exercise: Exercise, values: list[Arrays], dtypes: list[str], *, quiet: bool) -> Result:
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        return ast.unparse(node)
+
+
+def plain(text: Any) -> str:
+    """Return what a student wrote as one short line that a terminal and a file can show."""
+    line = "".join(c if c.isprintable() else " " for c in str(text)).encode(errors="backslashreplace").decode()
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"
+
+
+def run(path: Path, exercise: Exercise, values: list[Arrays], dtypes: list[str], *, quiet: bool, alone: bool) -> Result:
     """Run a hand-in on the values of each case, in a copy of its folder, so that it can delete nothing.
 
     Args:
-      path: its file. The other Python files of a folder of its own come with it.
+      path: its file.
       exercise: what it is a hand-in of.
       values: for each case, the values that its function takes, by name.
       dtypes: for each case, the dtype of the floating-point arguments.
       quiet: do not show what it prints.
+      alone: leave the other Python files of its folder behind, which are other students'.
 
     Returns:
       What came back.
@@ -91,7 +110,7 @@ def run(path: Path, exercise: Exercise, values: list[Arrays], dtypes: list[str],
     with tempfile.TemporaryDirectory(prefix="hand-in-", ignore_cleanup_errors=True) as folder:
         work = Path(folder, "work")
         work.mkdir()
-        for each in {path, *path.parent.glob("*.py")}:
+        for each in {path} if alone else {path, *path.parent.glob("*.py")}:
             if each.is_file():
                 shutil.copy(each, work / each.name)
         return _run(work / path.name, exercise, values, dtypes, folder, quiet)
@@ -131,9 +150,11 @@ def _run(file: Path, exercise: Exercise, values: list[Arrays], dtypes: list[str]
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+    if len(received) >= MOST_BYTES:
+        return Result([], f"it returns more than {MOST_BYTES >> 20} MB")
     if late:
         return Result([], f"no answer within {SECONDS:g} s: an endless loop, or a loop that is too long")
-    return _result(received, child.returncode)
+    return _result(received, child.returncode, len(values))
 
 
 _CHILD = f"""
@@ -164,7 +185,7 @@ def _received(pipe: int, child: Any) -> tuple[bytes, bool]:
     return received, left <= 0
 
 
-def _result(received: bytes, code: int) -> Result:
+def _result(received: bytes, code: int, cases: int) -> Result:
     """Read what the process sent, which may be anything."""
     head, _, rest = received.partition(b"\n")
     try:
@@ -172,7 +193,10 @@ def _result(received: bytes, code: int) -> Result:
         arrays = dict(np.load(io.BytesIO(rest), allow_pickle=False)) if rest else {}
         if told["error"]:
             return Result([], _line_of(told["error"]))
-        return Result([_returned(i, each, arrays) for i, each in enumerate(told["cases"])])
+        found = [_returned(i, each, arrays) for i, each in enumerate(told["cases"])]
+        if len(found) != cases:
+            raise ValueError("it wrote to the pipe itself")
+        return Result(found)
     except Exception:
         if code < 0:
             name = signal.Signals(-code).name
@@ -190,12 +214,11 @@ def _returned(case: int, told: Any, arrays: Arrays) -> Returned:
 
 def _line_of(error: Any) -> str:
     """Return an error of a hand-in as one line, in the student's terms."""
-    kind, text, line = str(error["kind"]), str(error["text"])[:LONGEST], int(error["line"])
-    code = str(error["code"])[:LONGEST]
+    kind, text, line, code = str(error["kind"]), plain(error["text"]), int(error["line"]), plain(error["code"])
     at = f"line {line} (`{code}`)" if line and code else f"line {line}" if line else ""
     if kind == "refused":
-        cure = "a hand-in must not" if "process" in text else "derive it by hand, and write that"
-        return f"refused: {at or 'the file'} {text}; {cure}"
+        cure = "a hand-in must not" if "process" in text else "write the derivative by hand"
+        return f"{REFUSED}: {at or 'the file'} {text}; {cure}"
     if kind == "import":
         return f"{at or 'the file'} imports {text!r}, which is not installed here: use NumPy or JAX"
     if kind == "mistake":
@@ -203,7 +226,7 @@ def _line_of(error: Any) -> str:
     if kind == "blank":
         return f"{at or 'the file'} uses a value that is still a blank: write that first"
     if kind == "syntax":
-        return f"{at or 'the file'} is no Python: {text}"
+        return f"{at or 'the file'} is not valid Python: {text}"
     if "MemoryError" in text or "RESOURCE_EXHAUSTED" in text:
         return f"{at or 'the file'} takes more than {MEMORY >> 30} GB of memory"
     return f"{at or 'the file'} raises {text}"

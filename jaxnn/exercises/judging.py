@@ -17,8 +17,8 @@ from jaxnn.gradcheck.tolerance import EPS_PER_RESPONSE, Truth, differs, finfo, i
 
 SCALED = "for another upstream gradient"  # the base case with its upstream gradient times −2
 ONE_ROW = "for a batch of one row"
-UNWRITTEN = "not written yet"
-FOLLOWS = "may follow from"  # of a gradient that is made from a wrong one
+UNWRITTEN, WRONG = "not written yet", "its values are wrong"
+FOLLOWS = "may be wrong only because"  # of a gradient that is made from a wrong one
 FACTOR = "a constant factor"
 
 
@@ -79,9 +79,9 @@ def judge(exercise: Exercise, result: Result) -> list[Finding]:
     for i, name in enumerate(exercise.gradients):
         judged = [_judged(name, i, trial, each) for trial, each in zip(tried, result.cases, strict=True)]
         found = _finding(exercise, name, judged)
-        spreads = not found.passed and not found.property.startswith(("dtype", UNWRITTEN))
+        spreads = not found.passed and found.property != UNWRITTEN
         if spreads and spread:
-            found = found._replace(property=f"{FOLLOWS} {spread}: mend that first", mistake="")
+            found = found._replace(property=f"{FOLLOWS} {spread} is wrong: correct {spread} first", mistake="")
         elif spreads and exercise.stages and name[1:] in exercise.outputs:
             spread = name
         findings.append(found)
@@ -101,16 +101,19 @@ def _judged(name: str, i: int, trial: Trial, returned: Returned) -> Judged:
         detail = f"shape {_shape(given)}, and must be {_shape(right)}"
         return Judged(trial, given, right, "shape", none, detail)
     dtype = returned.dtypes[name]
-    detail = "" if dtype in (trial.case.dtype, "float64") else f"dtype {dtype}, and must be {trial.case.dtype}"
-    if detail and "float" not in dtype:
-        return Judged(trial, given, right, "dtype", none, detail)
+    if not _holds(dtype, trial.case.dtype):
+        return Judged(trial, given, right, "dtype", none, f"dtype {dtype}, and must be {trial.case.dtype}")
     given = given.astype(np.float64)
     eps = float(finfo(trial.case.dtype).eps)
     wrong = differs(given, right, trial.truth.allowed(i, EPS_PER_RESPONSE * eps, trial.case.dtype))
     if (~np.isfinite(given) & np.isfinite(right)).any():
         return Judged(trial, given, right, "finite", wrong)
-    failed = "values" if wrong.any() else "dtype" if detail else ""  # NumPy makes float64 of much: that may be
-    return Judged(trial, given, right, failed, wrong, detail)
+    return Judged(trial, given, right, "values" if wrong.any() else "", wrong)
+
+
+def _holds(dtype: str, wanted: str) -> bool:
+    """Whether a dtype is floating-point and as wide: NumPy makes float64 of many things, and JAX float32."""
+    return dtype.startswith("float") and np.dtype(dtype).itemsize >= np.dtype(wanted).itemsize
 
 
 def _shape(array: Any) -> str:
@@ -119,7 +122,7 @@ def _shape(array: Any) -> str:
 
 def _finding(exercise: Exercise, name: str, judged: list[Judged]) -> Finding:
     base = judged[0]
-    failed = next(iter(sorted((each for each in judged if each.failed), key=lambda each: each.failed == "dtype")), None)
+    failed = next((each for each in judged if each.failed), None)
     if failed is None:
         return Finding(name, True, exact=_is_exact(base))
     by_case = {each.trial.case.name: each for each in judged}
@@ -136,7 +139,7 @@ def _finding(exercise: Exercise, name: str, judged: list[Judged]) -> Finding:
 
 
 def _is_exact(judged: Judged) -> bool:
-    if judged.given is None or judged.given.shape != judged.right.shape:
+    if judged.given is None or judged.given.shape != judged.right.shape or judged.given.dtype.kind == "c":
         return False
     dtype = judged.trial.case.dtype
     return bool(np.array_equal(np.asarray(judged.given, dtype), np.asarray(judged.right, dtype)))
@@ -147,26 +150,26 @@ def _property(exercise: Exercise, name: str, failed: Judged, by_case: dict[str, 
     case = failed.trial.case.name
     where = "" if case == BASE else f" {case}"
     if failed.failed in ("error", "shape", "dtype"):
-        return failed.detail + where
+        return f"{where.strip()}: {failed.detail}".removeprefix(": ")
     if failed.failed == "finite":
         return f"not finite{where}: an overflow, or a division by zero"
     if case == SCALED:
-        return "not linear in the upstream gradient"
+        return f"not linear in {exercise.upstream}"
     if case != BASE:
         return f"wrong only {case}"
     scaled, one_row = by_case.get(SCALED), by_case.get(ONE_ROW)
     depends = scaled is not None and not match(scaled.right, failed.right)  # a Jacobian does not
     if scaled is not None and depends and scaled.given is not None and scaled.given.shape == failed.given.shape:
         if match(scaled.given, failed.given):
-            return "it does not depend on the upstream gradient"
+            return f"it does not depend on {exercise.upstream}"
         if not match(scaled.given, -2 * failed.given) and failed.given.any():
-            return "not linear in the upstream gradient"
+            return f"not linear in {exercise.upstream}"
     if one_row is not None and not one_row.failed:
         return "wrong only for a batch above 1"
     return (
         _part(exercise, by_case)
         or _by_sign(name, failed)
-        or ("its values are wrong" if failed.wrong.all() else "its values are wrong at some elements")
+        or (WRONG if failed.wrong.all() else f"{WRONG} at some elements")
     )
 
 
@@ -183,7 +186,7 @@ def _part(exercise: Exercise, by_case: dict[str, Judged]) -> str:
 def _by_sign(name: str, failed: Judged) -> str:
     """Say that the wrong elements are those where the argument has one sign."""
     named = pattern(0, [failed.given], [failed.right], [""], _point(name, failed), failed.wrong).name
-    return named.replace("the argument", name[1:]) if named.startswith("wrong only") else ""
+    return named.replace("the argument is", name[1:]).replace("== 0", "is 0") if named.startswith("wrong only") else ""
 
 
 def _point(name: str, judged: Judged) -> Any:
@@ -211,7 +214,10 @@ def _mistake(exercise: Exercise, name: str, failed: Judged, by_case: dict[str, J
     if found.startswith("this is the derivative with respect to"):
         other = next(o for o, t in right.items() if o != name and match(given, t))
         return f"{other} is in its place: the order of what is returned"
-    return "" if found.startswith("wrong ") else found.replace(MINUS, "the sign")
+    if found.startswith("wrong "):
+        return ""
+    found = found.replace(MINUS, "the sign").replace("a term is missing", "a term is missing, or has a wrong factor,")
+    return found.partition(": a None")[0]
 
 
 def _special(exercise: Exercise, name: str, given: Any, values: Arrays, right: Arrays) -> str:
@@ -225,9 +231,11 @@ def _special(exercise: Exercise, name: str, given: Any, values: Arrays, right: A
         if each.of == name and match(given, each.value(values, right, at)):
             return each.name
     if exercise.upstream and match(given, at(**{exercise.upstream: np.ones_like(values[exercise.upstream])})[name]):
-        return "the upstream gradient is forgotten"
+        return f"{exercise.upstream} is forgotten"
     if exercise.upstream and match(given, values[exercise.upstream]):
-        return "the upstream gradient itself: nothing is done with it"
+        return f"this is {exercise.upstream} itself: nothing is done with it"
+    if not exercise.upstream and (named := _of_step(given, values[name.removesuffix("_new")], right[name])):
+        return named
     for value in exercise.outputs:
         if value in values and match(given, values[value]):
             return f"this is {value}, a value of the forward pass, and no gradient"
@@ -242,9 +250,23 @@ def _special(exercise: Exercise, name: str, given: Any, values: Arrays, right: A
     return ""
 
 
+def _of_step(given: Any, old: Any, new: Any) -> str:
+    """Name the mistake of an update, from the step that it takes."""
+    if np.array_equal(given, old):
+        return "nothing is updated"
+    for named, step in (("the step has a wrong factor", given - old),
+                        ("the step or the gradient is returned, and not the new value", given)):  # fmt: skip
+        factor = np.vdot(new - old, step) / np.vdot(new - old, new - old)
+        if factor and match(step, factor * (new - old)):
+            return named
+    return ""
+
+
 def _of_shape(given: Any, i: int, names: tuple[str, ...], truths: list[Any]) -> str:
     """Name the mistake behind a wrong shape."""
     right = truths[i]
+    if [n for n in given.shape if n > 1] == [n for n in right.shape if n > 1] and given.ndim > right.ndim:
+        return "an axis of length 1 too many: from keepdims, or a list around it"
     if given.ndim == right.ndim and sorted(given.shape) == sorted(right.shape):
         return "a transpose: the axes are in another order"
     if len(given.shape) > len(right.shape) or any(

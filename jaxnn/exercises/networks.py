@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.exercises.catalogue import LABELS, LAROCHELLE, MULTI_CLASS, TAURA, also_in_float16, case_of, normal
+from jaxnn.exercises.catalogue import LABELS, LAROCHELLE, MULTI_CLASS, TAURA, also_in_float16, by_label, case_of, normal
 from jaxnn.exercises.exercise import Exercise, Mistake
 from jaxnn.layers.max_pool2d import max_pool2d
 
@@ -53,6 +53,7 @@ TWO_LAYER_NETWORK = Exercise(
         Mistake("terms are missing: each input of softmax affects every output", "dz2",
                 lambda v, g, at: g["dp"] * v["p"] * (1 - v["p"])),
     ),
+    parts=by_label("p"),
     notes=(ORDER,),
     batched=("x", "t"),
 )  # fmt: skip
@@ -104,6 +105,7 @@ DIGIT_CNN = Exercise(
         Mistake("the gradient goes to every pixel of a patch, and not to its largest", "dx2",
                 lambda v, g, at: np.repeat(np.repeat(g["dx3"], 2, 2), 2, 3)),
     ),
+    parts=by_label("y"),
     notes=(ORDER, "Of equal pixels in a patch, the first counts as the largest: in its row, then in the next row."),
     batched=("x", "t"),
 )  # fmt: skip

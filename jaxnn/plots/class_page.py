@@ -82,9 +82,9 @@ def _hand_ins(rows: Sequence[Row]) -> str:
 
 
 def _hand_in(row: Row) -> str:
-    mark = '<span class="ok">✓</span>' if row["passed"] else '<span class="no">✗</span>'
+    mark = "–" if row["error"] else '<span class="ok">✓</span>' if row["passed"] else '<span class="no">✗</span>'
     right = sum(gradient["passed"] for gradient in row["gradients"])
-    share = f" {right} of {len(row['gradients'])}" if row["gradients"] else ""
+    share = f" {right} of {len(row['gradients'])}" if row["gradients"] and not row["error"] else ""
     file = "" if row["file"] == f"{row['student']}.py" else f"<br><small>{text_of(row['file'])}</small>"
     return (
         f"<tr><th scope=row>{text_of(row['student'])}{file}</th>"

@@ -153,6 +153,9 @@ RIGHT = {
         dx[range(len(t)), t] -= 1
         return dx * np.asarray(dl).reshape(-1, 1)
     """, NUMPY),
+    "linear, float32 always": Right("linear", "return dy @ W, dy.T @ x, dy.sum(0, dtype=jnp.float32)"),
+    "nll, one_hot of JAX": Right("nll", "return -jax.nn.one_hot(t, p.shape[1]) / p * dl[:, None]", "import jax"),
+    "relu, a list of one": Right("relu", "return [dy * (x > 0)]"),
     "squared_error, twice": Right("squared_error", "return 2 * dl * (y - t), 2 * dl * (t - y)"),
     "l1_penalty, by cases": Right("l1_penalty", "return dΩ * jnp.where(w > 0, 1, jnp.where(w < 0, -1, 0)).astype(w.dtype)"),
     "jacobian, diagonal": Right("jacobian", "J = jnp.diag(1 - y * y) @ W\nreturn J, J.T @ dy"),
@@ -182,9 +185,9 @@ RIGHT = {
 EVERY = "its values are wrong"
 SOME = "its values are wrong at some elements"
 BATCH = "wrong only for a batch above 1"
-UNLINEAR = "not linear in the upstream gradient"
-NO_UPSTREAM = "it does not depend on the upstream gradient"
-FORGOTTEN = "the upstream gradient is forgotten"
+UNLINEAR = "not linear in {}"
+NO_UPSTREAM = "it does not depend on {}"
+FORGOTTEN = "{} is forgotten"
 FACTOR = "a constant factor"
 SIGN = "the sign"
 MEAN = "a mean over the batch in the place of a sum, or a sum in the place of a mean"
@@ -198,7 +201,7 @@ WRONG = {
     "linear, sign of dx": Wrong("linear", "return -dy @ W, dy.T @ x, dy.sum(0)", "dx", EVERY, SIGN),
     "linear, dW transposed": Wrong("linear", "return dy @ W, x.T @ dy, dy.sum(0)", "dW", "shape (4, 2), and must be (2, 4)", TRANSPOSE),
     "linear, db not summed": Wrong("linear", "return dy @ W, dy.T @ x, dy", "db", "shape (3, 2), and must be (2,)", MISSING_SUM),
-    "linear, db with its axis": Wrong("linear", "return dy @ W, dy.T @ x, dy.sum(0, keepdims=True)", "db", "shape (1, 2), and must be (2,)", MISSING_SUM),
+    "linear, db with its axis": Wrong("linear", "return dy @ W, dy.T @ x, dy.sum(0, keepdims=True)", "db", "shape (1, 2), and must be (2,)", "an axis of length 1 too many: from keepdims, or a list around it"),
     "linear, db over the wrong axis": Wrong("linear", "return dy @ W, dy.T @ x, dy.sum(1)", "db", "shape (3,), and must be (2,)"),
     "linear, mean over the batch": Wrong("linear", "return dy @ W, dy.T @ x / len(x), dy.sum(0)", "dW", BATCH, MEAN),
     "linear, db a mean": Wrong("linear", "return dy @ W, dy.T @ x, dy.mean(0)", "db", BATCH, MEAN),
@@ -207,9 +210,9 @@ WRONG = {
     "linear, factor": Wrong("linear", "return dy @ W, 2 * dy.T @ x, dy.sum(0)", "dW", EVERY, FACTOR),
     "linear, upstream forgotten": Wrong("linear", "return jnp.ones_like(dy) @ W, dy.T @ x, dy.sum(0)", "dx", NO_UPSTREAM, FORGOTTEN),
     "linear, integers": Wrong("linear", "return dy @ W, dy.T @ x, jnp.round(dy.sum(0)).astype(int)", "db", "dtype int32, and must be float32"),
-    "linear, float32 always": Wrong("linear", "return dy @ W, dy.T @ x, dy.sum(0, dtype=jnp.float32)", "db", "dtype float32, and must be float16 in float16"),
-    "linear, zeros": Wrong("linear", "return dy @ W, jnp.zeros_like(W), dy.sum(0)", "dW", EVERY, "zero everywhere: a None, a stop_gradient, or a missing term"),
-    "relu, no mask": Wrong("relu", "return dy", "dx", "wrong only where x is < 0", "the upstream gradient itself: nothing is done with it"),
+    "linear, float16": Wrong("linear", "return dy @ W, dy.T @ x, dy.sum(0).astype(jnp.float16)", "db", "dtype float16, and must be float32"),
+    "linear, zeros": Wrong("linear", "return dy @ W, jnp.zeros_like(W), dy.sum(0)", "dW", EVERY, "zero everywhere"),
+    "relu, no mask": Wrong("relu", "return dy", "dx", "wrong only where x < 0", "this is {} itself: nothing is done with it"),
     "relu, at 0": Wrong("relu", "return jnp.where(x >= 0, dy, 0)", "dx", "wrong only where x is 0"),
     "relu, half at 0": Wrong("relu", "return jnp.where(x > 0, dy, jnp.where(x == 0, dy / 2, 0))", "dx", "wrong only where x is 0"),
     "relu, mask of dy": Wrong("relu", "return jnp.where(dy > 0, dy, 0)", "dx", UNLINEAR),
@@ -220,8 +223,9 @@ WRONG = {
     "conv2d, filter reversed": Wrong("conv2d", replaced("conv2d", ("W[:, :, i, j]))\n                dW", "W[:, :, kh - 1 - i, kw - 1 - j]))\n                dW")), "dx", EVERY, "the filter is reversed: a convolution in the place of a cross-correlation, or the other way"),
     "conv2d, dW reversed": Wrong("conv2d", replaced("conv2d", ("return dx, dW", "return dx, dW[:, :, ::-1, ::-1]")), "dW", EVERY, "the derivative reversed along its last two axes"),
     "conv2d, dW over one image": Wrong("conv2d", replaced("conv2d", ('jnp.einsum("sohw,schw->oc", dy, seen)', 'jnp.einsum("ohw,chw->oc", dy[-1], seen[-1])')), "dW", BATCH, "only the last row of the batch counts: a sum over the rows is missing"),
-    "conv2d, db over the images alone": Wrong("conv2d", replaced("conv2d", ("dy.sum((0, 2, 3))", "dy.sum(0)")), "db", "shape (2, 3, 3), and must be (2,)", MISSING_SUM),
-    "conv2d, dx set and not added": Wrong("conv2d", replaced("conv2d", (".add(", ".set(")), "dx", SOME),
+    "conv2d, db over the images alone": Wrong("conv2d", replaced("conv2d", ("dy.sum((0, 2, 3))", "dy.sum(0)")), "db", "shape (5, 3, 3), and must be (5,)", MISSING_SUM),
+    "conv2d, dx set and not added": Wrong("conv2d", replaced("conv2d", (".add(", ".set(")), "dx", SOME, "the shares of overlapping windows must be added up"),
+    "conv2d, dW transposed": Wrong("conv2d", replaced("conv2d", ("return dx, dW", "return dx, dW.transpose(1, 0, 2, 3)")), "dW", "shape (3, 5, 4, 6), and must be (5, 3, 4, 6)", TRANSPOSE),
     "max_pool2d, all of the ties": Wrong("max_pool2d", "big = jnp.repeat(jnp.repeat(y, 2, 2), 2, 3)\nreturn jnp.where(x == big, jnp.repeat(jnp.repeat(dy, 2, 2), 2, 3), 0)", "dx", "wrong only at ties"),
     "max_pool2d, ties shared": Wrong("max_pool2d", "big = jnp.repeat(jnp.repeat(y, 2, 2), 2, 3)\nmask = (x == big).astype(x.dtype)\ns, c, h, w = y.shape\nn = mask.reshape(s, c, h, 2, w, 2).sum((3, 5))\nreturn mask * jnp.repeat(jnp.repeat(dy / n, 2, 2), 2, 3)", "dx", "wrong only at ties"),
     "max_pool2d, the last of the ties": Wrong("max_pool2d", replaced("max_pool2d", ("tiles.argmax(-1)", "(3 - tiles[..., ::-1].argmax(-1))")), "dx", "wrong only at ties"),
@@ -247,7 +251,6 @@ WRONG = {
     "nll, sign": Wrong("nll", "r = jnp.arange(len(t))\nreturn jnp.zeros_like(p).at[r, t].set(dl / p[r, t])", "dp", "wrong only for c = t, the label's class", SIGN),
     "nll, of the logarithm": Wrong("nll", "r = jnp.arange(len(t))\nreturn jnp.zeros_like(p).at[r, t].set(-dl)", "dp", "wrong only for c = t, the label's class"),
     "nll, every class": Wrong("nll", "return -dl[:, None] / p", "dp", "wrong only for c ≠ t, the other classes"),
-    "nll, in float32 always": Wrong("nll", "return -jax.nn.one_hot(t, p.shape[1]) / p * dl[:, None]", "dp", "dtype float32, and must be float16 in float16", imports="import jax"),
     "nll, upstream forgotten": Wrong("nll", "r = jnp.arange(len(t))\nreturn jnp.zeros_like(p).at[r, t].set(-1 / p[r, t])", "dp", NO_UPSTREAM, FORGOTTEN),
     "cross_entropy, no label": Wrong("cross_entropy", replaced("cross_entropy", (".at[jnp.arange(len(t)), t].add(-1)", "")), "dx", "wrong only for c = t, the label's class"),
     "cross_entropy, label added": Wrong("cross_entropy", replaced("cross_entropy", (".add(-1)", ".add(1)")), "dx", "wrong only for c = t, the label's class"),
@@ -265,11 +268,12 @@ WRONG = {
     "l2_penalty, a number": Wrong("l2_penalty", "return jnp.sum(2 * w) * dΩ", "dw", "shape (), and must be (3, 4)", "a sum too many, over an axis that must stay"),
     "linear_cross_entropy, dW transposed": Wrong("linear_cross_entropy", replaced("linear_cross_entropy", ("da.T @ x", "x.T @ da")), "dW", "shape (4, 5), and must be (5, 4)", TRANSPOSE),
     "linear_cross_entropy, no label in dW": Wrong("linear_cross_entropy", replaced("linear_cross_entropy", ("return da @ W, da.T @ x", "return da @ W, (dl[:, None] * e / e.sum(-1, keepdims=True)).T @ x")), "dW", SOME),
-    "two_layer_network, ReLU": Wrong("two_layer_network", replaced("two_layer_network", ("jnp.where(z1 > 0, dh1, 0)", "dh1")), "dz1 dW1 db1", "wrong only where z1 is < 0", NO_RELU),
+    "two_layer_network, ReLU": Wrong("two_layer_network", replaced("two_layer_network", ("jnp.where(z1 > 0, dh1, 0)", "dh1")), "dz1 dW1 db1", "wrong only where z1 < 0", NO_RELU),
     "two_layer_network, stale h1": Wrong("two_layer_network", replaced("two_layer_network", ("dz2.T @ h1", "dz2.T @ z1")), "dW2", SOME, STALE),
     "two_layer_network, mean": Wrong("two_layer_network", replaced("two_layer_network", ("dW1, db1 = dz1.T @ x,", "dW1, db1 = dz1.T @ x / len(x),")), "dW1", BATCH, MEAN),
     "two_layer_network, softmax": Wrong("two_layer_network", replaced("two_layer_network", ("p * (dp - (dp * p).sum(-1, keepdims=True))", "dp * p * (1 - p)")), "dz2 dW2 db2 dh1 dz1 dW1 db1", SOME, "terms are missing: each input of softmax affects every output"),
     "digit_cnn, ReLU": Wrong("digit_cnn", replaced("digit_cnn", ("jnp.where(x1 > 0, dx2, 0)", "dx2")), "dx1 dW0", SOME, NO_RELU),
+    "two_layer_network, every class": Wrong("two_layer_network", replaced("two_layer_network", ("jnp.zeros_like(p).at[rows, t].set(-dl / p[rows, t])", "-dl[:, None] / p")), "dp dz2 dW2 db2 dh1 dz1 dW1 db1", "wrong only for c ≠ t, the other classes"),
     "digit_cnn, all pixels": Wrong("digit_cnn", replaced("digit_cnn", ("dx1 = jnp", "dx2 = jnp.repeat(jnp.repeat(dx3, 2, 2), 2, 3)\n        dx1 = jnp")), "dx2 dx1 dW0", SOME, "the gradient goes to every pixel of a patch, and not to its largest"),
     "residual_block, no skip": Wrong("residual_block", replaced("residual_block", ("dy + dz @ W1", "dz @ W1")), "dx", EVERY, "a path from x to y is missing"),
     "residual_block, the skip alone": Wrong("residual_block", replaced("residual_block", ("dy + dz @ W1", "dy")), "dx", EVERY, "a path from x to y is missing"),
@@ -278,6 +282,8 @@ WRONG = {
     "jacobian, without tanh": Wrong("jacobian", "return W, dy @ W", "J dx", EVERY),
     "sgd_step, uphill": Wrong("sgd_step", replaced("sgd_step", ("return W - alpha", "return W + alpha")), "W_new", EVERY, "the step goes up the gradient"),
     "sgd_step, no regulariser": Wrong("sgd_step", replaced("sgd_step", (" + 2 * lam * W", "")), "W_new", EVERY, "the regulariser is missing"),
+    "sgd_step, a mean over the batch": Wrong("sgd_step", replaced("sgd_step", ("b - alpha * r.sum(0)", "b - alpha * r.mean(0)")), "b_new", EVERY, "the step has a wrong factor"),
+    "sgd_step, nothing": Wrong("sgd_step", "return W, b", "W_new b_new", EVERY, "nothing is updated"),
     "sgd_step, no rate": Wrong("sgd_step", replaced("sgd_step", ("b - alpha * r", "b - r")), "b_new", EVERY, "the learning rate is missing"),
     "sgd_step, the regulariser's sign": Wrong("sgd_step", replaced("sgd_step", ("+ 2 * lam * W", "- 2 * lam * W")), "W_new", EVERY, "the regulariser has the wrong sign"),
     "sgd_step, a regularised bias": Wrong("sgd_step", replaced("sgd_step", ("b - alpha * r.sum(0)", "b - alpha * (r.sum(0) + 2 * lam * b)")), "b_new", EVERY, "the bias is regularised"),

@@ -126,7 +126,33 @@ def test_blanks_of_a_network_are_not_said_to_follow(folder):
     text = hand_in("residual_block", SOLUTIONS["residual_block"].replace("dr = dy\n", "dr = dy / 2\n").replace(
         "dW1, dx = dz.T @ x, dy + dz @ W1", "dW1, dx = ..., ..."))  # fmt: skip
     found = {f.name: f.property for f in exercises.check(written(folder, text), "residual_block").findings}
-    assert found["dx"] == found["dW1"] == "not written yet" and found["dz"].startswith("may follow from dr")
+    assert found["dx"] == found["dW1"] == "not written yet" and found["dz"].startswith(
+        "may be wrong only because dr is wrong"
+    )
+
+
+FACTOR = 2.0
+
+
+def own_global(x):
+    return FACTOR * x
+
+
+def own_root(x):
+    """A root: \\sqrt and \"\"\" in a docstring."""
+    return jnp.sqrt(x)
+
+
+def own_pair(x):
+    return x, x
+
+
+def test_an_own_function_that_overflows_in_float16_is_tried_in_float32_alone():
+    def steep(x):
+        return jnp.exp(x)
+
+    assert [c.dtype for c in exercises.from_function(steep, (np.full(3, 30.0),)).cases] == ["float32"]
+    assert [c.dtype for c in exercises.from_function(own_root, (np.ones(3),)).cases] == ["float32", "float16"]
 
 
 def lambda_free_wrong(dp, x, p):
@@ -160,6 +186,13 @@ def test_an_exercise_of_ones_own(folder, capsys):
         (lambda: exercises.from_function(len, (1.0,)), "whose source can be read"),
         (lambda: exercises.from_function(lambda_free_wrong, (1.0,)), "one for each of dp, x, p"),
         (lambda: exercises.from_function(lambda_free_wrong, (1, 2, 3)), "floating-point dtype"),
+        (lambda: exercises.from_function(own_global, (np.ones(2),)), "nothing but its arguments"),
+        (lambda: exercises.from_function(own_root, (-np.ones(2),)), "finite derivatives"),
+        (lambda: exercises.from_function(own_root, (np.ones(0),)), "at least one element"),
+        (lambda: exercises.from_function(own_root, ([[1.0], [1.0, 2.0]],)), "arrays of numbers"),
+        (lambda: exercises.from_function(own_root, (np.ones(2),), batched=("z",)), "must name arguments"),
+        (lambda: exercises.from_function(own_root, (np.ones(2),), hints=7), "must be 0, 1, 2 or 3"),
+        (lambda: exercises.from_function(own_pair, (np.ones(2),)), "must return one array"),
         (lambda: exercises.find("softmx"), "did you mean 'softmax'"),
         (lambda: exercises.find("nowhere.py:x"), "which is not there"),
     ],

@@ -49,11 +49,11 @@ def test_a_class(hand_ins, tmp_path, capsys):
     rows = {row["file"]: row for row in json.loads((output / "grades.json").read_text())["hand_ins"]}
     assert [file for file, row in rows.items() if row["passed"]] == ["ada/relu.py", "ada/softmax.py", "cyd.py"]
     for file, words in {
-        "dan.py": "is no Python", "fay.py": "no answer within 8 s", "gus.py": "2 GB of memory", "hal.py": "names no exercise",
+        "dan.py": "is not valid Python", "fay.py": "no answer within 8 s", "gus.py": "2 GB of memory", "hal.py": "names no exercise",
         "ivy.py": "give it with --exercise",
     }.items():  # fmt: skip
         assert words in rows[file]["error"], rows[file]
-    assert rows["eve.py"]["mistakes"] == ["the upstream gradient itself: nothing is done with it"]
+    assert rows["eve.py"]["mistakes"] == ["this is dy itself: nothing is done with it"]
     assert {file.name for file in hand_ins.iterdir()} >= {"cyd.py", "notes.txt"}  # what was deleted was a copy
 
     results = json.loads((output / "students" / "bob" / "results.json").read_text())
@@ -74,7 +74,7 @@ def test_one_exercise_for_all(hand_ins, tmp_path, capsys):
         (hand_ins / name).unlink()
     graded = {each.file: each for each in grading.grade(hand_ins, grading.EXERCISES["relu"])}
     assert "is a hand-in of 'softmax', and not of 'relu'" in graded["bob.py"].feedback.error
-    assert graded["hal.py"].mistakes == ["the upstream gradient itself: nothing is done with it"]
+    assert graded["hal.py"].mistakes == ["this is dy itself: nothing is done with it"]
 
 
 def test_frequencies_count_each_hand_in_once(hand_ins):
@@ -85,9 +85,49 @@ def test_frequencies_count_each_hand_in_once(hand_ins):
     graded = grading.grade(hand_ins)
     assert grading.frequencies(graded) == {
         "terms are missing: each input affects every output": 1,
-        "the upstream gradient itself: nothing is done with it": 1,
-        grading.NOT_JUDGED: 1,
+        "this is dy itself: nothing is done with it": 1,
+        "could not be judged": 1,
     }
+
+
+def test_an_exercise_of_ones_own(tmp_path, capsys):
+    (tmp_path / "course.py").write_text(
+        "import jax.numpy as jnp\nfrom jaxnn import exercises\n\n\ndef gate(x):\n    return jnp.tanh(x)\n\n\n"
+        "exercise = exercises.from_function(gate, (jnp.ones((3, 2)) / 2,))\n"
+    )
+    own = f"{tmp_path / 'course.py'}:exercise"
+    assert main(["exercise", "start", own, "--output", str(tmp_path / "class")]) == 0
+    file = tmp_path / "class" / "gate.py"
+    text = file.read_text()
+    assert 'EXERCISE = "course.py:exercise"' in text
+    file.write_text(text.replace("dx = ...", "dx = dy * (1 - y**2)"))
+    assert main(["exercise", "grade", str(tmp_path / "class"), "--exercise", own, "--output", str(tmp_path / "g")]) == 0
+    assert "1 of 1 hand-ins passed" in capsys.readouterr().out
+
+
+def test_hand_ins_of_one_folder_do_not_meet(tmp_path):
+    (tmp_path / "bob.py").write_text(hand_in("relu", SOLUTIONS["relu"]))
+    (tmp_path / "carl.py").write_text('EXERCISE = "relu"\nfrom bob import backward\n')
+    (tmp_path / "numpy_only.py").write_text(
+        'EXERCISE = "relu"\n\ndef backward(dy, x, y):\n    dx = dy.copy()\n    dx[x <= 0] = 0\n    return dx\n')  # fmt: skip
+    (tmp_path / "kim" / "deeper").mkdir(parents=True)
+    (tmp_path / "kim" / "deeper" / "relu.py").write_text(hand_in("relu", SOLUTIONS["relu"]))
+    (tmp_path / "otto").mkdir()
+    graded = {each.student: each.feedback for each in grading.grade(tmp_path)}
+    assert "imports 'bob', which is not installed" in graded["carl"].error
+    assert graded["numpy_only"].passed and graded["kim"].passed and "no hand-in" in graded["otto"].error
+
+
+def test_what_a_student_writes_ends_nobody_elses_grading(tmp_path, capsys):
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "a.py").write_text(hand_in("relu", "raise ValueError('\\udc80 \\x1b[2J')"))
+    (tmp_path / "class" / "b.py").write_text('EXERCISE = "relu"\nx = ' + "-" * 100_000 + "1\n")
+    (tmp_path / "class" / "c.py").write_text(hand_in("relu", SOLUTIONS["relu"]))
+    assert main(["exercise", "grade", str(tmp_path / "class"), "--output", str(tmp_path / "g")]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 3 hand-ins passed" in out and "\x1b" not in out
+    (tmp_path / "file").write_text("")
+    assert main(["exercise", "grade", str(tmp_path / "class"), "--output", str(tmp_path / "file")]) == 2
 
 
 def test_a_page_escapes_what_students_write(tmp_path):

@@ -69,7 +69,9 @@ def test_wrong_hand_ins_get_their_feedback_and_no_answer(name, tmp_path):
     listed, feedback = WRONG[name], judged(tmp_path, WRONG[name])
     wrong = [finding for finding in feedback.findings if not finding.passed]
     assert not feedback.error and sorted(f.name for f in wrong) == sorted(listed.wrong.split()), feedback
-    assert (wrong[0].property, wrong[0].mistake) == (listed.property, listed.mistake), feedback
+    upstream = exercises.find(listed.exercise).upstream
+    expected = listed.property.format(upstream), listed.mistake.format(upstream)
+    assert (wrong[0].property, wrong[0].mistake) == expected, feedback
     assert_gives_nothing_away(feedback)
     lines = {level: str(feedback._replace(level=level)).splitlines() for level in (0, 1, 2, 3)}
     for level, line in ((1, wrong[0].property), (2, wrong[0].mistake), (3, wrong[0].worst)):
