@@ -289,8 +289,8 @@ def _rules(exercise: Exercise) -> list[str]:
     names = ", ".join(exercise.gradients)
     last = exercise.outputs[-1]
     task = (
-        f"Write `backward`. It gets `{exercise.upstream}`, the upstream gradient ∂L/∂{last} of a loss L, and the values\n"
-        f"    of the forward pass. It returns {names}: dv is ∂L/∂v."
+        f"Write `backward`. It gets `{exercise.upstream}`, the upstream gradient ∂L/∂{last} of a loss L, and\n"
+        f"    the values of the forward pass. It returns {names}: dv is ∂L/∂v."
         if exercise.upstream
         else f"Write `{exercise.function}`. It returns {names}."
     )

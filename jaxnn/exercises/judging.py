@@ -19,7 +19,7 @@ SCALED = "for another upstream gradient"  # the base case with its upstream grad
 ONE_ROW = "for a batch of one row"
 UNWRITTEN, WRONG = "not written yet", "its values are wrong"
 FOLLOWS = "may be wrong only because"  # of a gradient that is made from a wrong one
-FACTOR = "a constant factor"
+FACTOR, STEP_FACTOR = "a constant factor", "the step has a wrong factor"
 
 
 class Finding(NamedTuple):
@@ -203,14 +203,16 @@ def _mistake(exercise: Exercise, name: str, failed: Judged, by_case: dict[str, J
     given = given.astype(np.float64)
     if failed.failed == "shape":
         return _of_shape(given, i, exercise.gradients, failed.trial.truth.gradients)
-    if named := _special(exercise, name, given, values, right):
+    truths, one_row = failed.trial.truth.gradients, by_case.get(ONE_ROW)
+    named = _special(exercise, name, given, values, right)
+    if named and named != STEP_FACTOR:
         return named
-    truths = failed.trial.truth.gradients
     found = pattern(i, [given if j == i else t for j, t in enumerate(truths)], truths, list(exercise.gradients),
                     _point(name, failed), failed.wrong).name  # fmt: skip
-    one_row = by_case.get(ONE_ROW)
-    if found == FACTOR and one_row is not None and not one_row.failed:
+    if (named or found == FACTOR) and one_row is not None and not one_row.failed:
         return "a mean over the batch in the place of a sum, or a sum in the place of a mean"
+    if named:
+        return named
     if found.startswith("this is the derivative with respect to"):
         other = next(o for o, t in right.items() if o != name and match(given, t))
         return f"{other} is in its place: the order of what is returned"
@@ -254,7 +256,7 @@ def _of_step(given: Any, old: Any, new: Any) -> str:
     """Name the mistake of an update, from the step that it takes."""
     if np.array_equal(given, old):
         return "nothing is updated"
-    for named, step in (("the step has a wrong factor", given - old),
+    for named, step in ((STEP_FACTOR, given - old),
                         ("the step or the gradient is returned, and not the new value", given)):  # fmt: skip
         factor = np.vdot(new - old, step) / np.vdot(new - old, new - old)
         if factor and match(step, factor * (new - old)):

@@ -50,7 +50,7 @@ def test_a_class(hand_ins, tmp_path, capsys):
     assert [file for file, row in rows.items() if row["passed"]] == ["ada/relu.py", "ada/softmax.py", "cyd.py"]
     for file, words in {
         "dan.py": "is not valid Python", "fay.py": "no answer within 8 s", "gus.py": "2 GB of memory", "hal.py": "names no exercise",
-        "ivy.py": "give it with --exercise",
+        "ivy.py": "use --exercise",
     }.items():  # fmt: skip
         assert words in rows[file]["error"], rows[file]
     assert rows["eve.py"]["mistakes"] == ["this is dy itself: nothing is done with it"]

@@ -1,4 +1,4 @@
-"""The form of max-pool for a TPU: it runs on any platform, and equals the general form bit by bit."""
+"""The form of jaxnn.max_pool2d for a TPU: it runs on any platform, and equals the general form bit by bit."""
 
 import importlib
 import itertools
