@@ -242,10 +242,11 @@ def is_float(value: Any) -> bool:
 
 def rounded(values: Arrays, dtype: str) -> Arrays:
     """Return float64 values as a case's dtype has them."""
-    return {
-        name: np.asarray(np.asarray(value, jnp.dtype(dtype)), np.float64) if is_float(value) else np.asarray(value)
-        for name, value in values.items()
-    }
+    with np.errstate(over="ignore"):  # of a case that is not kept
+        return {
+            name: np.asarray(np.asarray(value, jnp.dtype(dtype)), np.float64) if is_float(value) else np.asarray(value)
+            for name, value in values.items()
+        }
 
 
 def source_of(exercise: Exercise) -> str:

@@ -18,7 +18,6 @@ _SOFTMAX = """
             e = jnp.exp(x - x.max(-1, keepdims=True))
             return e / e.sum(-1, keepdims=True)
 
-
 """
 
 TWO_LAYER_NETWORK = Exercise(
