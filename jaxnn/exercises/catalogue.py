@@ -125,7 +125,7 @@ CONV2D = Exercise(
     inputs=("x", "W", "b"),
     outputs=("y",),
     gradients=("dx", "dW", "db"),
-    cases=also_in_float16(x=normal(0, 2, 3, 6, 8), W=normal(1, 5, 3, 4, 6), b=normal(2, 5)),
+    cases=also_in_float16(x=normal(0, 4, 3, 4, 5), W=normal(1, 5, 3, 2, 2), b=normal(2, 5)),
     mistakes=(
         Mistake(
             "the filter is reversed: a convolution in the place of a cross-correlation, or the other way",

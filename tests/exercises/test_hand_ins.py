@@ -18,7 +18,7 @@ def judged(folder, each):
     return exercises.check(file, each.exercise, hints=3, quiet=True)
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_hand_ins_pass(name, tmp_path):
     feedback = judged(tmp_path, RIGHT[name])
@@ -63,7 +63,7 @@ def assert_gives_nothing_away(feedback):
             assert not [piece for piece in {*PIECES, *pieces_of(feedback.exercise)} if piece in compact], text
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_hand_ins_get_their_feedback_and_no_answer(name, tmp_path):
     listed, feedback = WRONG[name], judged(tmp_path, WRONG[name])
