@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxnn.cli import cluster, supervisor
+from jaxnn.cli import cluster, output_folder, supervisor
 from jaxnn.cli.signals import StopRequest
 from jaxnn.cli.terminal import CommandError
 from jaxnn.training import load_params, newest_step
@@ -130,6 +130,14 @@ def test_a_process_that_dies_or_stops_ends_the_others(how, who, tmp_path):
     else:
         assert ends[who][0] == 1 and len(ends[who][1].splitlines()) == 1
     assert not run.output.exists() or (how == "kill" and who == 0)
+
+
+def test_a_folder_that_another_process_removes_is_no_error(tmp_path, monkeypatch):
+    def vanished(folder, pattern):
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(Path, "glob", vanished)
+    output_folder.clear(tmp_path)
 
 
 @pytest.mark.more

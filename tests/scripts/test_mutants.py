@@ -1,4 +1,4 @@
-"""Every one-token mutation of the rules as they stand has been noticed: `scripts/mutants.json` says so."""
+"""Every one-token mutation of the rules as they stand has been noticed, except of those that are WAITING."""
 
 import sys
 
@@ -9,6 +9,10 @@ import pytest
 pytestmark = [
     pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="its syntax trees become another text"),
 ]
+
+# Functions that `python scripts/mutate.py --judge JUDGE` has still to judge since they were changed: it takes hours.
+# Judge them, and take them out here.
+WAITING: dict[str, set[str]] = {"tests": set(), "check": set()}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +25,9 @@ def mutants():
 def test_no_rule_has_changed_since_it_was_judged(judge, mutants):
     ledger = mutate.Ledger(mutants)
     waiting = {mutant.of for mutant in mutants if ledger.lacks(judge, mutant)}
-    assert not waiting, "run `python scripts/mutate.py`, which judges what has changed, and commit scripts/mutants.json"
+    assert waiting == WAITING[judge], (
+        "run `python scripts/mutate.py`, which judges what has changed, and commit scripts/mutants.json"
+    )
 
 
 @pytest.mark.more
@@ -30,7 +36,7 @@ def test_a_function_of_which_other_mutants_are_made_has_to_be_judged_again(judge
     left_out = next(mutant for mutant in mutants if mutate.must_notice(judge, mutant))
     others = [mutant for mutant in mutants if mutant is not left_out]
     ledger = mutate.Ledger(others)
-    assert {mutant.of for mutant in others if ledger.lacks(judge, mutant)} == {left_out.of}
+    assert {mutant.of for mutant in others if ledger.lacks(judge, mutant)} == {left_out.of} | WAITING[judge]
 
 
 @pytest.mark.more
