@@ -17,7 +17,6 @@ from jaxnn.exercises import EXERCISES, Exercise, ExerciseError, grading
 from jaxnn.exercises.hand_in import NotPython, read
 from jaxnn.files import write_whole
 from jaxnn.plots.class_page import page
-from jaxnn.plots.mistakes import mistakes
 
 USAGE, NOT_PASSED, NOT_JUDGED = 2, 1, 4  # exit codes
 
@@ -78,6 +77,10 @@ def _named(path: Path) -> str:
 def _grade(options: argparse.Namespace) -> int:
     folder, output = Path(options.folder).expanduser(), Path(options.output).expanduser()
     exercise = None if options.exercise is None else exercises.find(options.exercise)
+    try:
+        from jaxnn.plots.mistakes import mistakes
+    except ImportError as error:  # the other commands do without it
+        raise CommandError(f"grade needs {error.name}: pip install '.[train]' in the clone of jaxnn", USAGE) from error
     _write(output / "grades.json", "")  # before the work, so that it is not in vain
     graded = grading.grade(folder, exercise, progress=_progress)
     title = f"{folder.resolve().name}: {len(graded)} hand-ins"
