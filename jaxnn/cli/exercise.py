@@ -5,6 +5,7 @@ import json
 import platform
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -81,7 +82,7 @@ def _grade(options: argparse.Namespace) -> int:
         from jaxnn.plots.mistakes import mistakes
     except ImportError as error:  # the other commands do without it
         raise CommandError(f"grade needs {error.name}: pip install '.[train]' in the clone of jaxnn", USAGE) from error
-    _write(output / "grades.json", "")  # before the work, so that it is not in vain
+    _make(output)  # before the work, so that it is not in vain
     graded = grading.grade(folder, exercise, progress=_progress)
     title = f"{folder.resolve().name}: {len(graded)} hand-ins"
     found = grading.to_dict(graded)
@@ -123,6 +124,16 @@ def _table(graded: list[grading.Graded]) -> str:
 def _progress(done: int, of: int) -> None:
     if sys.stderr.isatty():
         print(f"\r\x1b[K{done} of {of}" if done < of else "\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise CommandError(
+            f"cannot write to {str(folder)!r} ({error.strerror}); choose another --output", USAGE
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ It reads a request from its standard input, loads the file, calls the function o
 what came back to a pipe: a line of JSON, and an .npz of arrays, which can carry no code. It refuses automatic
 differentiation, wherever and under whatever name it is called: what JAX makes for it cannot be made here.
 
-This keeps students honest by mistake, and is no sandbox: untrusted code belongs in a container.
+This stops what students do by habit. It is no sandbox: untrusted code belongs in a container.
 """
 
 import contextlib

@@ -11,7 +11,7 @@ from jaxnn.layers.max_pool2d import max_pool2d
 TAURA = "Taura, Neural Networks Basics"
 MULTI_CLASS = "Multi-class classification and backpropagation"
 LAROCHELLE = "Larochelle, Neural networks"
-LARGE = "for large x, whose exponential overflows"
+LARGE, LARGE_PRODUCT = "for large x, whose exponential overflows", "for large x, where an exponential overflows"
 ONE_HOT, TIES = "for one output at a time", "at ties"
 
 
@@ -48,6 +48,7 @@ OF_OTHERS = "for c ≠ t, the other classes"
 
 
 def by_label(like: str) -> tuple[Part, ...]:
+    """Return the elements of the labels' classes, and those of the others, in gradients of the shape of `like`."""
     return (
         Part(OF_LABEL, BASE, lambda v: _is_label(v, like)),
         Part(OF_OTHERS, BASE, lambda v: ~_is_label(v, like)),
@@ -373,9 +374,7 @@ LINEAR_CROSS_ENTROPY = Exercise(
     gradients=("dx", "dW"),
     cases=(
         *also_in_float16(x=normal(0, 3, 4), W=normal(1, 5, 4), t=LABELS),
-        case_of(
-            "for large x, where an exponential overflows", x=normal(0, 3, 4, scale=3000.0), W=normal(1, 5, 4), t=LABELS
-        ),
+        case_of(LARGE_PRODUCT, x=normal(0, 3, 4, scale=3000.0), W=normal(1, 5, 4), t=LABELS),
     ),
     batched=("x", "t"),
 )

@@ -91,7 +91,8 @@ class Exercise:
       parts: elements of a gradient in which alone it may be wrong.
       mistakes: typical wrong gradients.
       function: the name of the function to be written.
-      right: what is right, from the inputs, where that is no gradient of the forward pass; by JAX functions.
+      right: what is right, where that is no gradient of the forward pass: a JAX function of the upstream gradient (None
+        for an update) and the inputs.
       helpers: JAX functions to use in place of the forward source's own, for their derivative at ties.
       batched: the inputs whose first axis is the batch.
       hints: the level of feedback, unless the hand-in's file says another.
@@ -145,10 +146,10 @@ class Exercise:
 
     def values(self, case: Case) -> Arrays:
         """Return, in float64, all that the function to be written is given at a case, by name."""
+        if not self.upstream:
+            return dict(case.inputs)
         with float64():
             inputs = {name: jnp.asarray(case.inputs[name]) for name in self.inputs}
-            if not self.upstream:
-                return dict(case.inputs)
             outputs = self._network(inputs, lambda _, value: value)
             y = outputs[self.outputs[-1]]
             drawn = np.random.default_rng(len(case.name)).normal(size=y.shape) if y.ndim else 1.7
@@ -197,13 +198,6 @@ class Exercise:
             by_input, by_tap = jax.vjp(last, floating, taps)[1](values[self.upstream])
             found = {f"d{name}": g for name, g in (by_input | by_tap).items()}
             return [np.asarray(found[name]) for name in self.gradients]
-
-    def without_batch(self, case: Case) -> Case | None:
-        """Return the case with the first row of its batch alone; None if there is no batch."""
-        if not self.batched:
-            return None
-        inputs = {name: v[:1] if name in self.batched else v for name, v in case.inputs.items()}
-        return dataclasses.replace(case, name="for a batch of one row", inputs=inputs, upstream=None)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from jaxnn.exercises.judging import UNWRITTEN, WRONG, Finding, judge, trials
 
 LEVELS = (0, 1, 2, 3)
 NO_MISTAKE, NOT_JUDGED = "no typical mistake is recognised", "could not be judged"
-YES, NO = "yes", "no"
 
 
 class Feedback(NamedTuple):
@@ -27,6 +26,7 @@ class Feedback(NamedTuple):
       findings: what was found of each gradient.
       error: why it could not be judged, in one line.
       level: how much is told.
+      stages: whether the exercise is a network, of which a table is shown.
     """
 
     exercise: str
@@ -68,10 +68,8 @@ def _head(finding: Finding, as_table: bool) -> str:
     verdict = "passed" if finding.passed else "not passed"
     if finding.passed or not as_table or finding.name == "arguments" or finding.property == UNWRITTEN:
         return verdict
-    shape, exact, close = (YES if each else NO for each in (finding.shape, finding.exact, finding.close))
-    return (
-        f"shape {'ok' if finding.shape else 'wrong'}, exact: {exact}, close: {close}" if shape == YES else "shape wrong"
-    )
+    exact, close = ("yes" if each else "no" for each in (finding.exact, finding.close))
+    return f"shape ok, exact: {exact}, close: {close}" if finding.shape else "shape wrong"
 
 
 def told(finding: Finding, level: int) -> list[str]:

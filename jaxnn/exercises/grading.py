@@ -120,7 +120,9 @@ def _graded(folder: Path, student: str, path: Path, exercise: Exercise | str) ->
     try:
         return Graded(student, file, check(path, exercise, hints=LECTURER, quiet=True, alone=path.parent == folder))
     except Exception as error:  # one hand-in is not the end of the others
-        return Graded(student, file, Feedback(exercise.name, file, (), f"{type(error).__name__}: {error}", LECTURER))
+        return Graded(
+            student, file, Feedback(exercise.name, file, (), plain(f"{type(error).__name__}: {error}"), LECTURER)
+        )
 
 
 def frequencies(graded: list[Graded]) -> dict[str, int]:

@@ -61,8 +61,9 @@ def trials(exercise: Exercise) -> tuple[Trial, ...]:
     cases = [base]
     if exercise.upstream:
         cases.append(dataclasses.replace(base, name=SCALED, upstream=-2 * exercise.values(base)[exercise.upstream]))
-    if (one_row := exercise.without_batch(base)) is not None:
-        cases.append(dataclasses.replace(one_row, name=ONE_ROW))
+    if exercise.batched:
+        first = {name: v[:1] if name in exercise.batched else v for name, v in base.inputs.items()}
+        cases.append(dataclasses.replace(base, name=ONE_ROW, inputs=first))
     return tuple(
         Trial(case, rounded(exercise.values(case), case.dtype), exercise.truth(case))
         for case in [*cases, *exercise.cases[1:]]

@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.exercises.catalogue import LABELS, LAROCHELLE, MULTI_CLASS, TAURA, also_in_float16, by_label, case_of, normal
+from jaxnn.exercises.catalogue import (
+    LABELS,
+    LARGE_PRODUCT,
+    LAROCHELLE,
+    MULTI_CLASS,
+    TAURA,
+    also_in_float16,
+    by_label,
+    case_of,
+    normal,
+)
 from jaxnn.exercises.exercise import Exercise, Mistake
 from jaxnn.layers.max_pool2d import max_pool2d
 
@@ -231,7 +241,7 @@ SOFTMAX_UPDATE = Exercise(
     gradients=("W_new",),
     cases=(
         *also_in_float16(W=normal(0, 3, 4), x=normal(1, 4), y=np.array([0.0, 1, 0]), alpha=0.1),
-        case_of("for large x, where an exponential overflows", W=normal(0, 3, 4), x=normal(3, 4, scale=3000.0),
+        case_of(LARGE_PRODUCT, W=normal(0, 3, 4), x=normal(3, 4, scale=3000.0),
                 y=np.array([0.0, 1, 0]), alpha=0.1),
     ),
     function="update",

@@ -50,14 +50,23 @@ def from_function(
         The exercise. Assign it to a name in a file of yours, and refer to it as `file.py:name`.
 
     Raises:
-        ExerciseError: the function has no source, returns no single array, or no argument is of a floating-point dtype.
+        ExerciseError: `f` has no source, uses a name of its file, does not return one array, or has a derivative that is
+            not finite at `args`; or another argument is not as above.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> import jaxnn
-        >>> def gate(x, w):
+        >>> import pathlib, tempfile
+        >>> from jaxnn import exercises
+        >>> file = pathlib.Path(tempfile.mkdtemp(), "course.py")
+        >>> _ = file.write_text('''
+        ... import jax.numpy as jnp
+        ... from jaxnn import exercises
+        ...
+        ... def gate(x, w):
         ...     return jnp.tanh(x) * w
-        >>> jaxnn.exercises.from_function(gate, (jnp.ones((3, 2)), jnp.ones(2))).gradients  # doctest: +SKIP
+        ...
+        ... exercise = exercises.from_function(gate, (jnp.ones((3, 2)), jnp.ones(2)))
+        ... ''')
+        >>> exercises.find(f"{file}:exercise").gradients
         ('dx', 'dw')
     """
     label = name or str(getattr(f, "__name__", "own"))

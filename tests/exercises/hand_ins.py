@@ -156,6 +156,20 @@ RIGHT = {
     "linear, float32 always": Right("linear", "return dy @ W, dy.T @ x, dy.sum(0, dtype=jnp.float32)"),
     "nll, one_hot of JAX": Right("nll", "return -jax.nn.one_hot(t, p.shape[1]) / p * dl[:, None]", "import jax"),
     "relu, a list of one": Right("relu", "return [dy * (x > 0)]"),
+    "softmax, vmap and jit": Right(
+        "softmax", "return jax.jit(jax.vmap(lambda p, dp: p * (dp - jnp.dot(dp, p))))(p, dp)", "import jax"
+    ),
+    "linear, scan": Right(
+        "linear",
+        """
+        def add(dW, row):
+            return dW + jnp.outer(*row), row[0] @ W
+
+        dW, dx = jax.lax.scan(add, jnp.zeros_like(W), (dy, x))
+        return dx, dW, dy.sum(0)
+    """,
+        "import jax",
+    ),
     "squared_error, twice": Right("squared_error", "return 2 * dl * (y - t), 2 * dl * (t - y)"),
     "l1_penalty, by cases": Right("l1_penalty", "return dΩ * jnp.where(w > 0, 1, jnp.where(w < 0, -1, 0)).astype(w.dtype)"),
     "jacobian, diagonal": Right("jacobian", "J = jnp.diag(1 - y * y) @ W\nreturn J, J.T @ dy"),

@@ -107,7 +107,7 @@ def test_a_function_of_a_notebook():
 
     line = backward.__code__.co_firstlineno + 1
     assert exercises.check(backward, "softmax").error.startswith(f"line {line} (`return undefined")
-    assert "not passed" in repr(exercises.check(lambda_free_wrong, "softmax"))
+    assert "not passed" in repr(exercises.check(not_the_gradient, "softmax"))
     for function in (len, lambda dp, x, p: dp):
         with pytest.raises(ExerciseError, match="cannot be read"):
             exercises.check(function, "softmax")
@@ -155,7 +155,7 @@ def test_an_own_function_that_overflows_in_float16_is_tried_in_float32_alone():
     assert [c.dtype for c in exercises.from_function(own_root, (np.ones(3),)).cases] == ["float32", "float16"]
 
 
-def lambda_free_wrong(dp, x, p):
+def not_the_gradient(dp, x, p):
     return dp
 
 
@@ -184,8 +184,8 @@ def test_an_exercise_of_ones_own(folder, capsys):
     [
         (lambda: exercises.from_function(lambda x: x, (1.0,)), "and not by a lambda"),
         (lambda: exercises.from_function(len, (1.0,)), "whose source can be read"),
-        (lambda: exercises.from_function(lambda_free_wrong, (1.0,)), "one for each of dp, x, p"),
-        (lambda: exercises.from_function(lambda_free_wrong, (1, 2, 3)), "floating-point dtype"),
+        (lambda: exercises.from_function(not_the_gradient, (1.0,)), "one for each of dp, x, p"),
+        (lambda: exercises.from_function(not_the_gradient, (1, 2, 3)), "floating-point dtype"),
         (lambda: exercises.from_function(own_global, (np.ones(2),)), "nothing but its arguments"),
         (lambda: exercises.from_function(own_root, (-np.ones(2),)), "finite derivatives"),
         (lambda: exercises.from_function(own_root, (np.ones(0),)), "at least one element"),

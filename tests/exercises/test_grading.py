@@ -127,6 +127,9 @@ def test_what_a_student_writes_ends_nobody_elses_grading(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 of 3 hand-ins passed" in out and "\x1b" not in out
     (tmp_path / "file").write_text("")
+    (tmp_path / "g" / "grades.json").write_text("earlier")
+    assert main(["exercise", "grade", str(tmp_path / "nowhere"), "--output", str(tmp_path / "g")]) == 2
+    assert (tmp_path / "g" / "grades.json").read_text() == "earlier"
     assert main(["exercise", "grade", str(tmp_path / "class"), "--output", str(tmp_path / "file")]) == 2
 
 
