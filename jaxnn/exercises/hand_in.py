@@ -157,8 +157,8 @@ def _run(file: Path, exercise: Exercise, values: list[Arrays], dtypes: list[str]
     return _result(received, child.returncode, len(values))
 
 
-# Packages are found where this process finds them; the folder of the hand-in comes later, so that a file of the student's
-# that is named like a module of Python is not taken for it. The limits cannot be raised again by the hand-in.
+# Packages are found where this process finds them. The folder of the hand-in is added later: a student's file may have
+# the name of one of Python's modules. The hand-in cannot raise the limits again.
 _CHILD = f"""
 import runpy, sys
 sys.path[:] = {[path for path in sys.path if path]!r}

@@ -50,8 +50,8 @@ def from_function(
         The exercise. Assign it to a name in a file of yours, and refer to it as `file.py:name`.
 
     Raises:
-        ExerciseError: `f` has no source, uses a name of its file, does not return one array, or has a derivative that is
-            not finite at `args`; or another argument is not as above.
+        ExerciseError: `f` has no source, uses a name of its file, does not return one array, or its derivative is not
+            finite at `args`; or another argument is not as above.
 
     Example:
         >>> import pathlib, tempfile
