@@ -119,7 +119,14 @@ def test_what_a_student_prints_is_shown(capfd):
         return dy * (x > 0)
 
     assert exercises.check(backward, "relu").passed
-    assert "here (3, 4)" in capfd.readouterr().err
+    assert capfd.readouterr().err.count("here (3, 4)") == 1
+
+
+def test_what_is_printed_before_an_error_is_shown_and_a_closed_output_is_none(folder, capfd):
+    feedback = exercises.check(written(folder, "print('before')\nraise ValueError('here')\n"), "relu")
+    assert "line 2" in feedback.error and "before" in capfd.readouterr().err
+    closing = hand_in("relu", "import sys\nsys.stdout = None\nreturn dy * (x > 0)")
+    assert exercises.check(written(folder, closing), "relu").passed
 
 
 def test_blanks_of_a_network_are_not_said_to_follow(folder):
