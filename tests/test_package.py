@@ -31,7 +31,7 @@ OUTSIDE = {
     "numpy": set(FLOOR),
     "jaxtyping": set(FLOOR),
     "optax": {"training"},
-    "sklearn": {"data"},
+    "sklearn": set(),
     "matplotlib": {"plots"},
     "rich": {"cli"},
     "PIL": {"cli", "data"},

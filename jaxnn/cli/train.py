@@ -246,9 +246,14 @@ def _first_state(run: Run) -> "tuple[Step, TrainState]":
     loss = run.classifier.loss(l2=options.l2, dropout=options.dropout)
     axis_name = None if run.mesh is None else cluster.AXIS
     step = training.make_step(loss, optimizer, axis_name=axis_name, accumulate=options.accumulate)
-    init_key, run_key = jax.random.split(jax.random.key(options.seed))
-    params = run.classifier.model.init(init_key, dataset.train.images.shape[1:], len(dataset.classes))
-    return step, training.init_state(params, optimizer, run_key)
+
+    @jax.jit  # one program compiles faster than its operations one by one
+    def first(key: jax.Array) -> "TrainState":
+        init_key, run_key = jax.random.split(key)
+        params = run.classifier.model.init(init_key, dataset.train.images.shape[1:], len(dataset.classes))
+        return training.init_state(params, optimizer, run_key)
+
+    return step, first(jax.random.key(options.seed))
 
 
 def _run_epochs(

@@ -4,9 +4,12 @@ import ast
 import contextlib
 import gzip
 import hashlib
+import importlib.machinery
+import importlib.util
 import re
 import socket
 import struct
+import subprocess
 import sys
 import tracemalloc
 import zlib
@@ -272,9 +275,31 @@ def test_digits_use_neither_folder_nor_download(tmp_path: Path) -> None:
 
 
 def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with refused("scikit-learn, which cannot be imported", "pip install scikit-learn", "pip install '.[train]'"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with refused("scikit-learn, which is not installed", "pip install scikit-learn", "pip install '.[train]'"):
         load("digits")
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [b"no gzip", gzip.compress(b"1,2,3\n"), gzip.compress(b"1,two\n"), gzip.compress(b"1,2\n")[:-5], None],
+    ids=["no gzip", "too few", "no number", "cut off", "missing"],
+)
+def test_damaged_digits(whole: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "datasets" / "data" / "digits.csv.gz"
+    file.parent.mkdir(parents=True)
+    if whole is not None:
+        file.write_bytes(whole)
+    spec = importlib.machinery.ModuleSpec("sklearn", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with refused("digits.csv.gz", "install scikit-learn again"):
+        load("digits")
+
+
+def test_digits_are_read_without_importing_scikit_learn() -> None:
+    code = "import sys; from jaxnn.data import load; load('digits'); sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
@@ -340,13 +365,12 @@ def test_data_imports_only_numpy() -> None:
             elif isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
     others = {name for name in imported if name.split(".")[0] not in {*sys.stdlib_module_names, "numpy"}}
-    lazily = {"sklearn.datasets", "PIL", "tensorflow_datasets"}
+    lazily = {"PIL", "tensorflow_datasets"}
     assert {
         name
         for name in others
         if not name.startswith(("jaxnn.data", "jaxnn.errors", "jaxnn.files", "tensorflow_datasets."))
     } == lazily
-    assert "sklearn" not in vars(data.dataset)
 
 
 # What a file holds
