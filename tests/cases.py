@@ -187,7 +187,15 @@ def convs(layout: str) -> list[Case]:
     ]  # fmt: skip
 
 
-CONV = [*convs("NCHW"), *convs("NHWC")]
+CONV = [
+    *convs("NCHW"),
+    *convs("NHWC"),
+    conv("NHWC-pointwise", (2, 3, 4, 3), (1, 1, 3, 2), True, layout="NHWC"),
+    conv("NHWC-one-filter-a-group", (2, 6, 5, 4), (3, 2, 2, 2), True, layout="NHWC", groups=2, padding=(1, 0)),
+    conv(
+        "NHWC-large-filter", (4, 7, 6, 2), (3, 2, 2, 3), True, layout="NHWC", dilation=(2, 3), padding=((0, 2), (1, 0))
+    ),
+]
 
 HARD = [-inf, -1e4, -30.0, -2.0, -1e-3, -0.0, 0.0, 1e-3, 0.5, 2.0, 15.0, 30.0, 1e4, inf, nan]
 ACTIVATIONS = [

@@ -1,4 +1,4 @@
-"""A convolution on XLA's CPU backend: the weight's gradient by matrix products, and how to avoid a slow kernel.
+"""A convolution on XLA's CPU backend: gradients by matrix products, and how to avoid slow kernels.
 
 As a convolution the weight's gradient has a filter of the size of the image. XLA's CPU backend runs that slower than
 the same sum as matrix products: inside a scan by two orders of magnitude.
@@ -6,12 +6,14 @@ the same sum as matrix products: inside a scan by two orders of magnitude.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxnn.layers import _conv2d_depthwise as _depthwise
 from jaxnn.layers._conv2d_geometry import Geometry, Pads, Pair
 from jaxnn.rules.cotangents import accumulation_dtype, type_of, vary_with
 
@@ -23,6 +25,44 @@ _BLOCK_BYTES = 4 << 20
 _LONGEST_REACH = 8
 # The most numbers in the product of these pairs at one end, which every block forms: in float32 4 MB, as the patches.
 _MOST_OF_PAIRS = 1 << 20
+# The most groups that are convolved one by one: more would compile slowly.
+_MOST_GROUPS = 32
+
+
+def faster_form(
+    convolve: Callable[..., Array], geometry: Geometry, x: Array, w: Array, stride: Pair, pads: Pads, spread: Pair
+) -> Callable[[Array, Array], Array] | None:
+    """Return how the CPU backend runs a convolution faster than `convolve(x, w, groups, pads)`; None if it does not."""
+    of_one_channel = 1 in (w.shape[2], w.shape[3] // geometry.groups)
+    if geometry.groups > 1 and of_one_channel:
+        return functools.partial(_depthwise.correlate, geometry, stride, pads, spread)
+    if 1 < geometry.groups <= _MOST_GROUPS:
+        return functools.partial(_by_groups, geometry.groups, convolve)
+    if w.shape[:2] == stride == spread == (1, 1) and pads == ((0, 0), (0, 0)) and geometry.groups == 1:
+        return functools.partial(_by_product, geometry)
+    if more := rows_more(geometry, x, w, stride, pads, spread):
+        return functools.partial(_with_more_rows, more, convolve, pads)
+    return None
+
+
+def _by_groups(groups: int, convolve: Callable[..., Array], x: Array, w: Array) -> Array:
+    """Convolve each group alone: the backend's kernel for groups is slower."""
+    parts = zip(jnp.split(x, groups, axis=-1), jnp.split(w, groups, axis=-1), strict=True)
+    return jnp.concatenate([convolve(*part, groups=1) for part in parts], axis=-1)
+
+
+def _by_product(geometry: Geometry, x: Array, w: Array) -> Array:
+    """y_s,i,j,oc = Σ_ic w_ic,oc x_s,i,j,ic: a filter of one pixel is a matrix."""
+    rows, dtype = x.reshape(math.prod(x.shape[:3]), x.shape[3]), accumulation_dtype(x.dtype)
+    y = lax.dot(rows, w[0, 0], precision=geometry.precision, preferred_element_type=dtype)
+    return y.reshape(*x.shape[:3], w.shape[-1]).astype(x.dtype)
+
+
+def _with_more_rows(more: int, convolve: Callable[..., Array], pads: Pads, x: Array, w: Array) -> Array:
+    """Convolve with extra rows of zeros below, whose outputs are dropped."""
+    (top, bottom), columns = pads
+    y = convolve(x, w, pads=((top, bottom + more), columns))
+    return lax.slice_in_dim(y, 0, y.shape[1] - more, axis=1)
 
 
 def rows_more(geometry: Geometry, x: Array, w: Array, stride: Pair, pads: Pads, spread: Pair) -> int:
@@ -40,8 +80,60 @@ def rows_more(geometry: Geometry, x: Array, w: Array, stride: Pair, pads: Pads, 
     return reach[0] + 1 - sum(pads[0]) if by_ynnpack and large and plain else 0
 
 
+def meets_many_zeros(geometry: Geometry, x_shape: tuple[int, ...], dy_shape: tuple[int, ...]) -> bool:
+    """Tell whether the input's gradient, as a convolution, multiplies by zeros around dy at least every second time."""
+    plain = geometry.groups == 1 and geometry.stride == (1, 1)
+    return plain and 0 < 2 * dy_shape[1] * dy_shape[2] <= x_shape[1] * x_shape[2]
+
+
+def input_gradient_by_products(geometry: Geometry, x_shape: tuple[int, ...], w: Array, dy: Array) -> Array:
+    """dx_s,h,w,ic = Σ_i',j' Σ_oc dy_s,i,j,oc w_i',j',ic,oc, where h = i + Di' − P, w = j + Dj' − P.
+
+    The sums over oc are one matrix product for a block of samples: it meets no zeros around dy. Then each tap's part is
+    added where the tap lies.
+    """
+    (samples, oh, ow, outputs), (kh, kw, inputs, _) = dy.shape, w.shape
+    block = _largest_divisor(samples, _samples_in(_BLOCK_BYTES, (oh, ow, kh, kw, inputs), dy.dtype))
+    taps = w.reshape(kh * kw * inputs, outputs)
+    product = functools.partial(
+        lax.dot_general, precision=geometry.precision, preferred_element_type=accumulation_dtype(dy.dtype)
+    )
+
+    def of_block(dy: Array) -> Array:
+        parts = product(dy, taps, (((3,), (1,)), ((), ())))
+        rows = _added_along(geometry, 0, x_shape, parts.reshape(block, oh, ow, kh, kw * inputs))
+        # Else XLA would make one loop of both sums, and compute each sum over rows anew for each column.
+        rows = lax.optimization_barrier(rows)  # type: ignore[no-untyped-call]
+        return _added_along(geometry, 1, x_shape, rows.reshape(*rows.shape[:3], kw, inputs)).astype(dy.dtype)
+
+    if block == samples:
+        return of_block(dy)
+    dx: Array = lax.map(of_block, dy.reshape(samples // block, block, oh, ow, outputs))
+    return dx.reshape(x_shape)
+
+
+def _added_along(geometry: Geometry, axis: int, x_shape: tuple[int, ...], parts: Array) -> Array:
+    """Return Σ_t of parts_s,i,j,t, each moved by D t − P pixels along the height (0) or the width (1), within x."""
+    along, size, zero = 1 + axis, x_shape[1 + axis], jnp.zeros((), parts.dtype)
+
+    def moved(tap: int) -> Array:
+        part = parts[:, :, :, tap]
+        start = geometry.dilation[axis] * tap - geometry.pads[axis][0]
+        rest = [(0, 0, 0)] * part.ndim
+        rest[along] = (start, size - part.shape[along] - start, 0)
+        return lax.pad(part, zero, rest)
+
+    return functools.reduce(jnp.add, map(moved, range(parts.shape[3])))
+
+
 def weight_gradient_by_products(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as matrix products of blocks of samples."""
+    if geometry.groups > 1 and w_shape[2] == 1:
+        return _depthwise.weight_gradient(geometry, w_shape, x, dy)
+    if 1 < geometry.groups <= _MOST_GROUPS:
+        of_group, shape = geometry._replace(groups=1), (*w_shape[:3], w_shape[3] // geometry.groups)
+        parts = zip(*(jnp.split(z, geometry.groups, axis=-1) for z in (x, dy)), strict=True)
+        return jnp.concatenate([weight_gradient_by_products(of_group, shape, *part) for part in parts], axis=-1)
     (kh, kw, _, _), (samples, oh, ow, _) = w_shape, dy.shape
     of_block = _by_rows_and_columns if _splits_taps(geometry, w_shape, ow) else _by_patches
     block = _largest_divisor(samples, _samples_in(_BLOCK_BYTES, (oh, ow, kh, kw, x.shape[-1]), x.dtype))

@@ -39,8 +39,10 @@ def test_the_weight_gradient_elsewhere_than_on_a_cpu(id, monkeypatch):
 
 
 @pytest.mark.one_in(3)
-@pytest.mark.parametrize("id", ["conv2d-NCHW-stride", "conv2d-NHWC-all", "conv2d-NHWC-batch-0"])
-def test_the_weight_gradient_in_blocks_of_one_sample(id, monkeypatch):
+@pytest.mark.parametrize(
+    "id", ["conv2d-NHWC-large-filter", "conv2d-NCHW-stride", "conv2d-NHWC-all", "conv2d-NHWC-batch-0"]
+)
+def test_the_gradients_in_blocks_of_one_sample(id, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK_BYTES", 1)
     assert_rule(CONV[id])
 
@@ -211,3 +213,65 @@ def test_how_many_rows_more_a_convolution_gets(more, changed, monkeypatch):
     with jax.enable_x64(True):
         x, w = jnp.zeros((1, given["rows"], 1, 1), given["dtype"]), jnp.zeros(given["filters"])
         assert module.rows_more(geometry, x, w, given["stride"], given["pads"], given["spread"]) == more
+
+
+def zeros_of(*shapes):
+    return map(jnp.zeros, shapes)
+
+
+@pytest.mark.parametrize("form, changed", [
+    (None, {}),
+    ("_by_product", {"filters": (1, 1, 6, 6)}),
+    (None, {"filters": (1, 1, 6, 6), "stride": (1, 2)}),
+    (None, {"filters": (1, 1, 6, 6), "spread": (2, 1)}),
+    (None, {"filters": (1, 1, 6, 6), "pads": ((0, 0), (0, 1))}),
+    (None, {"filters": (1, 2, 6, 6)}),
+    ("_by_groups", {"filters": (1, 1, 3, 6), "groups": 2}),
+    ("_by_groups", {"filters": (3, 3, 2, 96), "groups": 32}),
+    (None, {"filters": (3, 3, 2, 99), "groups": 33}),
+    ("correlate", {"filters": (3, 3, 1, 99), "groups": 33}),
+    ("correlate", {"filters": (3, 3, 1, 12), "groups": 6}),
+    ("correlate", {"filters": (3, 3, 3, 2), "groups": 2}),
+    (None, {"filters": (3, 3, 1, 6)}),
+    (None, {"filters": (3, 3, 6, 1)}),
+], ids=str)  # fmt: skip
+def test_which_form_a_convolution_has_on_a_cpu(form, changed, monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+    given = {"filters": (3, 3, 6, 6), "groups": 1, "pads": UNPADDED, "spread": (1, 1), "stride": (1, 1)} | changed
+    geometry = Geometry((9, 9), UNPADDED, (1, 1), given["groups"], "NHWC", None)
+    x, w = zeros_of((2, 8, 8, 6), given["filters"])
+    chosen = module.faster_form(lambda x, w: x, geometry, x, w, given["stride"], given["pads"], given["spread"])
+    assert (chosen and chosen.func.__name__) == form
+
+
+@pytest.mark.parametrize("by_products, changed", [
+    (True, {}),
+    (False, {"dy": (2, 5, 6, 3)}),
+    (True, {"dy": (9, 4, 6, 3)}),
+    (False, {"dy": (2, 0, 5, 3)}),
+    (False, {"groups": 3}),
+    (False, {"stride": (1, 2)}),
+], ids=str)  # fmt: skip
+def test_which_input_gradients_are_products_on_a_cpu(by_products, changed):
+    given = {"dy": (2, 5, 5, 3), "groups": 1, "stride": (1, 1)} | changed
+    geometry = Geometry(given["stride"], UNPADDED, (1, 1), given["groups"], "NHWC", None)
+    assert module.meets_many_zeros(geometry, (2, 5, 10, 4), given["dy"]) == by_products
+
+
+def test_a_grouped_convolution_of_many_groups():
+    """More groups than are convolved one by one, and more than one channel each."""
+    make = lambda rng: (rng.standard_normal((2, 66, 3, 3)), rng.standard_normal((66, 2, 2, 2)))  # noqa: E731
+    assert_rule(CONV["conv2d-NCHW-groups"]._replace(make=make, options={"groups": 33}))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_taps_of_a_low_precision_add_up_in_float32(dtype):
+    """In the low precision the sum of 64 taps, 1,040 = 1 024 + 63 / 4, would stay at 1,024."""
+    x, w = jnp.ones((1, 1, 8, 8), dtype), jnp.full((1, 1, 8, 8), 0.25, dtype).at[0, 0, 0, 0].set(1024)
+    both = jnp.concatenate([x, x], 1), jnp.concatenate([w, w])
+    expected = jnp.asarray(1024 + 63 / 4, dtype)
+    assert jaxnn.conv2d(*both, groups=2).ravel().tolist() == [expected, expected]
+    dw = jax.grad(lambda w: jnp.sum(jaxnn.conv2d(jnp.ones((300, 2, 1, 1), dtype), w, groups=2)))(
+        w[:, :, :1, :1].repeat(2, 0)
+    )
+    assert dw.ravel().tolist() == [300, 300]
