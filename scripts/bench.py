@@ -1,6 +1,7 @@
 """Speed and memory of jaxnn beside the fastest idiomatic JAX written without it, and beside PyTorch.
 
     python scripts/bench.py [GROUP ...] [--rounds N] [--json FILE]
+    python scripts/bench.py --quick
     python scripts/bench.py --readme
 
 The groups, all by default:
@@ -8,6 +9,7 @@ The groups, all by default:
   memory         peak memory of the convnet's gradient, as compiled
   compile        compile time of the convnet's step
   components     run time, forward and backward, of a batch and of single examples under `vmap`
+  convolutions   the same for conv2d in more shapes, also beside its matrix products alone
   optimisations  what is in the rules for speed or memory alone, on and off
 
 First each variant's value and gradients are compared with jaxnn's in float64; if one disagrees, the benchmark stops
@@ -40,6 +42,7 @@ import libraries
 import numpy as np
 from bench_components import components, with_and_without
 from bench_convnet import chained, compilation, convnet, memory
+from bench_convolutions import convolutions
 from bench_timing import Disagreement, Variant, dtype_of, jax_run, measure
 from libraries import device, on_gpu, torch_device, torch_run
 from speed_tables import SIDES, Row, cells, print_table, write
@@ -47,10 +50,11 @@ from speed_tables import SIDES, Row, cells, print_table, write
 MODES = {"cpu": ("float32",), "gpu": ("TF32", "bfloat16")}
 
 
-GROUPS: dict[str, Callable[[str, int], Iterator[Row]]] = {
+GROUPS: dict[str, Callable[[str, int, bool], Iterator[Row]]] = {
     "convnet": convnet, "memory": memory, "compile": compilation, "components": components,
-    "optimisations": with_and_without,
+    "convolutions": convolutions, "optimisations": with_and_without,
 }  # fmt: skip
+QUICK_GROUPS, QUICK_ROUNDS = ("convnet", "memory", "compile", "components"), 5
 
 
 def ceilings(mode: str, size: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -102,7 +106,12 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the checked options."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}")
-    parser.add_argument("--rounds", type=int, default=25, help="how often each variant is timed at least (%(default)s)")
+    parser.add_argument("--rounds", type=int, help="how often each variant is timed at least (25; --quick: 5)")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="the ten rows that are asked for most, without PyTorch's compiler: 3 minutes",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument(
         "--readme", action="store_true", help="write the tables and pictures from committed results; measure nothing"
@@ -110,6 +119,9 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if unknown := [g for g in options.groups if g not in GROUPS]:
         parser.error(f"unknown group {unknown[0]!r}, must be one of {', '.join(GROUPS)}")
+    if options.quick and options.groups:
+        parser.error(f"--quick has its own groups: leave out {options.groups[0]!r}")
+    options.rounds = (QUICK_ROUNDS if options.quick else 25) if options.rounds is None else options.rounds
     if options.rounds < 1:
         parser.error(f"--rounds ({options.rounds}) must be at least 1")
     if options.json and not options.json.absolute().parent.is_dir():
@@ -127,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.readme:
             write()
             return 0
-        results = measured(options.groups or list(GROUPS), options.rounds)
+        results = measured(options)
     except Disagreement as error:
         print(f"bench.py: error: {error}", file=sys.stderr)
         return 1
@@ -137,12 +149,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measured(groups: Sequence[str], rounds: int) -> dict[str, Any]:
+def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Run the groups, and return everything that is reported."""
+    groups, rounds = (list(QUICK_GROUPS) if options.quick else options.groups or list(GROUPS)), options.rounds
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU's memory is PyTorch's, too
     # Compile times are those of a first run.
     jax.config.update("jax_enable_compilation_cache", False)  # type: ignore[no-untyped-call]
-    command = " ".join(["python scripts/bench.py", *groups, f"--rounds {rounds}"])
+    command = " ".join(["python scripts/bench.py", *(["--quick"] if options.quick else groups), f"--rounds {rounds}"])
     results: dict[str, Any] = {"command": command, "machine": machine(), "ceilings": {}, "rows": []}
     wanted = {"torch": libraries.torch, "flax": libraries.linen, "optax": libraries.optax}
     if missing := [name for name, module in wanted.items() if not module]:
@@ -154,7 +167,7 @@ def measured(groups: Sequence[str], rounds: int) -> dict[str, Any]:
     for mode in MODES[device()]:
         results["ceilings"][mode] = ceilings(mode, 8192 if on_gpu() else 2048, rounds)
         for group in groups:
-            for r in GROUPS[group](mode, rounds):
+            for r in GROUPS[group](mode, rounds, options.quick):
                 results["rows"].append(r)
                 ratios = (f"{f['value']:.3g} {f['figure']}" for f in r["figures"] if f["figure"][:2] == "of")
                 print(f"{group}: {cells(r, {})[0]}: {', '.join(ratios)}", file=sys.stderr, flush=True)

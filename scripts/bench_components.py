@@ -2,9 +2,11 @@
 
 import functools
 import gc
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import convolutions
 import jax
 import jax.numpy as jnp
 import libraries
@@ -23,7 +25,7 @@ from bench_timing import (
 from libraries import In, device, on_gpu, torch_device, torch_facts, torch_run
 from optimisations import optimisations
 from residuals import of_floats, saved
-from speed_tables import Row, targets
+from speed_tables import QUICK, Row, targets
 from workloads import SIZES, Work, permuted
 
 
@@ -137,26 +139,43 @@ def as_in(way: Any) -> In:
     return way if isinstance(way, In) else In("", way)
 
 
-def components(mode: str, rounds: int) -> Iterator[Row]:
-    """Measure every component of the table."""
+def components(mode: str, rounds: int, quick: bool = False) -> Iterator[Row]:
+    """Measure every component of the table; a quick run measures the batch of some."""
     for work in workloads.components(SIZES[device()]):
         if on_gpu() and work.name.startswith("linear_cross_entropy") and mode != "bfloat16":
             continue  # its target is in bfloat16
-        for by_example in (False, True) if work.mapped else (False,):
-            problem = Problem(work, mode, by_example)
-            variants = problem.variants()
-            measure(variants, rounds)
+        if quick and work.name not in QUICK:
+            continue
+        for by_example in (False, True) if work.mapped and not quick else (False,):
             name = f"{work.name}, per example" if by_example else work.name
             limits = targets(on_gpu()).get(name, {"of JAX": 1.05})
-            yield row("components", name, mode, variants, limits, nbytes=problem.nbytes(), flops=work.flops)
-            del problem, variants
-            gc.collect()
-            jax.clear_caches()  # type: ignore[no-untyped-call]
-            if libraries.torch:
-                libraries.torch._dynamo.reset()  # otherwise it compiles only the first few functions
+            torch = {way: f for way, f in work.torch.items() if not quick or "compile" not in way}
+            yield compared("components", work._replace(name=name, torch=torch), mode, rounds, limits, by_example)
 
 
-def with_and_without(mode: str, rounds: int) -> Iterator[Row]:
+def compared(
+    group: str,
+    work: Work,
+    mode: str,
+    rounds: int,
+    limits: dict[str, float],
+    by_example: bool = False,
+    floor: Callable[[], Sequence[Variant]] = tuple,
+) -> Row:
+    """Measure jaxnn, its peers, and what is known as the floor; leave nothing behind in memory."""
+    problem = Problem(work, mode, by_example)
+    variants = [*problem.variants(), *floor()]
+    measure(variants, rounds)
+    measured = row(group, work.name, mode, variants, limits, nbytes=problem.nbytes(), flops=work.flops)
+    del problem, variants
+    gc.collect()
+    jax.clear_caches()  # type: ignore[no-untyped-call]
+    if libraries.torch:
+        libraries.torch._dynamo.reset()  # otherwise it compiles only the first few functions
+    return measured
+
+
+def with_and_without(mode: str, rounds: int, _: bool = False) -> Iterator[Row]:
     """Measure what each optimisation of the rules gains: the component with it on, and off."""
 
     def variant(problem: Problem, side: str, name: str) -> Variant:
@@ -165,7 +184,7 @@ def with_and_without(mode: str, rounds: int) -> Iterator[Row]:
         agree(f"{problem.work.name}, {name}", mode, problem.canonical(problem.ours, executable(*args)), problem.truth)
         return Variant(side, name, jax_run(lambda: executable(*args)), facts=facts).calibrated()
 
-    for work in workloads.components(SIZES[device()]):
+    for work in itertools.chain(workloads.components(SIZES[device()]), convolutions.in_the_middle()):
         for each in (o for o in optimisations(on_gpu()) if o.work == work.name):
             problem = Problem(work, mode, False)
             with each.off():

@@ -65,8 +65,11 @@ def truth_of_net(params: Any, x: Any, y: Any) -> Any:
         return jax.tree.map(np.asarray, found)
 
 
-def forms(net: Net, mode: str, params: Any, data: tuple[Any, Any, Any]) -> Iterator[Variant]:
-    """Yield a network's training in three forms that take the same steps: step by step, a scan, an unrolled scan."""
+def forms(net: Net, mode: str, params: Any, data: tuple[Any, Any, Any], quick: bool = False) -> Iterator[Variant]:
+    """Yield a network's training in forms that take the same steps: step by step, an unrolled scan, a plain scan.
+
+    A quick run leaves out the plain scan, in which JAX's convolutions take seconds.
+    """
     split = [jax.tree.map(lambda a, i=i: a[i], data) for i in range(STEPS)]
     one = jax.jit(net.step, donate_argnums=0)
 
@@ -80,7 +83,7 @@ def forms(net: Net, mode: str, params: Any, data: tuple[Any, Any, Any]) -> Itera
         return run, lambda params: run(params, data)[0]
 
     programs = {"stepwise": (one, split[0], stepwise)}
-    for name, unroll in (("scan", 1), (f"unroll {UNROLL}", UNROLL)):
+    for name, unroll in ((f"unroll {UNROLL}", UNROLL), ("scan", 1))[: 1 if quick else 2]:
         run, call = scan(unroll)
         programs[name] = (run, data, call)
     first = None
@@ -121,7 +124,7 @@ def torch_form(name: str, mode: str, params: Any, data: tuple[Any, Any, Any], tr
     return Variant("torch", name, torch_run(train), STEPS, facts=facts).calibrated()
 
 
-def convnet(mode: str, rounds: int) -> Iterator[Row]:
+def convnet(mode: str, rounds: int, quick: bool = False) -> Iterator[Row]:
     """Measure the training step, with its update, in every form."""
     for size in BATCH_SIZES[device()]:
         data, params = batches(size), models.convnet.init(jax.random.key(0), IMAGE, 10)
@@ -129,17 +132,19 @@ def convnet(mode: str, rounds: int) -> Iterator[Row]:
         variants: list[Variant] = []
         for net in convnets.nets(dtype_of(mode)):
             check_net(net, mode, params, data[0][0], data[1][0], truth)
-            variants += forms(net, mode, params, data)
-        for name in convnets.torch_forms(on_gpu()) if libraries.torch else ():
+            variants += forms(net, mode, params, data, quick)
+        in_torch = [] if libraries.torch is None else convnets.torch_forms(on_gpu())
+        for name in (name for name in in_torch if not quick or "compile" not in name):
             variants += unless_it_fails(name, functools.partial(torch_form, name, mode, params, data, truth))
         measure(variants, rounds)
         limits, name = targets(on_gpu()), f"training step, batch {size}"
         yield row("convnet", name, mode, variants, limits["convnet"], flops=step_flops(size))
-        scans = [v for v in variants if v.name.endswith(", scan")]
-        yield row("convnet", f"{name}, in a plain scan", mode, scans, limits["convnet in a plain scan"])
+        if scans := [v for v in variants if v.name.endswith(", scan")]:
+            yield row("convnet", f"{name}, in a plain scan", mode, scans, limits["convnet in a plain scan"])
         del variants
         gc.collect()
-    yield product_alone(BATCH_SIZES[device()][0], mode, rounds)
+    if not quick:
+        yield product_alone(BATCH_SIZES[device()][0], mode, rounds)
 
 
 def product_alone(size: int, mode: str, rounds: int) -> Row:
@@ -167,7 +172,7 @@ def step_flops(batch: int) -> float:
     return 2.0 * batch * sum(products)
 
 
-def memory(mode: str, rounds: int) -> Iterator[Row]:
+def memory(mode: str, rounds: int, _: bool = False) -> Iterator[Row]:
     """Compile the convnet's gradient for 1,024 images, and read off its temporary memory; nothing runs."""
     x, y = jax.eval_shape(lambda: (jnp.zeros((1024, *IMAGE)), jnp.zeros(1024, jnp.int32)))
     variants = []
@@ -179,7 +184,7 @@ def memory(mode: str, rounds: int) -> Iterator[Row]:
     yield row("memory", "convnet's gradient, batch 1024", mode, variants, limits, unit="B")
 
 
-def compilation(mode: str, rounds: int) -> Iterator[Row]:
+def compilation(mode: str, rounds: int, _: bool = False) -> Iterator[Row]:
     """Measure the time to compile the convnet's step; all take turns."""
     data, params = batches(BATCH_SIZES[device()][0]), models.convnet.init(jax.random.key(0), IMAGE, 10)
     batch = jax.tree.map(lambda a: a[0], data)

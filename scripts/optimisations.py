@@ -32,6 +32,9 @@ def optimisations(gpu: bool) -> list[Optimisation]:
     def by_convolution(_: Any, *args: Any) -> Any:
         return importlib.import_module(convolutions).weight_gradient_by_convolution(*args)
 
+    def batched_products(_: Any, *args: Any) -> Any:
+        return importlib.import_module(cpu)._by_patches(*args)
+
     def random_bits(_: Any, threshold: int, shape: tuple[int, ...], key: Any) -> Any:
         return jax.random.bits(key, shape) >= threshold
 
@@ -44,11 +47,26 @@ def optimisations(gpu: bool) -> list[Optimisation]:
     def transposed(_: Any, x: Any, given: str, wanted: str) -> Any:
         return x.transpose([given.index(axis) for axis in wanted])
 
+    usual, never = ", NHWC, batch 64", lambda *_: False
     on_cpu = [
         Optimisation("conv2d NHWC", cpu, "weight_gradient_by_products", "a convolution", by_convolution),
-        Optimisation("conv2d NHWC", cpu, "_splits_taps", "patches", lambda *_: False),
+        Optimisation("conv2d NHWC", cpu, "_splits_taps", "patches", never),
         Optimisation("conv2d NHWC", cpu, "_samples_in", "all samples at once", lambda *_: 1 << 30),
         Optimisation("conv2d NCHW", convolutions, "in_layout", "one transposition of four axes", transposed),
+        Optimisation(
+            f"5x5 of the speedrun, 12x12x32 to 64{usual}", cpu, "meets_many_zeros", "dx as a convolution", never
+        ),
+        *(
+            Optimisation(f"{shape}{usual}", cpu, "faster_form", "XLA's convolution", lambda *_: None)
+            for shape in ("1x1, 14x14x64 to 128", "3x3 in 4 groups, 28x28x64 to 64", "3x3 depthwise, 28x28x64")
+        ),
+        Optimisation(
+            f"3x3 depthwise, 28x28x64{usual}",
+            "jaxnn.layers._conv2d_depthwise",
+            "weight_gradient",
+            "a product of patches for each group",
+            batched_products,
+        ),
     ]
     if jax.__version_info__ < (0, 11):
         on_cpu.append(Optimisation("conv2d NHWC", cpu, "rows_more", "no extra rows", lambda *_: 0))

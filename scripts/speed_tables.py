@@ -15,29 +15,41 @@ from sections import ROOT, rewrite, table
 SPEED, README, ROOT_README = ROOT / "scripts" / "speed", ROOT / "scripts" / "README.md", ROOT / "README.md"
 SIDES = {"jaxnn": "jaxnn", "jax": "JAX", "torch": "PyTorch"}
 MEASURED = {"memory": "peak memory", "compile": "compile time"}  # by group; all others: run time
-FIGURES = {"of JAX": "jaxnn / JAX", "of PyTorch": "jaxnn / PyTorch", "memory of JAX": "memory, jaxnn / JAX"}
+FIGURES = {"of JAX": "jaxnn / JAX", "of PyTorch": "jaxnn / PyTorch", "memory of JAX": "memory, jaxnn / JAX",
+           "of products": "jaxnn / products"}  # fmt: skip
 HEAD = [
     "work", "measured", *SIDES.values(), "jaxnn / JAX", "jaxnn / PyTorch", "temporary memory, jaxnn / JAX",
     "residuals, jaxnn / JAX", "compile time, jaxnn / JAX", "rate, of the ceiling", "target",
+]  # fmt: skip
+CONVOLUTIONS_HEAD = [
+    "convolution", *SIDES.values(), "its products alone", "jaxnn / JAX", "jaxnn / PyTorch", "jaxnn / products",
+    "target",
 ]  # fmt: skip
 SWITCH_HEAD = ["optimisation", "run time, on", "run time, off", "on / off", "temporary memory, on / off"]
 SUMMARY_HEAD = ["work", "measured", "jaxnn", "fastest JAX", "PyTorch", "jaxnn / JAX"]  # and one for each other version
 # In the summary a line stands for its neighbours, whose rules do nearly the same.
 LIKE_OTHERS = ("conv2d NCHW", "max_pool2d NCHW", "max_pool2d_with_indices", "nll", "l2_penalty")
 RATES = {"bytes_per_second": ("copy", "GB/s"), "flop_per_second": ("matrix product", "Gflop/s")}
+# What each picture shows: groups, or the names of rows.
+QUICK = ("linear", "conv2d NHWC", "max_pool2d NHWC", "relu", "dropout", "cross_entropy", "linear_cross_entropy fast")
 PICTURES = {
+    "quick": ("training step, batch 64", "convnet's gradient, batch 1024", "convnet's step, batch 64", *QUICK),
     "training": ("convnet", "memory", "compile"),
     "components": ("components",),
+    "convolutions": ("convolutions",),
     "optimisations": ("optimisations",),
 }
 TITLES = {
     "training": "Training the convnet",
     "components": "Every component, forward and backward",
+    "convolutions": "Convolutions of several shapes, forward and backward",
     "optimisations": "Optimisations, on and off",
 }
 ALT = {
+    "quick": "Time and memory of ten pieces of work, relative to JAX and PyTorch",
     "training": "Run time, memory and compile time of the convnet's training, relative to JAX and PyTorch",
     "components": "Run time of each component, relative to JAX and PyTorch",
+    "convolutions": "Run time of convolutions, relative to JAX, PyTorch and their matrix products alone",
     "optimisations": "Run time with each optimisation on, relative to off",
 }
 Row = dict[str, Any]
@@ -109,14 +121,27 @@ def cells(r: Row, ceilings: dict[str, dict[str, float]]) -> list[str]:
         f"{r[key] / 1e9:.3g} {unit} ({r[key] / ceiling[key]:.0%})"
         for key, (_, unit) in RATES.items() if r[key] and key in ceiling
     ]  # fmt: skip
+    return [
+        name_of(r), MEASURED.get(r["group"], "run time"), *(amount(r, side, named=True) for side in SIDES),
+        ratio(r, "of JAX"), ratio(r, "of PyTorch"), pair("temporary_bytes", in_bytes), pair("residual_bytes", in_bytes),
+        pair("compile_seconds", in_time), ", ".join(rates), target(r),
+    ]  # fmt: skip
+
+
+def target(r: Row) -> str:
+    """Return the bounds of a row's figures, and whether they are met."""
     bounds = [
         f"{FIGURES.get(f['figure'], f['figure'])} ≤ {f['limit']:g}: {'met' if f['met'] else 'NOT MET'}"
         for f in r["figures"] if "met" in f
     ]  # fmt: skip
+    return "; ".join(bounds) if r["large"] else "below 50 µs"
+
+
+def convolution_cells(r: Row) -> list[str]:
+    """Return a convolution's texts, in the order of CONVOLUTIONS_HEAD."""
     return [
-        name_of(r), MEASURED.get(r["group"], "run time"), *(amount(r, side, named=True) for side in SIDES),
-        ratio(r, "of JAX"), ratio(r, "of PyTorch"), pair("temporary_bytes", in_bytes), pair("residual_bytes", in_bytes),
-        pair("compile_seconds", in_time), ", ".join(rates), "; ".join(bounds) if r["large"] else "below 50 µs",
+        name_of(r), *(amount(r, side, named=True) for side in SIDES), amount(r, "products", named=False),
+        *(ratio(r, figure) for figure in ("of JAX", "of PyTorch", "of products")), target(r),
     ]  # fmt: skip
 
 
@@ -133,6 +158,8 @@ def texts(results: Results, rows: list[Row]) -> tuple[list[str], list[list[str]]
     """Return the head and the lines of a table of rows."""
     if {r["group"] for r in rows} == {"optimisations"}:
         return SWITCH_HEAD, [switch_cells(r) for r in rows]
+    if {r["group"] for r in rows} == {"convolutions"}:
+        return CONVOLUTIONS_HEAD, [convolution_cells(r) for r in rows]
     return HEAD, [cells(r, results["ceilings"][r["mode"]]) for r in rows]
 
 
@@ -170,16 +197,17 @@ def print_table(results: Results) -> None:
 
 # Pictures -------------------------------------------------------------------------------------------------------------
 
-SERIES = {"of JAX": ("#0072b2", "o"), "of PyTorch": ("#d55e00", "s"), "of off": ("#009e73", "^")}
+SERIES = {"of JAX": ("#0072b2", "o"), "of PyTorch": ("#d55e00", "s"), "of off": ("#009e73", "^"),
+          "of products": ("#999999", "D")}  # fmt: skip
 BY_EXAMPLE = ", per example"
 
 
-def draw(committed: list[Results], groups: tuple[str, ...], path: Path) -> None:
-    """Draw the ratios of these groups with their quartiles and targets: a panel for each committed results."""
+def draw(committed: list[Results], chosen: tuple[str, ...], path: Path) -> None:
+    """Draw the ratios of these groups or rows, with quartiles and targets: a panel for each committed results."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = rows_of(groups, committed)
+    rows = rows_of(chosen, committed)
     names = list(dict.fromkeys(label(r) for each in rows for r in each))[::-1]
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         size = (3.4 + 3.6 * len(committed), 1.3 + 0.26 * len(names))
@@ -195,10 +223,10 @@ def draw(committed: list[Results], groups: tuple[str, ...], path: Path) -> None:
         figure.savefig(path, metadata={"Source": digest(rows)})
 
 
-def rows_of(groups: tuple[str, ...], committed: list[Results] | None = None) -> list[list[Row]]:
-    """Return the rows of these groups, for each of the committed results."""
+def rows_of(chosen: tuple[str, ...], committed: list[Results] | None = None) -> list[list[Row]]:
+    """Return the rows of these groups, or of these names, for each of the committed results."""
     every = committed_results() if committed is None else committed
-    return [[r for r in results["rows"] if r["group"] in groups] for results in every]
+    return [[r for r in results["rows"] if r["group"] in chosen or r["name"] in chosen] for results in every]
 
 
 def digest(rows: list[list[Row]]) -> str:
@@ -246,6 +274,8 @@ def section() -> str:
     committed = committed_results()
     lines = []
     for picture, groups in PICTURES.items():
+        if picture not in TITLES:
+            continue  # in the root README
         lines += [f"### {TITLES[picture]}", "", f"![{ALT[picture]}.](speed/{picture}.png)", ""]
         for results in committed:
             if rows := [r for r in results["rows"] if r["group"] in groups]:
@@ -266,7 +296,7 @@ def summary() -> str:
     others = [other for other in committed if other is not results]
     rows = [
         r for r in results["rows"]
-        if r["group"] != "optimisations" and r["name"] not in LIKE_OTHERS
+        if r["group"] in ("convnet", "memory", "compile", "components") and r["name"] not in LIKE_OTHERS
         and not any(part in r["name"] for part in (BY_EXAMPLE, "alone", "plain scan"))
     ]  # fmt: skip
     lines = [
@@ -279,7 +309,8 @@ def summary() -> str:
     head = [*SUMMARY_HEAD, *(f"jaxnn / JAX on jax {version}" for version in versions), "jaxnn / PyTorch"]
     written = [machine(results), *(f"On jax {v}: {machine(other)}" for v, other in zip(versions, others, strict=True))]
     texts = [line for text in written for line in ("", *textwrap.wrap(text, 120, break_on_hyphens=False))]
-    return "\n".join([*table(head, lines), *texts])
+    picture = f"![{ALT['quick']}.](scripts/speed/quick.png)"
+    return "\n".join([picture, "", *table(head, lines), *texts])
 
 
 def same_ratio(r: Row, other: Results) -> str:
@@ -291,7 +322,7 @@ def same_ratio(r: Row, other: Results) -> str:
 def write() -> None:
     """Draw the pictures, and write the sections of both READMEs."""
     committed = committed_results()
-    for picture, groups in PICTURES.items():
-        draw(committed, groups, SPEED / f"{picture}.png")
+    for picture, chosen in PICTURES.items():
+        draw(committed, chosen, SPEED / f"{picture}.png")
     rewrite(README, "speed", section())
     rewrite(ROOT_README, "speed", summary())

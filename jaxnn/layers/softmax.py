@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float
 from jaxnn.rules.component import defined_by, with_formulas
 from jaxnn.rules.cotangents import Type, accumulation_dtype, cotangent, type_of
 from jaxnn.rules.sharding import AxisName
-from jaxnn.rules.softmax_sums import Axes, at_most_largest, checked, shifted, summed, total
+from jaxnn.rules.softmax_sums import Axes, at_most_largest, checked, largest, shifted, summed, total
 
 Residuals = tuple[Array, Array | None, Type]  # y, `where`, and the type of x
 
@@ -104,7 +104,9 @@ def _softmax(axes: Axes, x: Array, where: Array | None) -> Array:
 
 
 def _softmax_fwd(axes: Axes, x: Array, where: Array | None) -> tuple[Array, Residuals]:
-    exp = jnp.exp(shifted(axes, x, where))
+    wide = x.astype(accumulation_dtype(x.dtype))
+    # Without a mask a row of −∞ is NaN in any case, and XLA's CPU backend makes one kernel of the plain difference.
+    exp = jnp.exp(wide - largest(axes, wide) if where is None else shifted(axes, x, where))
     y = (exp / total(axes, exp, where)).astype(x.dtype)
     return y, (y, where, type_of(x))
 

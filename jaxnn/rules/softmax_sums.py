@@ -19,15 +19,20 @@ class Axes(NamedTuple):
 
 
 def shifted(axes: Axes, x: Array, where: Array | None = None) -> Array:
-    """Return x less its maximum over `axes`, in at least float32; −∞ where `where` is False.
+    """Return x less its maximum over `axes`, in at least float32; −∞ where `where` is False, also where all is.
 
     Softmax is the same for logits that all are smaller by one number, so the shift has no derivative.
     """
     x = x.astype(accumulation_dtype(x.dtype))
     x = x if where is None else jnp.where(where, x, -jnp.inf)
-    largest = lax.stop_gradient(jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf))
-    largest = sharding.all_reduce(axes.of_mesh, lax.pmax, largest)
-    return x - jnp.where(largest == -jnp.inf, jnp.zeros((), x.dtype), largest)
+    shift = largest(axes, x)
+    return x - jnp.where(shift == -jnp.inf, jnp.zeros((), x.dtype), shift)
+
+
+def largest(axes: Axes, x: Array) -> Array:
+    """Return the maximum of x over `axes`, which keep length 1; it has no derivative."""
+    within = lax.stop_gradient(jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf))
+    return sharding.all_reduce(axes.of_mesh, lax.pmax, within)
 
 
 def total(axes: Axes, exp: Array, where: Array | None = None) -> Array:

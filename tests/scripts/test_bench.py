@@ -6,8 +6,10 @@ import json
 import bench
 import bench_components
 import bench_convnet
+import bench_convolutions
 import bench_timing
 import convnets
+import convolutions
 import jax
 import jax.numpy as jnp
 import libraries
@@ -23,6 +25,7 @@ from jaxnn import components
 
 TINY = components.Size((2, 6, 4, 4), 16, 10, 8, (8, 8, 32))
 CEILINGS = {"JAX": {"flop_per_second": 1e9, "bytes_per_second": 1e9}}
+CONVOLUTIONS = convolutions.SHAPES
 ALL_COMPONENTS = workloads.components
 FEW = ["conv2d NCHW", "max_pool2d_with_indices", "dropout", "binary_cross_entropy"]
 
@@ -37,6 +40,10 @@ def tiny(monkeypatch):
     monkeypatch.setitem(workloads.SIZES, "cpu", TINY)
     monkeypatch.setitem(bench_convnet.BATCH_SIZES, "cpu", (2,))
     monkeypatch.setattr(bench_convnet, "IMAGE", (8, 8, 1))
+    monkeypatch.setattr(bench_convolutions, "BATCH_SIZES", (1, 2))
+    small = [shape._replace(size=6, inputs=4, filters=4, groups=min(4, shape.groups)) for shape in CONVOLUTIONS[:3:2]]
+    monkeypatch.setattr(bench_convolutions, "SHAPES", small)
+    monkeypatch.setattr(convolutions, "SHAPES", ())
     monkeypatch.setattr(bench_convnet, "STEPS", 2)
     monkeypatch.setattr(bench_convnet, "UNROLL", 2)
     monkeypatch.setattr(bench_timing, "ROUND", 0)
@@ -154,7 +161,7 @@ def test_groups(group, tmp_path, capsys):
         assert "jaxnn" in row["best"] and alone != ("jax" in row["best"])
         assert alone != ("of JAX" in [f["figure"] for f in row["figures"]])
         assert ("torch" in row["best"]) == (
-            libraries.torch is not None and group in ("convnet", "components")
+            libraries.torch is not None and group in ("convnet", "components", "convolutions")
             and "per example" not in row["name"] and "scan" not in row["name"]
         )  # fmt: skip
     assert group in capsys.readouterr().out
@@ -177,7 +184,7 @@ def test_every_optimisation_can_be_switched_off(monkeypatch):
     """The program is another one then, at the size that is measured."""
     monkeypatch.undo()
     monkeypatch.setattr(libraries, "torch", None)
-    works = {w.name: w for w in workloads.components(workloads.SIZES["cpu"])}
+    works = {w.name: w for w in (*workloads.components(workloads.SIZES["cpu"]), *convolutions.in_the_middle())}
 
     def program(work):
         ours = work.ours
@@ -241,7 +248,22 @@ def test_a_form_that_pytorch_cannot_compile_is_left_out(capsys):
     assert capsys.readouterr().err == "left out, PyTorch fails: compile: no compiler\n"
 
 
-@pytest.mark.parametrize("argv", [["convnets"], ["--rounds", "0"], ["--rounds", "x"], ["--json", "no/where.json"]])
+@pytest.mark.more
+def test_a_quick_run_has_the_rows_that_are_asked_for_most(tmp_path, monkeypatch):
+    file = tmp_path / "speed.json"
+    assert bench.main(["--quick", "--rounds", "1", "--json", str(file)]) == 0
+    results = json.loads(file.read_text())
+    assert results["command"] == "python scripts/bench.py --quick --rounds 1"
+    names = [r["name"] for r in results["rows"]]
+    assert names == ["training step, batch 2", "convnet's gradient, batch 1024", "convnet's step, batch 2", "dropout"]
+    assert not any(v["name"][-4:] == "scan" or "compile" in v["name"] for r in results["rows"] for v in r["variants"])
+    assert len(bench_components.QUICK) + 3 == 10
+    assert set(bench_components.QUICK) <= {line.name for line in components.COMPONENTS}
+
+
+@pytest.mark.parametrize(
+    "argv", [["--quick", "memory"], ["convnets"], ["--rounds", "0"], ["--rounds", "x"], ["--json", "no/where.json"]]
+)
 def test_wrong_usage(argv, capsys):
     with pytest.raises(SystemExit) as exit:
         bench.main(argv)
@@ -283,12 +305,21 @@ def test_the_summary_has_the_ratios_of_each_version_and_to_pytorch():
 
 def test_each_kind_of_work_has_one_picture_drawn_from_the_committed_results():
     assert {path.stem for path in speed_tables.SPEED.glob("*.png")} == set(speed_tables.PICTURES)
-    for name, groups in speed_tables.PICTURES.items():
-        assert f"(speed/{name}.png)" in speed_tables.section()
+    for name, chosen in speed_tables.PICTURES.items():
+        place = "](scripts/speed/quick.png)" if name == "quick" else f"](speed/{name}.png)"
+        assert place in (speed_tables.summary() if name == "quick" else speed_tables.section())
         with Image.open(speed_tables.SPEED / f"{name}.png") as image:
-            assert image.text["Source"] == speed_tables.digest(speed_tables.rows_of(groups)), (
+            assert image.text["Source"] == speed_tables.digest(speed_tables.rows_of(chosen)), (
                 "run scripts/bench.py --readme"
             )
+
+
+def test_the_picture_of_the_root_readme_has_the_rows_of_a_quick_run():
+    for rows in speed_tables.rows_of(speed_tables.PICTURES["quick"]):
+        assert [r["name"] for r in rows] == [
+            "training step, batch 64", "convnet's gradient, batch 1024", "convnet's step, batch 64",
+            *bench_components.QUICK,
+        ]  # fmt: skip
 
 
 def test_the_tables_say_what_was_measured(monkeypatch, tmp_path):
