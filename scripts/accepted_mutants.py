@@ -21,12 +21,6 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
             "(oh, ow, kh, x.shape[-1], kw)")),
         *(f"weight_gradient_by_products: (kh, kw, _, _) -> ({axes}, _)" for axes in ("kw, kh, _", "kh, _, kw")),
         *(f"weight_gradient_by_products: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
-    **{f"layers/_conv2d_convolutions.py _convolve: {other}": "any number of extra rows has the same result" for other in (
-        "more == 0 -> more != 0", "more == 0 -> more == 1",
-        "functools.partial(with_more_rows, 0) -> functools.partial(with_more_rows, 1)",
-        *("lax.platform_dependent(x, w, cpu=functools.partial(with_more_rows, more), default=as_given) -> "
-          f"lax.platform_dependent(x, w, {path})"
-          for path in ("default=as_given", "cpu=functools.partial(with_more_rows, more)")))},
     **{f"layers/log_softmax.py _log_softmax_bwd: jnp.where(where, {d}, zero) -> jnp.where(where, {d}, -zero)": "−0"
        for d in ("dx", "dy")},
     "rules/sharding.py mark_varying: lax.pcast(x, axes, to='varying') if axes else x -> lax.pcast(x, axes, to='varying')":
@@ -44,7 +38,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "losses/_log_likelihood.py to_label: jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], zero, dx) -> "
     "jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], -zero, dx)": "−0",
     "rules/softmax_sums.py shifted: jnp.zeros((), x.dtype) -> jnp.ones((), x.dtype)": "−∞ less any number",
-    "rules/softmax_sums.py shifted: lax.stop_gradient(jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)) -> "
+    "rules/softmax_sums.py largest: lax.stop_gradient(jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)) -> "
     "jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)": "the derivative of a shift of all x cancels",
     "losses/_log_likelihood.py by_label: jnp.where(_labels.is_label(labels, classes), l, jnp.nan) -> "
     "jnp.where(_labels.is_label(labels, classes), l, -jnp.nan)": "NaN has no sign that counts",
@@ -187,7 +181,6 @@ BEYOND_CHECK = {
     r"weight_gradient_by_products: (-1 -> |.*(_samples_in|samples // block|\(oh, |_splits_taps|> \(samples))|"
     r"_largest_divisor: |"
     r"_LONGEST_REACH: |_MOST_OF_PAIRS: |_splits_taps: .*(reach|kw|inputs|outputs|groups|dilation|stride\[0\]|== 0)|"
-    r"_convolve: _cpu\.rows_more\(|"
     r" on_its_platform: (options|\(on_cpu|\(options)|"
     r" prepare: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
         "blocks of another size, or the other way, the same result",

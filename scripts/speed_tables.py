@@ -27,6 +27,7 @@ CONVOLUTIONS_HEAD = [
 ]  # fmt: skip
 SWITCH_HEAD = ["optimisation", "run time, on", "run time, off", "on / off", "temporary memory, on / off"]
 SUMMARY_HEAD = ["work", "measured", "jaxnn", "fastest JAX", "PyTorch", "jaxnn / JAX"]  # and one for each other version
+SUMMARISED = ("convnet", "memory", "compile", "components")
 # In the summary a line stands for its neighbours, whose rules do nearly the same.
 LIKE_OTHERS = ("conv2d NCHW", "max_pool2d NCHW", "max_pool2d_with_indices", "nll", "l2_penalty")
 RATES = {"bytes_per_second": ("copy", "GB/s"), "flop_per_second": ("matrix product", "Gflop/s")}
@@ -203,7 +204,8 @@ BY_EXAMPLE = ", per example"
 
 
 def draw(committed: list[Results], chosen: tuple[str, ...], path: Path) -> None:
-    """Draw the ratios of these groups or rows, with quartiles and targets: a panel for each committed results."""
+    """Draw the ratios of these groups or rows, with quartiles and targets: a panel for each results that have some."""
+    committed = holding(chosen, committed)
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -224,9 +226,15 @@ def draw(committed: list[Results], chosen: tuple[str, ...], path: Path) -> None:
 
 
 def rows_of(chosen: tuple[str, ...], committed: list[Results] | None = None) -> list[list[Row]]:
-    """Return the rows of these groups, or of these names, for each of the committed results."""
+    """Return the rows of these groups, or of these names, for each of the results that have some."""
     every = committed_results() if committed is None else committed
-    return [[r for r in results["rows"] if r["group"] in chosen or r["name"] in chosen] for results in every]
+    rows = [[r for r in results["rows"] if r["group"] in chosen or r["name"] in chosen] for results in every]
+    return [each for each in rows if each]
+
+
+def holding(chosen: tuple[str, ...], committed: list[Results]) -> list[Results]:
+    """Return the results that have rows of these groups, or of these names."""
+    return [results for results in committed if rows_of(chosen, [results])]
 
 
 def digest(rows: list[list[Row]]) -> str:
@@ -290,13 +298,13 @@ def summary() -> str:
 
     The figures are those measured beside PyTorch; of other versions of JAX the table has the ratio to JAX.
     """
-    committed = committed_results()
+    committed = holding(SUMMARISED, committed_results())
     with_torch = [results for results in committed if "torch" in results["machine"]["versions"]]
     results = (with_torch or committed)[0]
     others = [other for other in committed if other is not results]
     rows = [
         r for r in results["rows"]
-        if r["group"] in ("convnet", "memory", "compile", "components") and r["name"] not in LIKE_OTHERS
+        if r["group"] in SUMMARISED and r["name"] not in LIKE_OTHERS
         and not any(part in r["name"] for part in (BY_EXAMPLE, "alone", "plain scan"))
     ]  # fmt: skip
     lines = [
