@@ -27,6 +27,8 @@ _LONGEST_REACH = 8
 _MOST_OF_PAIRS = 1 << 20
 # The most groups that are convolved one by one: more would compile slowly.
 _MOST_GROUPS = 32
+# The most taps of a filter that is applied tap by tap, for the same reason.
+_MOST_TAPS = 64
 
 
 def faster_form(
@@ -34,7 +36,7 @@ def faster_form(
 ) -> Callable[[Array, Array], Array] | None:
     """Return how the CPU backend runs a convolution faster than `convolve(x, w, groups, pads)`; None if it does not."""
     of_one_channel = 1 in (w.shape[2], w.shape[3] // geometry.groups)
-    if geometry.groups > 1 and of_one_channel:
+    if geometry.groups > 1 and of_one_channel and w.shape[0] * w.shape[1] <= _MOST_TAPS:
         return functools.partial(_depthwise.correlate, geometry, stride, pads, spread)
     if 1 < geometry.groups <= _MOST_GROUPS:
         return functools.partial(_by_groups, geometry.groups, convolve)
@@ -128,13 +130,16 @@ def _added_along(geometry: Geometry, axis: int, x_shape: tuple[int, ...], parts:
 
 def weight_gradient_by_products(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as matrix products of blocks of samples."""
-    if geometry.groups > 1 and w_shape[2] == 1:
-        return _depthwise.weight_gradient(geometry, w_shape, x, dy)
+    (kh, kw, inputs, outputs), (samples, oh, ow, _) = w_shape, dy.shape
+    if geometry.groups > 1 and inputs == 1 and kh * kw <= _MOST_TAPS:
+        rows = _largest_divisor(
+            oh, _samples_in(_BLOCK_BYTES, (kh, kw, ow, outputs), jnp.dtype(accumulation_dtype(x.dtype)))
+        )
+        return _depthwise.weight_gradient(geometry, w_shape, x, dy, rows)
     if 1 < geometry.groups <= _MOST_GROUPS:
         of_group, shape = geometry._replace(groups=1), (*w_shape[:3], w_shape[3] // geometry.groups)
         parts = zip(*(jnp.split(z, geometry.groups, axis=-1) for z in (x, dy)), strict=True)
         return jnp.concatenate([weight_gradient_by_products(of_group, shape, *part) for part in parts], axis=-1)
-    (kh, kw, _, _), (samples, oh, ow, _) = w_shape, dy.shape
     of_block = _by_rows_and_columns if _splits_taps(geometry, w_shape, ow) else _by_patches
     block = _largest_divisor(samples, _samples_in(_BLOCK_BYTES, (oh, ow, kh, kw, x.shape[-1]), x.dtype))
 

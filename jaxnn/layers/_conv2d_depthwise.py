@@ -5,7 +5,6 @@ XLA makes one loop of all taps.
 """
 
 import functools
-import math
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -35,22 +34,29 @@ def correlate(geometry: Geometry, stride: Pair, pads: Pads, spread: Pair, x: Arr
     return y.reshape(*y.shape[:3], outputs).astype(x.dtype)
 
 
-def weight_gradient(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
-    """dw_i',j',g,o = Σ_s,i,j dy_s,i,j,g,o x_s,Si+Di'−P,Sj+Dj'−P,g: first over the samples s, one by one."""
+def weight_gradient(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array, rows: int) -> Array:
+    """dw_i',j',g,o = Σ_s,i,j dy_s,i,j,g,o x_s,Si+Di'−P,Sj+Dj'−P,g, from blocks of `rows` rows i, a divisor of OH.
+
+    A tap's products of one block are added to those of the others, element by element; their sum is left for the end.
+    """
     kh, kw, _, outputs = w_shape
-    dtype, groups = accumulation_dtype(x.dtype), geometry.groups
+    dtype, groups, blocks = accumulation_dtype(x.dtype), geometry.groups, dy.shape[1] // rows
     x = jnp.pad(x, ((0, 0), *geometry.pads, (0, 0)))[..., None]
     dy = dy.reshape(*dy.shape[:3], groups, outputs // groups)
-    zero = vary_with(jnp.zeros(dy.shape[1:], dtype), type_of(x), type_of(dy))
+    sizes = (1, rows, *dy.shape[2:])
+    of_x_sizes = (1, geometry.stride[0] * (rows - 1) + geometry.dilation[0] * (kh - 1) + 1, *x.shape[2:])
+    zero = vary_with(jnp.zeros(sizes, dtype), type_of(x), type_of(dy))
 
-    def add_sample(s: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-        of_x, of_dy = (lax.dynamic_slice_in_dim(z, s, 1).astype(dtype) for z in (x, dy))
-        shifted = _shifted(geometry, (kh, kw), geometry.stride, of_x)
-        return tuple(total + (pixels * of_dy)[0] for total, pixels in zip(sums, shifted, strict=True))
+    def add_block(block: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        sample, first = block // blocks, block % blocks * rows
+        of_dy = lax.dynamic_slice(dy, (sample, first, 0, 0, 0), sizes).astype(dtype)
+        of_x = lax.dynamic_slice(x, (sample, geometry.stride[0] * first, 0, 0, 0), of_x_sizes).astype(dtype)
+        taps = _shifted(geometry, (kh, kw), geometry.stride, of_x)
+        return tuple(total + pixels * of_dy for total, pixels in zip(sums, taps, strict=True))
 
-    sums = lax.fori_loop(0, dy.shape[0], add_sample, (zero,) * (kh * kw))
+    sums = lax.fori_loop(0, dy.shape[0] * blocks, add_block, (zero,) * (kh * kw))
     # The backend adds up axes in front number by number, and a product with ones by vectors.
-    ones = jnp.ones((1, math.prod(dy.shape[1:3])), dtype)
+    ones = jnp.ones((1, rows * dy.shape[2]), dtype)
     dw = [lax.dot(ones, each.reshape(ones.size, outputs), precision=lax.Precision.HIGHEST) for each in sums]
     return jnp.stack(dw).reshape(w_shape).astype(x.dtype)
 
