@@ -19,7 +19,6 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
         *(f"weight_gradient_by_products: (oh, ow, kh, kw, x.shape[-1]) -> {shape}" for shape in (
             "(ow, oh, kh, kw, x.shape[-1])", "(oh, kh, ow, kw, x.shape[-1])", "(oh, ow, kw, kh, x.shape[-1])",
             "(oh, ow, kh, x.shape[-1], kw)")),
-        *(f"weight_gradient_by_products: (kh, kw, _, _) -> ({axes}, _)" for axes in ("kw, kh, _", "kh, _, kw")),
         *(f"weight_gradient_by_products: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
     **{f"layers/log_softmax.py _log_softmax_bwd: jnp.where(where, {d}, zero) -> jnp.where(where, {d}, -zero)": "−0"
        for d in ("dx", "dy")},
