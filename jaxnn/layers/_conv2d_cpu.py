@@ -35,7 +35,7 @@ def faster_form(
     convolve: Callable[..., Array], geometry: Geometry, x: Array, w: Array, stride: Pair, pads: Pads, spread: Pair
 ) -> Callable[[Array, Array], Array] | None:
     """Return how the CPU backend runs a convolution faster than `convolve(x, w, groups, pads)`; None if it does not."""
-    of_one_channel = 1 in (w.shape[2], w.shape[3] // geometry.groups)
+    of_one_channel = min(w.shape[2], w.shape[3] // geometry.groups) == 1
     if geometry.groups > 1 and of_one_channel and w.shape[0] * w.shape[1] <= _MOST_TAPS:
         return functools.partial(_depthwise.correlate, geometry, stride, pads, spread)
     if 1 < geometry.groups <= _MOST_GROUPS:
@@ -131,10 +131,9 @@ def _added_along(geometry: Geometry, axis: int, x_shape: tuple[int, ...], parts:
 def weight_gradient_by_products(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as matrix products of blocks of samples."""
     (kh, kw, inputs, outputs), (samples, oh, ow, _) = w_shape, dy.shape
-    if geometry.groups > 1 and inputs == 1 and kh * kw <= _MOST_TAPS:
-        rows = _largest_divisor(
-            oh, _samples_in(_BLOCK_BYTES, (kh, kw, ow, outputs), jnp.dtype(accumulation_dtype(x.dtype)))
-        )
+    if geometry.groups > 1 and inputs == 1 and kh * kw <= _MOST_TAPS and samples > 0:
+        fit = _samples_in(_BLOCK_BYTES, (kh, kw, ow, outputs), jnp.dtype(accumulation_dtype(x.dtype)))
+        rows = _largest_divisor(oh, fit)
         return _depthwise.weight_gradient(geometry, w_shape, x, dy, rows)
     if 1 < geometry.groups <= _MOST_GROUPS:
         of_group, shape = geometry._replace(groups=1), (*w_shape[:3], w_shape[3] // geometry.groups)

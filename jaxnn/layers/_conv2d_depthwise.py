@@ -1,7 +1,7 @@
 """A depthwise convolution on XLA's CPU backend: each group has one channel, so every tap is a product of elements.
 
-That backend runs it as a convolution of many groups, one or two orders of magnitude slower. As products of elements
-XLA makes one loop of all taps.
+That backend runs a convolution of many groups many times slower (`python scripts/bench.py optimisations`). Of products
+of elements XLA makes one loop over all taps.
 """
 
 import functools

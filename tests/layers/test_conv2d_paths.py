@@ -214,10 +214,6 @@ def test_how_many_rows_more_a_convolution_gets(more, changed, monkeypatch):
         assert module.rows_more(geometry, x, w, given["stride"], given["pads"], given["spread"]) == more
 
 
-def zeros_of(*shapes):
-    return map(jnp.zeros, shapes)
-
-
 @pytest.mark.parametrize("form, changed", [
     (None, {}),
     ("_by_product", {"filters": (1, 1, 6, 6)}),
@@ -231,6 +227,8 @@ def zeros_of(*shapes):
     ("correlate", {"filters": (3, 3, 1, 99), "groups": 33}),
     ("correlate", {"filters": (3, 3, 1, 12), "groups": 6}),
     ("correlate", {"filters": (3, 3, 3, 2), "groups": 2}),
+    ("_by_groups", {"filters": (3, 3, 1, 0), "groups": 2}),
+    ("_by_groups", {"filters": (3, 3, 0, 2), "groups": 2}),
     ("correlate", {"filters": (8, 8, 1, 99), "groups": 33}),
     (None, {"filters": (5, 13, 1, 99), "groups": 33}),
     (None, {"filters": (3, 3, 1, 6)}),
@@ -240,7 +238,7 @@ def test_which_form_a_convolution_has_on_a_cpu(form, changed, monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
     given = {"filters": (3, 3, 6, 6), "groups": 1, "pads": UNPADDED, "spread": (1, 1), "stride": (1, 1)} | changed
     geometry = Geometry((9, 9), UNPADDED, (1, 1), given["groups"], "NHWC", None)
-    x, w = zeros_of((2, 8, 8, 6), given["filters"])
+    x, w = jnp.zeros((2, 8, 8, 6)), jnp.zeros(given["filters"])
     chosen = module.faster_form(lambda x, w: x, geometry, x, w, given["stride"], given["pads"], given["spread"])
     assert (chosen and chosen.func.__name__) == form
 
@@ -259,6 +257,18 @@ def test_which_input_gradients_are_products_on_a_cpu(by_products, changed):
     assert module.meets_many_zeros(geometry, (2, 5, 10, 4), given["dy"]) == by_products
 
 
+@pytest.mark.parametrize("samples, inputs, filters, groups", [
+    (0, 3, 3, 3), (0, 3, 6, 3), (0, 4, 4, 2), (2, 2, 0, 2), (2, 0, 2, 2), (2, 0, 0, 2), (0, 66, 66, 33), (0, 2, 3, 1),
+    (2, 0, 3, 1), (2, 2, 0, 1),
+])  # fmt: skip
+@pytest.mark.parametrize("window, padding", [((1, 1), 0), ((2, 3), 0), ((2, 2), 1)])
+def test_an_empty_axis_in_every_form(samples, inputs, filters, groups, window, padding):
+    shapes = (samples, 3, 3, inputs), (*window, inputs // groups, filters)
+    options = {"layout": "NHWC", "groups": groups, "padding": padding}
+    assert_rule(CONV["conv2d-NHWC-plain"]._replace(
+        make=lambda rng: tuple(map(rng.standard_normal, shapes)), options=options))  # fmt: skip
+
+
 def test_a_grouped_convolution_of_many_groups():
     """More groups than are convolved one by one, and more than one channel each."""
     make = lambda rng: (rng.standard_normal((2, 66, 3, 3)), rng.standard_normal((66, 2, 2, 2)))  # noqa: E731
@@ -267,12 +277,13 @@ def test_a_grouped_convolution_of_many_groups():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_taps_of_a_low_precision_add_up_in_float32(dtype):
-    """In the low precision the sum of 64 taps, 1,040 = 1 024 + 63 / 4, would stay at 1,024."""
-    x, w = jnp.ones((1, 1, 8, 8), dtype), jnp.full((1, 1, 8, 8), 0.25, dtype).at[0, 0, 0, 0].set(1024)
-    both = jnp.concatenate([x, x], 1), jnp.concatenate([w, w])
-    expected = jnp.asarray(1024 + 63 / 4, dtype)
-    assert jaxnn.conv2d(*both, groups=2).ravel().tolist() == [expected, expected]
-    dw = jax.grad(lambda w: jnp.sum(jaxnn.conv2d(jnp.ones((300, 2, 1, 1), dtype), w, groups=2)))(
-        w[:, :, :1, :1].repeat(2, 0)
-    )
-    assert dw.ravel().tolist() == [300, 300]
+    """A sum of 1024 and 63 quarters, in the low precision, would stay at 1,024; one of 300 ones at 256 in bfloat16."""
+    w = jnp.full((2, 1, 8, 8), 0.25, dtype).at[:, :, 0, 0].set(1024)
+    expected = jnp.asarray(1024 + 63 / 4, dtype).item()
+    assert jaxnn.conv2d(jnp.ones((1, 2, 8, 8), dtype), w, groups=2).ravel().tolist() == [expected] * 2
+    loss = lambda w: jnp.sum(jaxnn.conv2d(jnp.ones((300, 2, 1, 1), dtype), w, groups=2))  # noqa: E731
+    assert jax.grad(loss)(w[:, :, :1, :1]).ravel().tolist() == [300, 300]
+    # The input's gradient by products: the pixel in the middle of 15 meets all 8 taps, the first 1024, the others 1/4.
+    w = jnp.full((1, 1, 1, 8), 0.25, dtype).at[..., 0].set(1024)
+    dx = jax.grad(lambda x: jnp.sum(jaxnn.conv2d(x, w)))(jnp.ones((1, 1, 1, 15), dtype))
+    assert dx[0, 0, 0, 7].item() == jnp.asarray(1024 + 7 / 4, dtype).item()
