@@ -50,11 +50,14 @@ from speed_tables import SIDES, Row, cells, print_table, write
 MODES = {"cpu": ("float32",), "gpu": ("TF32", "bfloat16")}
 
 
-GROUPS: dict[str, Callable[[str, int, bool], Iterator[Row]]] = {
+GROUPS: dict[str, Callable[[str, int], Iterator[Row]]] = {
     "convnet": convnet, "memory": memory, "compile": compilation, "components": components,
     "convolutions": convolutions, "optimisations": with_and_without,
 }  # fmt: skip
-QUICK_GROUPS, QUICK_ROUNDS = ("convnet", "memory", "compile", "components"), 5
+QUICK_ROUNDS, QUICK_GROUPS = 5, {
+    "convnet": functools.partial(convnet, quick=True), "memory": memory, "compile": compilation,
+    "components": functools.partial(components, quick=True),
+}  # fmt: skip
 
 
 def ceilings(mode: str, size: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -151,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Run the groups, and return everything that is reported."""
-    groups, rounds = (list(QUICK_GROUPS) if options.quick else options.groups or list(GROUPS)), options.rounds
+    groups, rounds = options.groups or list(GROUPS), options.rounds
+    chosen = QUICK_GROUPS if options.quick else {group: GROUPS[group] for group in groups}
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU's memory is PyTorch's, too
     # Compile times are those of a first run.
     jax.config.update("jax_enable_compilation_cache", False)  # type: ignore[no-untyped-call]
@@ -166,8 +170,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             libraries.torch.set_float32_matmul_precision("high")  # TF32, as JAX's default
     for mode in MODES[device()]:
         results["ceilings"][mode] = ceilings(mode, 8192 if on_gpu() else 2048, rounds)
-        for group in groups:
-            for r in GROUPS[group](mode, rounds, options.quick):
+        for group, rows_of in chosen.items():
+            for r in rows_of(mode, rounds):
                 results["rows"].append(r)
                 ratios = (f"{f['value']:.3g} {f['figure']}" for f in r["figures"] if f["figure"][:2] == "of")
                 print(f"{group}: {cells(r, {})[0]}: {', '.join(ratios)}", file=sys.stderr, flush=True)

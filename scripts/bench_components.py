@@ -175,7 +175,7 @@ def compared(
     return measured
 
 
-def with_and_without(mode: str, rounds: int, _: bool = False) -> Iterator[Row]:
+def with_and_without(mode: str, rounds: int) -> Iterator[Row]:
     """Measure what each optimisation of the rules gains: the component with it on, and off."""
 
     def variant(problem: Problem, side: str, name: str) -> Variant:

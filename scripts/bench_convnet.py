@@ -172,7 +172,7 @@ def step_flops(batch: int) -> float:
     return 2.0 * batch * sum(products)
 
 
-def memory(mode: str, rounds: int, _: bool = False) -> Iterator[Row]:
+def memory(mode: str, rounds: int) -> Iterator[Row]:
     """Compile the convnet's gradient for 1,024 images, and read off its temporary memory; nothing runs."""
     x, y = jax.eval_shape(lambda: (jnp.zeros((1024, *IMAGE)), jnp.zeros(1024, jnp.int32)))
     variants = []
@@ -184,7 +184,7 @@ def memory(mode: str, rounds: int, _: bool = False) -> Iterator[Row]:
     yield row("memory", "convnet's gradient, batch 1024", mode, variants, limits, unit="B")
 
 
-def compilation(mode: str, rounds: int, _: bool = False) -> Iterator[Row]:
+def compilation(mode: str, rounds: int) -> Iterator[Row]:
     """Measure the time to compile the convnet's step; all take turns."""
     data, params = batches(BATCH_SIZES[device()][0]), models.convnet.init(jax.random.key(0), IMAGE, 10)
     batch = jax.tree.map(lambda a: a[0], data)

@@ -36,7 +36,7 @@ def products(shape: Shape, batch: int, mode: str) -> list[Variant]:
     return [Variant(PRODUCTS, name, jax_run(call)).calibrated() for name, call in calls.items()]
 
 
-def convolutions(mode: str, rounds: int, _: bool = False) -> Iterator[Row]:
+def convolutions(mode: str, rounds: int) -> Iterator[Row]:
     """Measure each shape: in NHWC for every batch size, in NCHW for the one in the middle.
 
     Groups are left out of the largest batch: there JAX's derivative takes half a minute.

@@ -15,7 +15,16 @@ from jaxnn.gradcheck._child import Child
 from jaxnn.gradcheck._subject import Arrays, Subject, as64
 from jaxnn.gradcheck._traced import Traced
 from jaxnn.gradcheck.report import Row
-from jaxnn.gradcheck.tolerance import EPS_PER_RESPONSE, FLOAT32_ROUNDING, Truth, differs, finfo, largest_per_response
+from jaxnn.gradcheck.tolerance import (
+    EPS_PER_RESPONSE,
+    FLOAT32_ROUNDING,
+    Truth,
+    differs,
+    finfo,
+    largest_per_response,
+    largest_response,
+    response,
+)
 from jaxnn.tracing import kinds
 from jaxnn.tracing.contexts import float64_mode
 from jaxnn.tracing.functions import is_inexact
@@ -23,10 +32,10 @@ from jaxnn.tracing.primitives import PrimitiveCall, primitive_calls
 
 Findings = Iterator[Row]  # what a check yields
 LARGE = 100_000  # elements, above which fewer perturbations, directions and points are tried, to save time
-# Random perturbations for the first estimate of the tolerance, and for the second one, before an element is called
-# wrong. The second must miss no response by chance among 10⁷ elements.
+# Random perturbations for the first estimate of the tolerance, and the most before an element is called wrong. So many
+# must miss no response by chance among 10⁷ elements.
 DRAWS, DRAWS_OF_LARGE = 2, 1
-MORE_DRAWS, MORE_DRAWS_OF_LARGE = 8, 4
+MOST_DRAWS, MOST_DRAWS_OF_LARGE = 8, 4
 
 
 @dataclasses.dataclass
@@ -47,13 +56,14 @@ class Trial(Traced):
     no_definition: str = ""  # why JAX cannot differentiate the definition, where there is a reference
     no_float64: str = ""  # why f does not run in float64
     not_traced: str = ""  # why the rule cannot be traced
-    re_estimated: bool = False  # whether the tolerance has been estimated again, with more draws
     numeric_differs: bool = False
     wrong_types: bool = False  # whether a cotangent has a wrong shape or dtype, at the arguments given
     wrong_in_float64: bool = False  # whether the gradient is wrong even in float64, at the arguments given
     # By leaf: the elements, at the arguments given, that are right although automatic differs.
     accepted: dict[int, Any] = dataclasses.field(default_factory=dict)
+    re_estimated: bool = False  # whether the tolerance has been improved by more draws than the first
     sweep: tuple[tuple[float, float], ...] = ()
+    _second_truth: Truth | None = None
     costs: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     errors: dict[str, float] = dataclasses.field(default_factory=dict)  # the rule's, relative to the largest element
 
@@ -142,49 +152,61 @@ class Trial(Traced):
         operands = points, self.subject.rest, dy, jnp.float32(delta), jnp.float32(phase)
         return [as64(g) for g in self.subject.run("perturbed_vjp", "custom", *operands)]
 
-    def rule_response(self, points: Arrays, dy: Arrays, draw: int, method: str = "perturbed_vjp") -> Arrays:
+    def rule_response(self, points: Arrays, dy: Arrays, draws: range, method: str = "perturbed_vjp") -> Arrays:
         """Return the response of the rule's cotangents to rounding of its residuals; 0 where that is unknown.
 
         By the method "rounded_vjp" the results of its backward operations are rounded, too, if it runs in float64.
         """
         if self.rule_in_float64 is not None:
-            p, d = [as64(x) for x in points], [as64(x) for x in dy]
-            perturbed = functools.partial(self.perturbed64, p, d, phase=draw, method=method)
-            return tolerance.response(perturbed(0.0), perturbed)
+            with float64_mode():
+                at = self.subject.in_float64(points), self.subject.in_float64(dy)
+            exact = self.perturbed64(*at, 0.0, method=method)
+            in_float64 = functools.partial(self.perturbed64, *at, method=method)
+            return largest_response(*(response(exact, functools.partial(in_float64, phase=draw)) for draw in draws))
         try:
-            unperturbed = self.perturbed(points, dy, 0.0, draw)
+            unperturbed = self.perturbed(points, dy, 0.0, 0.0)
         except Exception:  # it runs on plain values only
             return [np.zeros(x.shape) for x in points]
         # The rule's own rounding would hide a perturbation as small as float64's.
         scale = math.sqrt(float(finfo(self.dtype).eps)) / tolerance.COARSE
 
-        def per_scale(delta: float) -> Arrays:
+        def per_scale(draw: int, delta: float) -> Arrays:
             found = self.perturbed(points, dy, scale * delta, draw)
             return [u + (g - u) / scale for u, g in zip(unperturbed, found, strict=True)]
 
-        return tolerance.response(unperturbed, per_scale)
+        return largest_response(*(response(unperturbed, functools.partial(per_scale, draw)) for draw in draws))
 
-    def truth_at(self, points: Arrays, dy: Arrays, draws: int | None = None, kind: str = "automatic") -> Truth:
-        """Return the automatic derivative in float64, and the response of its elements to rounding."""
-        p, d = [as64(x) for x in points], [as64(x) for x in dy]
+    def truth_at(
+        self, points: Arrays, dy: Arrays, draws: int | None = None, kind: str = "automatic", so_far: Truth | None = None
+    ) -> Truth:
+        """Return the automatic derivative in float64, and the response of its elements to rounding, from some draws.
+
+        What is known so far is not computed again.
+        """
+        draws = draws or (DRAWS_OF_LARGE if self.size > LARGE else DRAWS)
+        if so_far is not None and so_far.draws >= draws:
+            return so_far
         if self.no_float64:  # the arguments' own precision is all there is
             base = self.gradients(kind, points, dy)
-            return Truth(base, [np.maximum(np.abs(g), np.median(np.abs(g)) if g.size else 0.0) for g in base])
-        base = self.gradients64(kind, p, d)
+            sizes = [np.maximum(np.abs(g), np.median(np.abs(g)) if g.size else 0.0) for g in base]
+            return Truth(base, sizes, self.most_draws)
+        p, d = [as64(x) for x in points], [as64(x) for x in dy]
+        if so_far is None:
+            base = self.gradients64(kind, p, d)
+            # Terms that cancel in dy need not cancel with other signs: what is left is the size of the terms.
+            signed = [x * tolerance.random_signs(x.shape, i) for i, x in enumerate(d)]
+            found = [[np.abs(g) for g in base], [np.abs(g) for g in self.gradients64(kind, p, signed)]]
+        else:
+            base, found = so_far.gradients, [so_far.responses]
 
         def perturbed(draw: int, delta: float) -> Arrays:
-            factors = [1 + delta * tolerance.random_signs(x.shape, 10 * draw + i) for i, x in enumerate([*p, *d])]
-            at = [x * factor for x, factor in zip([*p, *d], factors, strict=True)]
+            at = [tolerance.perturbed(x, delta, 10 * draw + i) for i, x in enumerate([*p, *d])]
             return self.gradients64(kind, at[: len(p)], at[len(p) :])
 
-        # Terms that cancel in dy need not cancel with other signs: what is left is the size of the terms.
-        signed = [x * tolerance.random_signs(x.shape, i) for i, x in enumerate(d)]
-        found = [[np.abs(g) for g in base], [np.abs(g) for g in self.gradients64(kind, p, signed)]]
+        new = range(so_far.draws if so_far else 0, draws)
         with np.errstate(all="ignore"):
-            for draw in range(draws or (DRAWS_OF_LARGE if self.size > LARGE else DRAWS)):
-                found.append(tolerance.response(base, functools.partial(perturbed, draw)))
-                found.append(self.rule_response(points, dy, draw))
-            return Truth(base, tolerance.largest_response(*found))
+            found += [response(base, functools.partial(perturbed, draw)) for draw in new]
+            return Truth(base, largest_response(*found, self.rule_response(points, dy, new)), draws)
 
     # --- derivatives and tolerances at the arguments given ---
 
@@ -216,17 +238,21 @@ class Trial(Traced):
         return self.truth_at(self.subject.points, self.dy, kind="custom")
 
     @property
-    def more_draws(self) -> int:
-        return MORE_DRAWS_OF_LARGE if self.size > LARGE else MORE_DRAWS
+    def most_draws(self) -> int:
+        return MOST_DRAWS_OF_LARGE if self.size > LARGE else MOST_DRAWS
 
-    def re_estimate_tolerance(self) -> None:
-        """Estimate the tolerance again, with more draws: do so before an element is called wrong.
+    def improve_tolerance(self) -> bool:
+        """Estimate the tolerance with one draw more, and return whether one was left.
 
-        A few draws may miss an element's response. The automatic derivative's own rounding is allowed for, too.
+        Do so before an element is called wrong: a few draws may miss its response. From then on the automatic
+        derivative's own rounding is allowed for, too.
         """
+        if self.truth.draws >= self.most_draws:
+            return False
+        self.truth = self.truth_at(self.subject.points, self.dy, self.truth.draws + 1, so_far=self.truth)
         self.re_estimated = True
-        self.truth = self.truth_at(self.subject.points, self.dy, self.more_draws)
-        self.__dict__.pop("second_truth", None)
+        self.__dict__.pop("automatic_error", None)
+        return True
 
     @functools.cached_property
     def second_dy(self) -> Arrays:
@@ -237,10 +263,12 @@ class Trial(Traced):
     def second_custom(self) -> Arrays:
         return self.gradients("custom", self.subject.points, self.second_dy)
 
-    @functools.cached_property
+    @property
     def second_truth(self) -> Truth:
-        draws = self.more_draws if self.re_estimated else None
-        return self.truth_at(self.subject.points, self.second_dy, draws)
+        """The truth for the second cotangents, from as many draws as that for the first."""
+        so_far = self._second_truth
+        self._second_truth = self.truth_at(self.subject.points, self.second_dy, self.truth.draws, so_far=so_far)
+        return self._second_truth
 
     def allowed(self, leaf: int, second: bool = False) -> Any:
         """Return the error allowed at the arguments given, in their dtype, for the first or the second cotangents."""
@@ -265,11 +293,10 @@ class Trial(Traced):
     def differing(self, found: Any, expected: Any, allowed: Callable[[], Any]) -> Any:
         """Return which elements of two runs of the rule differ by more than allowed.
 
-        The tolerance is estimated again before any element counts as different.
+        The tolerance is improved before any element counts as different.
         """
         wrong = differs(found, expected, allowed())
-        if wrong.any() and not self.re_estimated and not self.no_automatic:
-            self.re_estimate_tolerance()
+        while wrong.any() and not self.no_automatic and self.improve_tolerance():
             wrong = differs(found, expected, allowed())
         return wrong
 
@@ -346,7 +373,7 @@ class Trial(Traced):
         points = [as64(x) for x in self.subject.points]
 
         def value(delta: float) -> Arrays:
-            at = [x * (1 + delta * tolerance.random_signs(x.shape, i)) for i, x in enumerate(points)]
+            at = [tolerance.perturbed(x, delta, i) for i, x in enumerate(points)]
             with float64_mode():
                 operands = [jnp.asarray(x) for x in at], self.rest64
                 return [as64(y) for y in self.subject.run("value", "custom", *operands)]
@@ -356,7 +383,7 @@ class Trial(Traced):
         except Exception:  # a kernel for other dtypes only: in float64 it is its reference that runs
             own = self.subject.run("value", "custom", self.subject.points, self.subject.rest)
             return [np.abs(as64(y)) for y in own]
-        return tolerance.largest_response([np.abs(y) for y in base], tolerance.response(base, value))
+        return largest_response([np.abs(y) for y in base], response(base, value))
 
     @functools.cached_property
     def values_error(self) -> float:

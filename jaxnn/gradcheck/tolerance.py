@@ -32,6 +32,7 @@ class Truth:
 
     gradients: list[Any]
     responses: list[Any]
+    draws: int = 0  # of random perturbations, from which the responses are known
 
     def allowed(self, leaf: int, rtol: float, dtype: Any) -> Any:
         """Return the absolute error that each element of a leaf may have."""
@@ -57,6 +58,13 @@ def random_signs(shape: tuple[int, ...], seed: int) -> Any:
     return 2 * np.random.default_rng((seed, 2)).integers(0, 2, shape, np.int8) - 1
 
 
+def perturbed(x: Any, delta: float, seed: int) -> Any:
+    """Return an array with relative errors of `delta`, of random sign."""
+    factor = np.asarray(delta * random_signs(x.shape, seed))  # no scalar
+    factor += 1  # in place: at 10**7 elements a new array costs more than the arithmetic
+    return x * factor
+
+
 def response(base: list[Any], at: Callable[[float], list[Any]]) -> list[Any]:
     """Return how far each element moves per unit of the perturbation that `at` takes; 0 where it jumps."""
     with np.errstate(all="ignore"):
@@ -65,7 +73,7 @@ def response(base: list[Any], at: Callable[[float], list[Any]]) -> list[Any]:
 
 def _change(base: Any, coarse: Any, fine: Any) -> Any:
     far, near = np.asarray(np.abs(coarse - base)), np.asarray(np.abs(fine - base))  # no scalars
-    far /= COARSE  # in place: at 10**7 elements a new array costs more than the arithmetic
+    far /= COARSE  # in place, too
     near /= FINE
     jumps = near > JUMP * far
     change = np.maximum(far, near, out=far)
@@ -81,8 +89,8 @@ def largest_response(*responses: list[Any]) -> list[Any]:
 def differs(a: Any, b: Any, allowed: Any) -> Any:
     """Return which elements differ by more than allowed. NaN equals NaN, and infinity itself."""
     with np.errstate(all="ignore"):
-        close = np.abs(a - b) <= allowed
-    return ~(close | (a == b) | (np.isnan(a) & np.isnan(b)))
+        apart = ~(np.abs(a - b) <= allowed)
+    return apart & (a != b) & ~(np.isnan(a) & np.isnan(b)) if apart.any() else apart
 
 
 def relative_to_largest(error: Any, scale: Any) -> float:

@@ -1,5 +1,7 @@
 """How far an element may be off: the same at every size, in every dtype, and where numbers cancel."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from rules_to_check import X, scaled, with_rule
 
 import jaxnn
 from jaxnn import gradcheck
-from jaxnn.gradcheck import _numeric
+from jaxnn.gradcheck import _numeric, _trial, checker
 from jaxnn.gradcheck.checks import FULL
 
 
@@ -24,6 +26,31 @@ def test_one_wrong_element_of_a_million():
     x = jnp.asarray(np.random.default_rng(0).standard_normal(1_000_000), jnp.float32)
     (row,) = gradcheck.check(scaled(1.01, where=123_456), x, level="rule").failures
     assert row.evidence.index == (123_456,) and row.hint == "wrong at 1 of 1000000 elements"
+
+
+def test_draws_are_added_to_those_already_made(monkeypatch):
+    trials = []
+    run = checker._run
+    monkeypatch.setattr(checker, "_run", lambda trial, checks: trials.append(trial) or run(trial, checks))
+    gradcheck.check(jaxnn.sigmoid, X, level="rule")
+    (t,) = trials
+    one, at_once = (t.truth_at(t.subject.points, t.dy, draws).responses[0] for draws in (1, 5))
+    so_far = t.truth_at(t.subject.points, t.dy, 1)
+    by_turns = t.truth_at(t.subject.points, t.dy, 5, so_far=t.truth_at(t.subject.points, t.dy, 3, so_far=so_far))
+    np.testing.assert_array_equal(by_turns.responses[0], at_once)
+    assert (one <= at_once).all() and (one < at_once).any()
+
+
+@pytest.mark.parametrize("draws, verdict", [(8, "right"), (2, "wrong")])
+def test_an_element_that_the_first_draws_miss_is_not_called_wrong(draws, verdict, monkeypatch):
+    """The digits of 1 − tanh² cancel at 4. If the first draws show no response to that, those to come do."""
+    response, calls = _trial.response, itertools.count()
+    blind = lambda base, at: [r * (next(calls) >= 4) for r in response(base, at)]  # noqa: E731
+    monkeypatch.setattr(_trial, "response", blind)
+    monkeypatch.setattr(_trial, "MOST_DRAWS", draws)
+    f = with_rule(jnp.tanh, lambda x: (jnp.tanh(x),) * 2, lambda y, dy: (dy * (1 - y * y),))
+    x = jnp.linspace(3.5, 4.5, 50)
+    assert gradcheck.check(f, x, level="rule", skip=("primal", "precision")).verdict == verdict
 
 
 def test_rtol_replaces_8_eps():

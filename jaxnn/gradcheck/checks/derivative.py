@@ -64,8 +64,7 @@ def _judge(t: Trial, leaf: int) -> Row:
     truth = t.truth.gradients[leaf]
     known = ~np.isnan(truth)
     wrong = differs(custom, truth, t.allowed(leaf)) & known
-    if wrong.any() and not t.re_estimated:
-        t.re_estimate_tolerance()
+    if wrong.any() and t.improve_tolerance():
         return _judge(t, leaf)
     if not wrong.any() and (exact := t.rule_in_float64) is not None and not t.no_float64:
         # In float64 the same comparison is a billion times sharper, unless the rule computes in less throughout.
@@ -265,10 +264,12 @@ def _each_cotangent_alone(t: Trial) -> Findings:
     for k, path in enumerate(s.output_paths[:MOST_OUTPUTS]):
         dy = _only(t.dy, k)
         custom = t.gradients("custom", s.points, dy)
-        wrong = _wrong_arguments(t, custom, t.truth_at(s.points, dy, 1))
-        if wrong:  # a few draws may miss an element's response
-            t.re_estimate_tolerance()
-            wrong = _wrong_arguments(t, custom, t.truth_at(s.points, dy, t.more_draws))
+        truth = t.truth_at(s.points, dy, 1)
+        wrong = _wrong_arguments(t, custom, truth)
+        while wrong and truth.draws < t.most_draws:  # a few draws may miss an element's response
+            t.improve_tolerance()
+            truth = t.truth_at(s.points, dy, truth.draws + 1, so_far=truth)
+            wrong = _wrong_arguments(t, custom, truth)
         if wrong:
             yield Row("gradient", path, FAIL, f"wrong for {', '.join(wrong)} when all other outputs' cotangents are 0")
         else:

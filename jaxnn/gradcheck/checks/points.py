@@ -156,12 +156,13 @@ def _at_point(t: Trial, check: str, point: Point) -> Row:
             for leaf, suspect in enumerate(suspects)
         ]
 
-    if any(wrong.any() for wrong in wrong_elements(truth)):  # a few draws may miss an element's response
-        truth = t.truth_at(point.arguments, t.dy, t.more_draws)
+    # A few draws may miss an element's response.
+    while truth.draws < t.most_draws and any(wrong.any() for wrong in wrong_elements(truth)):
+        truth = t.truth_at(point.arguments, t.dy, truth.draws + 1, so_far=truth)
     if check == "extremes" and any(wrong.any() for wrong in wrong_elements(truth)):
         # Terms of a saturated softmax's rule cancel. What is left is their rounding, which no residual need show.
-        rounding = [t.rule_response(point.arguments, t.dy, draw, "rounded_vjp") for draw in range(t.more_draws)]
-        truth = Truth(truth.gradients, largest_response(truth.responses, *rounding))
+        rounding = t.rule_response(point.arguments, t.dy, range(t.most_draws), "rounded_vjp")
+        truth = Truth(truth.gradients, largest_response(truth.responses, rounding))
     for leaf, (suspect, wrong) in enumerate(zip(suspects, wrong_elements(truth), strict=True)):
         for flat in evenly_spaced(np.flatnonzero(wrong), MOST_ELEMENTS):
             i = np.unravel_index(int(flat), suspect.shape)
