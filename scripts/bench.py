@@ -10,15 +10,15 @@ The groups, all by default:
   compile        compile time of the convnet's step
   components     run time, forward and backward, of a batch and of single examples under `vmap`
   convolutions   the same for conv2d in more shapes, also beside its matrix products alone
-  optimisations  what is in the rules for speed or memory alone, on and off
+  optimisations  run time with each optimisation on and off
 
 First each variant's value and gradients are compared with jaxnn's in float64; if one disagrees, the benchmark stops
-with exit code 1. Then all variants take turns in this process, in another order each round, so that other load on the
-machine meets all of them alike. A ratio is the median of the rounds' ratios; its quartiles stand beside it. Rounds of
-less than a second are repeated, as short calls are noisier. JAX and PyTorch use the same number of threads. Work of
-less than 50 ms is first called as often as it will be timed: that fills its caches, and lets the other library's
-threads go to sleep. After three rounds only variants within a quarter of their side's best go on. A side's figure is
-that of its best variant.
+with exit code 1. Then all variants take turns in this process, in random order each round, so that other load on the
+machine affects all of them alike. A ratio is the median of the rounds' ratios; its quartiles stand beside it. Rounds of
+less than a second are repeated, because short calls are noisier. JAX and PyTorch use the same number of threads. A call
+of less than 50 ms is preceded by as many untimed calls: they fill its caches, and let the other library's threads go to
+sleep. After three rounds only variants within 25 % of their library's best go on. A library's figure is that of its
+best variant.
 
 Achieved bytes/s count each argument and result once; flop/s count the matrix products alone. Peak memory is what XLA
 reserves for temporaries; PyTorch's is known on a GPU only. Committed results lie in scripts/speed/NAME.json, written by
@@ -54,6 +54,7 @@ GROUPS: dict[str, Callable[[str, int], Iterator[Row]]] = {
     "convnet": convnet, "memory": memory, "compile": compilation, "components": components,
     "convolutions": convolutions, "optimisations": with_and_without,
 }  # fmt: skip
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # by the flag, the widest first
 QUICK_ROUNDS, QUICK_GROUPS = 5, {
     "convnet": functools.partial(convnet, quick=True), "memory": memory, "compile": compilation,
     "components": functools.partial(components, quick=True),
@@ -83,15 +84,24 @@ def ceilings(mode: str, size: int, rounds: int) -> dict[str, dict[str, float]]:
     }
 
 
+def processor_of(about: dict[str, str]) -> str:
+    """Return the processor's name in what /proc/cpuinfo says of it, with its model and its widest vectors."""
+    if "model name" not in about:
+        return ""
+    vectors = next((text for flag, text in VECTORS.items() if flag in about.get("flags", "").split()), "")
+    facts = [f"family {about.get('cpu family', '?')}, model {about.get('model', '?')}", *filter(None, [vectors])]
+    return f"{about['model name']} ({', '.join(facts)})"
+
+
 def machine() -> dict[str, Any]:
     """Return hardware, versions, date and load."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.splitlines())}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     modules = {"jax": jax, "torch": libraries.torch, "optax": libraries.optax, "flax": libraries.optional("flax")}
     return {
         "versions": {"Python": platform.python_version()} | {k: m.__version__ for k, m in modules.items() if m},
-        "device": jax.devices()[0].device_kind, "cpu": names[0] if names else platform.processor(),
+        "device": jax.devices()[0].device_kind, "cpu": processor_of(about) or platform.processor(),
         "cores": cores, "load": os.getloadavg()[0],
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
@@ -101,7 +111,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors take one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit with 2."""
+        """Print the message, and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
 
 
@@ -109,11 +119,11 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the checked options."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}")
-    parser.add_argument("--rounds", type=int, help="how often each variant is timed at least (25; --quick: 5)")
+    parser.add_argument("--rounds", type=int, help="the least number of timings of a variant (25; --quick: 5)")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="the ten rows that are asked for most, without PyTorch's compiler: 3 minutes",
+        help="the ten rows that are asked for most, without scans and PyTorch's compiler: 3 minutes",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument(

@@ -68,7 +68,7 @@ def truth_of_net(params: Any, x: Any, y: Any) -> Any:
 def forms(net: Net, mode: str, params: Any, data: tuple[Any, Any, Any], quick: bool = False) -> Iterator[Variant]:
     """Yield a network's training in forms that take the same steps: step by step, an unrolled scan, a plain scan.
 
-    A quick run leaves out the plain scan, in which JAX's convolutions take seconds.
+    A quick run has the first form alone: the others take longer to compile than to run.
     """
     split = [jax.tree.map(lambda a, i=i: a[i], data) for i in range(STEPS)]
     one = jax.jit(net.step, donate_argnums=0)
@@ -83,7 +83,7 @@ def forms(net: Net, mode: str, params: Any, data: tuple[Any, Any, Any], quick: b
         return run, lambda params: run(params, data)[0]
 
     programs = {"stepwise": (one, split[0], stepwise)}
-    for name, unroll in ((f"unroll {UNROLL}", UNROLL), ("scan", 1))[: 1 if quick else 2]:
+    for name, unroll in () if quick else ((f"unroll {UNROLL}", UNROLL), ("scan", 1)):
         run, call = scan(unroll)
         programs[name] = (run, data, call)
     first = None

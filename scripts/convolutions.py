@@ -1,4 +1,4 @@
-"""Convolutions of several shapes, as pieces of work beside those of the table of components."""
+"""Convolutions of several shapes, for the benchmark."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ import jaxnn
 
 
 class Shape(NamedTuple):
-    """One convolution: x has size² pixels, the filter window²."""
+    """One convolution: x has size × size pixels, a filter window × window taps."""
 
     name: str
     size: int
@@ -41,7 +41,7 @@ SHAPES = (
 
 
 def work_of(shape: Shape, layout: str, batch: int) -> Work:
-    """Return the piece of work, and its peers."""
+    """Return the convolution in jaxnn, and in JAX and PyTorch."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, shape.size, shape.size, shape.inputs), np.float32)
     w = rng.standard_normal((shape.window, shape.window, shape.inputs // shape.groups, shape.filters), np.float32)

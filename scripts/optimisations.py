@@ -1,4 +1,4 @@
-"""The functions of jaxnn that are there for speed or memory alone, and what the rules do without them."""
+"""The functions of jaxnn that change speed or memory and no result, and what the rules do without them."""
 
 import functools
 import importlib
@@ -10,13 +10,13 @@ import jax
 
 
 class Optimisation(NamedTuple):
-    """A function of jaxnn that is there for speed or memory alone, and what takes its place when it is off."""
+    """A function of jaxnn that changes speed or memory and no result, and what replaces it when it is off."""
 
     work: str  # the component to measure it on
     module: str
     name: str
-    instead: str  # what takes its place, in words; and as a function of the optimisation and its arguments
-    without: Callable[..., Any]
+    instead: str  # what replaces it, in words
+    without: Callable[..., Any]  # and as a function of the optimisation and its arguments
 
     def off(self) -> Any:
         """Return a context: what is traced in it does without the optimisation."""

@@ -1,6 +1,7 @@
-"""What `bench.py` measured, for people: tables on the terminal, pictures, and the sections of the READMEs."""
+"""Tables, pictures and sections of the READMEs from what `bench.py` measured."""
 
 import hashlib
+import itertools
 import json
 import sys
 import textwrap
@@ -28,7 +29,7 @@ CONVOLUTIONS_HEAD = [
 SWITCH_HEAD = ["optimisation", "run time, on", "run time, off", "on / off", "temporary memory, on / off"]
 SUMMARY_HEAD = ["work", "measured", "jaxnn", "fastest JAX", "PyTorch", "jaxnn / JAX"]  # and one for each other version
 SUMMARISED = ("convnet", "memory", "compile", "components")
-# In the summary a line stands for its neighbours, whose rules do nearly the same.
+# Rows that the summary leaves out, because another row's rule does nearly the same.
 LIKE_OTHERS = ("conv2d NCHW", "max_pool2d NCHW", "max_pool2d_with_indices", "nll", "l2_penalty")
 RATES = {"bytes_per_second": ("copy", "GB/s"), "flop_per_second": ("matrix product", "Gflop/s")}
 # What each picture shows: groups, or the names of rows.
@@ -79,7 +80,7 @@ def targets(gpu: bool) -> dict[str, dict[str, float]]:
 
 
 def in_time(seconds: float) -> str:
-    """Return a time for people."""
+    """Return a time as text with its unit."""
     for factor, unit in ((1.0, "s"), (1e3, "ms")):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"
@@ -172,6 +173,11 @@ def machine(results: Results) -> str:
     return f"`{results['command']}`, {m['date'][:10]}; {hardware}; {versions}."
 
 
+def processor(results: Results) -> str:
+    """Return a short name of the processor."""
+    return str(results["machine"]["cpu"]).replace("(R)", "").replace(" Processor", "")
+
+
 def ceilings_of(results: Results) -> str:
     """Return the rates of a copy and of a matrix product, to which the tables' rates compare."""
     return "Ceilings: " + "; ".join(
@@ -204,23 +210,31 @@ BY_EXAMPLE = ", per example"
 
 
 def draw(committed: list[Results], chosen: tuple[str, ...], path: Path) -> None:
-    """Draw the ratios of these groups or rows, with quartiles and targets: a panel for each results that have some."""
+    """Draw the ratios of these groups or rows, with quartiles and targets: a line of panels for each processor."""
     committed = holding(chosen, committed)
+    by_processor: dict[str, list[Results]] = {}
+    for results in committed:
+        by_processor.setdefault(processor(results), []).append(results)
+    lines, columns = len(by_processor), max(map(len, by_processor.values()))
     import matplotlib
     from matplotlib.figure import Figure
 
     rows = rows_of(chosen, committed)
     names = list(dict.fromkeys(label(r) for each in rows for r in each))[::-1]
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        size = (3.4 + 3.6 * len(committed), 1.3 + 0.26 * len(names))
+        size = (3.4 + 3.6 * columns, 0.6 + (0.7 + 0.26 * len(names)) * lines)
         figure = Figure(figsize=size, dpi=110, layout="constrained")
-        panels = figure.subplots(1, len(committed), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, results, each in zip(panels, committed, rows, strict=True):
-            draw_panel(axes, names, each)
-            axes.set_title(f"jax {results['machine']['versions']['jax']}", fontsize=9)
-        panels[0].set_yticks(range(len(names)), names)
-        panels[0].set_ylim(-0.7, len(names) - 0.3)
-        handles = {h.get_label(): h for axes in panels for h in axes.get_legend_handles_labels()[0]}
+        panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        for line, of_one in zip(panels, by_processor.values(), strict=True):
+            for axes, results in itertools.zip_longest(line, of_one):
+                if results is None:
+                    axes.set_visible(False)
+                    continue
+                draw_panel(axes, names, rows[committed.index(results)])
+                axes.set_title(f"{processor(results)}, jax {results['machine']['versions']['jax']}", fontsize=9)
+        panels[0, 0].set_yticks(range(len(names)), names)
+        panels[0, 0].set_ylim(-0.7, len(names) - 0.3)
+        handles = {h.get_label(): h for axes in panels.flat for h in axes.get_legend_handles_labels()[0]}
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
         figure.savefig(path, metadata={"Source": digest(rows)})
 
@@ -281,13 +295,11 @@ def section() -> str:
     """Return the section of scripts/README.md: the full tables, and a picture for each kind of work."""
     committed = committed_results()
     lines = []
-    for picture, groups in PICTURES.items():
-        if picture not in TITLES:
-            continue  # in the root README
-        lines += [f"### {TITLES[picture]}", "", f"![{ALT[picture]}.](speed/{picture}.png)", ""]
+    for picture, title in TITLES.items():
+        lines += [f"### {title}", "", f"![{ALT[picture]}.](speed/{picture}.png)", ""]
         for results in committed:
-            if rows := [r for r in results["rows"] if r["group"] in groups]:
-                count = f"jax {results['machine']['versions']['jax']}: {len(rows)} rows"
+            if rows := [r for r in results["rows"] if r["group"] in PICTURES[picture]]:
+                count = f"{processor(results)}, jax {results['machine']['versions']['jax']}: {len(rows)} rows"
                 lines += [f"<details><summary>{count}</summary>", "", *table(*texts(results, rows)), ""]
                 lines += [machine(results), ceilings_of(results), "", "</details>", ""]
     return "\n".join(lines)
@@ -296,9 +308,12 @@ def section() -> str:
 def summary() -> str:
     """Return the root README's table of at most 20 rows: the training step, its memory and compile time, components.
 
-    The figures are those measured beside PyTorch; of other versions of JAX the table has the ratio to JAX.
+    The figures are those measured beside PyTorch on the processor of the last results; of other versions of JAX the
+    table has the ratio to JAX.
     """
-    committed = holding(SUMMARISED, committed_results())
+    every = holding(SUMMARISED, committed_results())
+    last = processor(max(every, key=lambda results: results["machine"]["date"]))
+    committed = [results for results in every if processor(results) == last]
     with_torch = [results for results in committed if "torch" in results["machine"]["versions"]]
     results = (with_torch or committed)[0]
     others = [other for other in committed if other is not results]

@@ -32,8 +32,8 @@ from jaxnn.tracing.primitives import PrimitiveCall, primitive_calls
 
 Findings = Iterator[Row]  # what a check yields
 LARGE = 100_000  # elements, above which fewer perturbations, directions and points are tried, to save time
-# Random perturbations for the first estimate of the tolerance, and the most before an element is called wrong. So many
-# must miss no response by chance among 10⁷ elements.
+# Random perturbations for the first estimate of the tolerance, and the most before an element is called wrong: enough
+# to miss no response by chance, among 10⁷ elements too.
 DRAWS, DRAWS_OF_LARGE = 2, 1
 MOST_DRAWS, MOST_DRAWS_OF_LARGE = 8, 4
 
@@ -61,9 +61,9 @@ class Trial(Traced):
     wrong_in_float64: bool = False  # whether the gradient is wrong even in float64, at the arguments given
     # By leaf: the elements, at the arguments given, that are right although automatic differs.
     accepted: dict[int, Any] = dataclasses.field(default_factory=dict)
-    re_estimated: bool = False  # whether the tolerance has been improved by more draws than the first
     sweep: tuple[tuple[float, float], ...] = ()
-    _second_truth: Truth | None = None
+    # The truth for the second cotangents, from the draws made so far.
+    _second_truth: Truth | None = dataclasses.field(default=None, init=False)
     costs: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     errors: dict[str, float] = dataclasses.field(default_factory=dict)  # the rule's, relative to the largest element
 
@@ -152,9 +152,10 @@ class Trial(Traced):
         operands = points, self.subject.rest, dy, jnp.float32(delta), jnp.float32(phase)
         return [as64(g) for g in self.subject.run("perturbed_vjp", "custom", *operands)]
 
-    def rule_response(self, points: Arrays, dy: Arrays, draws: range, method: str = "perturbed_vjp") -> Arrays:
+    def rule_response(self, points: Arrays, dy: Arrays, numbers: range, method: str = "perturbed_vjp") -> Arrays:
         """Return the response of the rule's cotangents to rounding of its residuals; 0 where that is unknown.
 
+        It is the largest of the draws with these numbers: another number is another random perturbation.
         By the method "rounded_vjp" the results of its backward operations are rounded, too, if it runs in float64.
         """
         if self.rule_in_float64 is not None:
@@ -162,7 +163,7 @@ class Trial(Traced):
                 at = self.subject.in_float64(points), self.subject.in_float64(dy)
             exact = self.perturbed64(*at, 0.0, method=method)
             in_float64 = functools.partial(self.perturbed64, *at, method=method)
-            return largest_response(*(response(exact, functools.partial(in_float64, phase=draw)) for draw in draws))
+            return largest_response(*(response(exact, functools.partial(in_float64, phase=draw)) for draw in numbers))
         try:
             unperturbed = self.perturbed(points, dy, 0.0, 0.0)
         except Exception:  # it runs on plain values only
@@ -174,14 +175,14 @@ class Trial(Traced):
             found = self.perturbed(points, dy, scale * delta, draw)
             return [u + (g - u) / scale for u, g in zip(unperturbed, found, strict=True)]
 
-        return largest_response(*(response(unperturbed, functools.partial(per_scale, draw)) for draw in draws))
+        return largest_response(*(response(unperturbed, functools.partial(per_scale, draw)) for draw in numbers))
 
     def truth_at(
         self, points: Arrays, dy: Arrays, draws: int | None = None, kind: str = "automatic", so_far: Truth | None = None
     ) -> Truth:
-        """Return the automatic derivative in float64, and the response of its elements to rounding, from some draws.
+        """Return the automatic derivative in float64, and the response of its elements to rounding.
 
-        What is known so far is not computed again.
+        The response is the largest of so many draws. Those of `so_far`, an estimate from fewer, are not made again.
         """
         draws = draws or (DRAWS_OF_LARGE if self.size > LARGE else DRAWS)
         if so_far is not None and so_far.draws >= draws:
@@ -189,7 +190,7 @@ class Trial(Traced):
         if self.no_float64:  # the arguments' own precision is all there is
             base = self.gradients(kind, points, dy)
             sizes = [np.maximum(np.abs(g), np.median(np.abs(g)) if g.size else 0.0) for g in base]
-            return Truth(base, sizes, self.most_draws)
+            return Truth(base, sizes, self.most_draws)  # no draw would tell more
         p, d = [as64(x) for x in points], [as64(x) for x in dy]
         if so_far is None:
             base = self.gradients64(kind, p, d)
@@ -200,7 +201,7 @@ class Trial(Traced):
             base, found = so_far.gradients, [so_far.responses]
 
         def perturbed(draw: int, delta: float) -> Arrays:
-            at = [tolerance.perturbed(x, delta, 10 * draw + i) for i, x in enumerate([*p, *d])]
+            at = [tolerance.with_relative_errors(x, delta, 10 * draw + i) for i, x in enumerate([*p, *d])]
             return self.gradients64(kind, at[: len(p)], at[len(p) :])
 
         new = range(so_far.draws if so_far else 0, draws)
@@ -244,14 +245,12 @@ class Trial(Traced):
     def improve_tolerance(self) -> bool:
         """Estimate the tolerance with one draw more, and return whether one was left.
 
-        Do so before an element is called wrong: a few draws may miss its response. From then on the automatic
+        Do so before an element is called wrong: a few draws may miss its response. After the last one the automatic
         derivative's own rounding is allowed for, too.
         """
         if self.truth.draws >= self.most_draws:
             return False
         self.truth = self.truth_at(self.subject.points, self.dy, self.truth.draws + 1, so_far=self.truth)
-        self.re_estimated = True
-        self.__dict__.pop("automatic_error", None)
         return True
 
     @functools.cached_property
@@ -275,7 +274,8 @@ class Trial(Traced):
         if self.no_automatic:
             return self.allowed_by_rule(leaf, second)
         dtype = self.subject.points[leaf].dtype
-        own = 4 * self.automatic_error[leaf] if self.re_estimated else 0.0
+        # From fewer draws `automatic_error` is that of an element whose response they have missed.
+        own = 4 * self.automatic_error[leaf] if self.truth.draws >= self.most_draws else 0.0
         truth = self.second_truth if second else self.truth
         allowed, unknown = truth.allowed(leaf, self.factor(dtype) + own, dtype), np.isnan(truth.gradients[leaf])
         return np.where(unknown, self.allowed_by_rule(leaf, second), allowed) if unknown.any() else allowed
@@ -302,7 +302,7 @@ class Trial(Traced):
 
     @functools.cached_property
     def automatic_error(self) -> list[float]:
-        """The automatic derivative's own largest error in the arguments' dtype, per unit of response."""
+        """The automatic derivative's own largest error in the arguments' dtype, per unit of response of all draws."""
         return [
             largest_per_response(np.abs(a - g), r)
             for a, g, r in zip(self.automatic, self.truth.gradients, self.truth.responses, strict=True)
@@ -373,7 +373,7 @@ class Trial(Traced):
         points = [as64(x) for x in self.subject.points]
 
         def value(delta: float) -> Arrays:
-            at = [tolerance.perturbed(x, delta, i) for i, x in enumerate(points)]
+            at = [tolerance.with_relative_errors(x, delta, i) for i, x in enumerate(points)]
             with float64_mode():
                 operands = [jnp.asarray(x) for x in at], self.rest64
                 return [as64(y) for y in self.subject.run("value", "custom", *operands)]

@@ -32,7 +32,7 @@ class Truth:
 
     gradients: list[Any]
     responses: list[Any]
-    draws: int = 0  # of random perturbations, from which the responses are known
+    draws: int = 0  # how many random perturbations the responses are the largest of
 
     def allowed(self, leaf: int, rtol: float, dtype: Any) -> Any:
         """Return the absolute error that each element of a leaf may have."""
@@ -58,7 +58,7 @@ def random_signs(shape: tuple[int, ...], seed: int) -> Any:
     return 2 * np.random.default_rng((seed, 2)).integers(0, 2, shape, np.int8) - 1
 
 
-def perturbed(x: Any, delta: float, seed: int) -> Any:
+def with_relative_errors(x: Any, delta: float, seed: int) -> Any:
     """Return an array with relative errors of `delta`, of random sign."""
     factor = np.asarray(delta * random_signs(x.shape, seed))  # no scalar
     factor += 1  # in place: at 10**7 elements a new array costs more than the arithmetic
@@ -73,7 +73,7 @@ def response(base: list[Any], at: Callable[[float], list[Any]]) -> list[Any]:
 
 def _change(base: Any, coarse: Any, fine: Any) -> Any:
     far, near = np.asarray(np.abs(coarse - base)), np.asarray(np.abs(fine - base))  # no scalars
-    far /= COARSE  # in place, too
+    far /= COARSE  # in place, for the same reason
     near /= FINE
     jumps = near > JUMP * far
     change = np.maximum(far, near, out=far)

@@ -1,7 +1,6 @@
-"""The sums of conv2d's derivation, y, dx and dw, as XLA's convolutions, all in one layout.
+"""The sums of conv2d's derivation, y, dx and dw, as XLA's convolutions or in a faster form for a CPU.
 
-Whatever the layout of the arguments, images are (s, i, j, channel) here and filters (i', j', ic, oc): inside a scan
-the CPU backend is many times slower for NCHW.
+Images are (s, i, j, channel) here and filters (i', j', ic, oc), whatever the layout of the arguments.
 """
 
 import functools
@@ -20,7 +19,7 @@ def in_layout(x: Array, given: str, wanted: str) -> Array:
     if given == wanted:
         return x
 
-    def by_matrices(x: Array) -> Array:  # a CPU would transpose four axes in two passes
+    def by_matrices(x: Array) -> Array:  # XLA's CPU backend needs two passes to transpose four axes
         size = {axis: x.shape[i] for i, axis in enumerate(given)}
         pixels, channels = size["H"] * size["W"], size["C"]
         x = x.reshape(size["N"], *((channels, pixels) if given == "NCHW" else (pixels, channels)))
@@ -32,10 +31,12 @@ def in_layout(x: Array, given: str, wanted: str) -> Array:
 
 
 def outputs_last(geometry: Geometry, w: Array) -> Array:
+    """Return filters of the arguments' layout as (i', j', ic, oc)."""
     return w if geometry.layout == "NHWC" else w.transpose(2, 3, 1, 0)
 
 
 def filters_as_given(geometry: Geometry, w: Array) -> Array:
+    """Return filters (i', j', ic, oc) in the arguments' layout."""
     return w if geometry.layout == "NHWC" else w.transpose(3, 2, 0, 1)
 
 
@@ -65,7 +66,7 @@ def input_gradient(geometry: Geometry, x_shape: tuple[int, ...], w: Array, dy: A
 def weight_gradient_by_convolution(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as a convolution that slides dy over x.
 
-    Samples are summed as channels are in y; stride and dilation change places.
+    Samples take the place of the channels; stride and dilation change places.
     """
     pads = [
         (before, spread + reach - size - before)

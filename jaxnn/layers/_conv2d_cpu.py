@@ -1,7 +1,7 @@
 """A convolution on XLA's CPU backend: gradients by matrix products, and how to avoid slow kernels.
 
-As a convolution the weight's gradient has a filter of the size of the image. XLA's CPU backend runs that slower than
-the same sum as matrix products: inside a scan by two orders of magnitude.
+As a convolution, the weight's gradient has a filter as large as the image. XLA's CPU backend runs that slower than the
+same sum as matrix products, most of all inside a scan (`python scripts/bench.py convnet`).
 """
 
 import functools
@@ -20,10 +20,10 @@ from jaxnn.rules.cotangents import accumulation_dtype, type_of, vary_with
 # Bytes of the patches of one block of samples, found by trial: they stay in the cache between their writing and the
 # product. The patches of all samples at once cost more in page faults than the product does.
 _BLOCK_BYTES = 4 << 20
-# The longest reach D (KW − 1), in columns, of a filter whose taps are split. At each end of a row XLA compiles slices
-# for reach² pairs of columns, so a longer filter would compile slowly.
+# The longest reach D (KW − 1), in columns, of a filter whose taps are split. At the ends of a row XLA compiles
+# KW · reach slices of pairs of columns, so a longer filter would compile slowly.
 _LONGEST_REACH = 8
-# The most numbers in the product of these pairs at one end, which every block forms: in float32 4 MB, as the patches.
+# The most numbers in the product of these pairs at one end: 4 MB in float32, as the patches. Every block forms it.
 _MOST_OF_PAIRS = 1 << 20
 # The most groups that are convolved one by one: more would compile slowly.
 _MOST_GROUPS = 32
@@ -83,7 +83,7 @@ def rows_more(geometry: Geometry, x: Array, w: Array, stride: Pair, pads: Pads, 
 
 
 def meets_many_zeros(geometry: Geometry, x_shape: tuple[int, ...], dy_shape: tuple[int, ...]) -> bool:
-    """Tell whether the input's gradient, as a convolution, multiplies by zeros around dy at least every second time."""
+    """Tell whether at least half of the products in the input's gradient, as a convolution, are by zeros around dy."""
     plain = geometry.groups == 1 and geometry.stride == (1, 1)
     return plain and 0 < 2 * dy_shape[1] * dy_shape[2] <= x_shape[1] * x_shape[2]
 
@@ -91,8 +91,8 @@ def meets_many_zeros(geometry: Geometry, x_shape: tuple[int, ...], dy_shape: tup
 def input_gradient_by_products(geometry: Geometry, x_shape: tuple[int, ...], w: Array, dy: Array) -> Array:
     """dx_s,h,w,ic = Σ_i',j' Σ_oc dy_s,i,j,oc w_i',j',ic,oc, where h = i + Di' − P, w = j + Dj' − P.
 
-    The sums over oc are one matrix product for a block of samples: it meets no zeros around dy. Then each tap's part is
-    added where the tap lies.
+    One matrix product for a block of samples has all sums over oc, and no zeros around dy. Then each tap's part is
+    added at the tap's offset.
     """
     (samples, oh, ow, outputs), (kh, kw, inputs, _) = dy.shape, w.shape
     block = _largest_divisor(samples, _samples_in(_BLOCK_BYTES, (oh, ow, kh, kw, inputs), dy.dtype))
@@ -104,7 +104,7 @@ def input_gradient_by_products(geometry: Geometry, x_shape: tuple[int, ...], w: 
     def of_block(dy: Array) -> Array:
         parts = product(dy, taps, (((3,), (1,)), ((), ())))
         rows = _added_along(geometry, 0, x_shape, parts.reshape(block, oh, ow, kh, kw * inputs))
-        # Else XLA would make one loop of both sums, and compute each sum over rows anew for each column.
+        # The barrier keeps XLA from fusing both sums: it would compute each sum over rows again for every column.
         rows = lax.optimization_barrier(rows)  # type: ignore[no-untyped-call]
         return _added_along(geometry, 1, x_shape, rows.reshape(*rows.shape[:3], kw, inputs)).astype(dy.dtype)
 
@@ -129,7 +129,10 @@ def _added_along(geometry: Geometry, axis: int, x_shape: tuple[int, ...], parts:
 
 
 def weight_gradient_by_products(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
-    """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as matrix products of blocks of samples."""
+    """dw_i',j',ic,oc = Σ_s,i,j dy_s,i,j,oc x_s,Si+Di'−P,Sj+Dj'−P,ic, as matrix products of blocks of samples.
+
+    A depthwise filter's gradient has sums of products of elements instead.
+    """
     (kh, kw, inputs, outputs), (samples, oh, ow, _) = w_shape, dy.shape
     if geometry.groups > 1 and inputs == 1 and kh * kw <= _MOST_TAPS and samples > 0:
         fit = _samples_in(_BLOCK_BYTES, (kh, kw, ow, outputs), jnp.dtype(accumulation_dtype(x.dtype)))
@@ -205,8 +208,8 @@ def _by_rows_and_columns(geometry: Geometry, w_shape: tuple[int, ...], x: Array,
 def _splits_taps(geometry: Geometry, w_shape: tuple[int, ...], ow: int) -> bool:
     """Tell whether `_by_rows_and_columns` forms the weight's gradient, and not `_by_patches`.
 
-    It does where it copies no more (a product is also faster the squarer its matrices), where the pairs at both ends
-    are no more than the columns of all taps, and their product is small. It needs horizontal stride 1 and one group.
+    It does where it copies no more, as a product is also faster the squarer its matrices, and where the pairs at both
+    ends stay few and small. It needs horizontal stride 1 and one group.
     """
     kh, kw, inputs, outputs = w_shape
     reach = geometry.dilation[1] * (kw - 1)

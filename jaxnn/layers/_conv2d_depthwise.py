@@ -1,7 +1,7 @@
-"""A depthwise convolution on XLA's CPU backend: each group has one channel, so every tap is a product of elements.
+"""A depthwise convolution on XLA's CPU backend: with one input or output a group, taps are products of elements.
 
-That backend runs a convolution of many groups many times slower (`python scripts/bench.py optimisations`). Of products
-of elements XLA makes one loop over all taps.
+That backend runs a convolution of many groups many times slower (`python scripts/bench.py optimisations`). XLA fuses
+the products of elements of all taps into one loop.
 """
 
 import functools
@@ -21,7 +21,7 @@ def correlate(geometry: Geometry, stride: Pair, pads: Pads, spread: Pair, x: Arr
     (kh, kw, inputs, outputs), dtype, groups = w.shape, accumulation_dtype(x.dtype), geometry.groups
     rest = [(before, after, apart - 1) for (before, after), apart in zip(pads, spread, strict=True)]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *rest, (0, 0, 0)])
-    # The channels c one after the other: then the loop over g is over neighbours in memory.
+    # One channel c of every group at a time, so that the groups g are neighbours in memory.
     channels = jnp.moveaxis(x.reshape(*x.shape[:3], groups, inputs, 1), -2, 0)
     channels = lax.optimization_barrier(channels) if inputs > 1 else channels  # type: ignore[no-untyped-call]
     weights = w.reshape(kh * kw, inputs, 1, 1, 1, groups, outputs // groups).swapaxes(0, 1).astype(dtype)
@@ -37,7 +37,7 @@ def correlate(geometry: Geometry, stride: Pair, pads: Pads, spread: Pair, x: Arr
 def weight_gradient(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array, rows: int) -> Array:
     """dw_i',j',g,o = Σ_s,i,j dy_s,i,j,g,o x_s,Si+Di'−P,Sj+Dj'−P,g, from blocks of `rows` rows i, a divisor of OH.
 
-    A tap's products of one block are added to those of the others, element by element; their sum is left for the end.
+    Each tap has one array of sums, to which every block adds its products. The end sums it over rows and columns.
     """
     kh, kw, _, outputs = w_shape
     dtype, groups, blocks = accumulation_dtype(x.dtype), geometry.groups, dy.shape[1] // rows
@@ -55,7 +55,7 @@ def weight_gradient(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: 
         return tuple(total + pixels * of_dy for total, pixels in zip(sums, taps, strict=True))
 
     sums = lax.fori_loop(0, dy.shape[0] * blocks, add_block, (zero,) * (kh * kw))
-    # The backend adds up axes in front number by number, and a product with ones by vectors.
+    # The backend sums leading axes one number at a time; a product with ones is vectorised.
     ones = jnp.ones((1, rows * dy.shape[2]), dtype)
     dw = [lax.dot(ones, each.reshape(ones.size, outputs), precision=lax.Precision.HIGHEST) for each in sums]
     return jnp.stack(dw).reshape(w_shape).astype(x.dtype)

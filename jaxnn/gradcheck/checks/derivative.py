@@ -64,12 +64,12 @@ def _judge(t: Trial, leaf: int) -> Row:
     truth = t.truth.gradients[leaf]
     known = ~np.isnan(truth)
     wrong = differs(custom, truth, t.allowed(leaf)) & known
-    if wrong.any() and t.improve_tolerance():
-        return _judge(t, leaf)
     if not wrong.any() and (exact := t.rule_in_float64) is not None and not t.no_float64:
         # In float64 the same comparison is a billion times sharper, unless the rule computes in less throughout.
         wrong = t.is_wrong_in_float64(leaf, exact[leaf]) & known
         custom = exact[leaf] if wrong.any() else custom
+    if wrong.any() and t.improve_tolerance():
+        return _judge(t, leaf)
     error = largest_finite(np.abs(custom - truth))
     t.note_error("automatic", error / (largest_finite(np.abs(truth)) or 1.0))
     along = along_directions(t, leaf)

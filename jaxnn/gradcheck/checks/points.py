@@ -156,9 +156,8 @@ def _at_point(t: Trial, check: str, point: Point) -> Row:
             for leaf, suspect in enumerate(suspects)
         ]
 
-    # A few draws may miss an element's response.
-    while truth.draws < t.most_draws and any(wrong.any() for wrong in wrong_elements(truth)):
-        truth = t.truth_at(point.arguments, t.dy, truth.draws + 1, so_far=truth)
+    if any(wrong.any() for wrong in wrong_elements(truth)):  # one draw may miss an element's response
+        truth = t.truth_at(point.arguments, t.dy, t.most_draws, so_far=truth)
     if check == "extremes" and any(wrong.any() for wrong in wrong_elements(truth)):
         # Terms of a saturated softmax's rule cancel. What is left is their rounding, which no residual need show.
         rounding = t.rule_response(point.arguments, t.dy, range(t.most_draws), "rounded_vjp")
