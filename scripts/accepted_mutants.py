@@ -36,6 +36,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "jnp.where(_labels.is_label(labels, x.aval.shape[-1])[..., None], dx, -jnp.nan)": "NaN has no sign that counts",
     "losses/_log_likelihood.py to_label: jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], zero, dx) -> "
     "jnp.where(_labels.is_ignored(labels, ignore_index)[..., None], -zero, dx)": "−0",
+    "layers/softmax.py _softmax_fwd: wide - largest(axes, wide) if where is None else shifted(axes, x, where) -> "
+    "shifted(axes, x, where)": "the general form, slower",
     "rules/softmax_sums.py shifted: jnp.zeros((), x.dtype) -> jnp.ones((), x.dtype)": "−∞ less any number",
     "rules/softmax_sums.py largest: lax.stop_gradient(jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)) -> "
     "jnp.max(x, axes.of_array, keepdims=True, initial=-jnp.inf)": "the derivative of a shift of all x cancels",
