@@ -123,7 +123,7 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="the ten rows that are asked for most, without scans and PyTorch's compiler: 3 minutes",
+        help="the ten rows that are asked for most, without scans and PyTorch's compiler: 4 minutes",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument(
