@@ -32,8 +32,8 @@ from jaxnn.tracing.primitives import PrimitiveCall, primitive_calls
 
 Findings = Iterator[Row]  # what a check yields
 LARGE = 100_000  # elements, above which fewer perturbations, directions and points are tried, to save time
-# Random perturbations for the first estimate of the tolerance, and the most before an element is called wrong: enough
-# to miss no response by chance, among 10⁷ elements too.
+# Random perturbations for the first estimate of the tolerance, and the most before an element is called wrong: so many
+# that hardly any response is missed by chance.
 DRAWS, DRAWS_OF_LARGE = 2, 1
 MOST_DRAWS, MOST_DRAWS_OF_LARGE = 8, 4
 
@@ -62,10 +62,10 @@ class Trial(Traced):
     # By leaf: the elements, at the arguments given, that are right although automatic differs.
     accepted: dict[int, Any] = dataclasses.field(default_factory=dict)
     sweep: tuple[tuple[float, float], ...] = ()
-    # The truth for the second cotangents, from the draws made so far.
-    _second_truth: Truth | None = dataclasses.field(default=None, init=False)
     costs: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     errors: dict[str, float] = dataclasses.field(default_factory=dict)  # the rule's, relative to the largest element
+    # The truth for the second cotangents, from the draws made so far.
+    _second_truth: Truth | None = dataclasses.field(default=None, init=False)
 
     @property
     def size(self) -> int:
@@ -156,6 +156,7 @@ class Trial(Traced):
         """Return the response of the rule's cotangents to rounding of its residuals; 0 where that is unknown.
 
         It is the largest of the draws with these numbers: another number is another random perturbation.
+
         By the method "rounded_vjp" the results of its backward operations are rounded, too, if it runs in float64.
         """
         if self.rule_in_float64 is not None:

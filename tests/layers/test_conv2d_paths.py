@@ -283,7 +283,8 @@ def test_the_taps_of_a_low_precision_add_up_in_float32(dtype):
     assert jaxnn.conv2d(jnp.ones((1, 2, 8, 8), dtype), w, groups=2).ravel().tolist() == [expected] * 2
     loss = lambda w: jnp.sum(jaxnn.conv2d(jnp.ones((300, 2, 1, 1), dtype), w, groups=2))  # noqa: E731
     assert jax.grad(loss)(w[:, :, :1, :1]).ravel().tolist() == [300, 300]
-    # The input's gradient by products: the pixel in the middle of 15 meets all 8 taps, the first 1024, the others 1/4.
-    w = jnp.full((1, 1, 1, 8), 0.25, dtype).at[..., 0].set(1024)
-    dx = jax.grad(lambda x: jnp.sum(jaxnn.conv2d(x, w)))(jnp.ones((1, 1, 1, 15), dtype))
-    assert dx[0, 0, 0, 7].item() == jnp.asarray(1024 + 7 / 4, dtype).item()
+    # The input's gradient by products: of 16 pixels the eighth meets 8 of the 9 taps, 1024 and 7 too small to add alone.
+    small = 1024 * jnp.finfo(dtype).eps.item() / 4
+    w, x = jnp.full((1, 1, 1, 9), small, dtype).at[..., 0].set(1024), jnp.ones((1, 1, 1, 16), dtype)
+    dx = jax.grad(lambda x: jnp.sum(jaxnn.conv2d(x, w)))(x)
+    assert dx[0, 0, 0, 7].item() == jnp.asarray(1024 + 7 * small, dtype).item() > 1024
