@@ -12,6 +12,29 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     **{f"layers/conv2d.py _conv2d_bwd: (0, 1, 2) -> {axes}": "a sum over the same axes"
        for axes in ("(1, 0, 2)", "(0, 2, 1)")},
     "layers/_conv2d_cpu.py _product: groups == 1 -> groups == 0": "the general form, slower",
+    **{f"layers/_conv2d_cpu.py _by_product: (0, 0) -> {other}": "JAX takes the nearest index there is"
+       for other in ("(1, 0)", "(0, 1)")},
+    **{f"layers/_conv2d_cpu.py _by_groups: {mutant}": "both have as many groups" for mutant in (
+        "zip(jnp.split(x, groups, axis=-1), jnp.split(w, groups, axis=-1), strict=True) -> "
+        "zip(jnp.split(x, groups, axis=-1), jnp.split(w, groups, axis=-1))", "strict=True -> strict=False")},
+    **{f"layers/_conv2d_cpu.py weight_gradient_by_products: {mutant}": "both have as many groups" for mutant in (
+        "zip(*(jnp.split(z, geometry.groups, axis=-1) for z in (x, dy)), strict=True) -> "
+        "zip(*(jnp.split(z, geometry.groups, axis=-1) for z in (x, dy)))", "strict=True -> strict=False")},
+    **{f"layers/_conv2d_depthwise.py {f}: {mutant}": "all are pairs, or have as many taps" for f, mutant in (
+        ("weight_gradient", "zip(sums, taps, strict=True) -> zip(sums, taps)"),
+        ("weight_gradient", "strict=True -> strict=False"),
+        ("_shifted", "zip(geometry.dilation, window, strict=True) -> zip(geometry.dilation, window)"),
+        ("_shifted", "zip(x.shape[1:3], reach, strict=True) -> zip(x.shape[1:3], reach)"),
+        ("_shifted", "strict=True -> strict=False"), ("_shifted", "strict=True -> strict=False #2"),
+        ("correlate", "zip(pads, spread, strict=True) -> zip(pads, spread)"),
+        ("correlate", "zip(channels, weights, strict=True) -> zip(channels, weights)"),
+        ("correlate", "zip(_shifted(geometry, (kh, kw), stride, of_x), of_w, strict=True) -> "
+                      "zip(_shifted(geometry, (kh, kw), stride, of_x), of_w)"),
+        *(("correlate", f"strict=True -> strict=False{n}") for n in ("", " #2", " #3")))},
+    **{f"layers/_conv2d_depthwise.py correlate: {mutant}": "the barrier changes no value" for mutant in (
+        "lax.optimization_barrier(channels) if inputs > 1 else channels -> lax.optimization_barrier(channels)",
+        "lax.optimization_barrier(channels) if inputs > 1 else channels -> channels",
+        "inputs > 1 -> inputs >= 1", "inputs > 1 -> inputs < 1", "inputs > 1 -> inputs > 0", "inputs > 1 -> inputs > 2")},
     "layers/_conv2d_cpu.py _product: dw.transpose(1, 3, 2, 0, 4).reshape(left, right, of_group, outputs) -> "
     "dw.transpose(1, 3, 2, 0, 4)": "with several groups its caller reshapes once more",
     "layers/_conv2d_cpu.py weight_gradient_by_products: i * block -> -(i * block)": "the same blocks, from the last on",
@@ -19,7 +42,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
         *(f"weight_gradient_by_products: (oh, ow, kh, kw, x.shape[-1]) -> {shape}" for shape in (
             "(ow, oh, kh, kw, x.shape[-1])", "(oh, kh, ow, kw, x.shape[-1])", "(oh, ow, kw, kh, x.shape[-1])",
             "(oh, ow, kh, x.shape[-1], kw)")),
-        *(f"weight_gradient_by_products: -1 -> {axis}" for axis in ("1", "-0", "-2")))},
+        *(f"weight_gradient_by_products: -1 -> {axis} #3" for axis in ("1", "-0", "-2")))},
     **{f"layers/log_softmax.py _log_softmax_bwd: jnp.where(where, {d}, zero) -> jnp.where(where, {d}, -zero)": "−0"
        for d in ("dx", "dy")},
     "rules/sharding.py mark_varying: lax.pcast(x, axes, to='varying') if axes else x -> lax.pcast(x, axes, to='varying')":
@@ -179,12 +202,14 @@ BEYOND_CHECK = {
     r"resolve_precision: |precision=[\w.]+[,)].* -> (?!.*[ (]precision=)":
         "a CPU multiplies in full precision, whatever `precision` is",
     r"platform_dependent": "the other path computes the same",
-    r"weight_gradient_by_products: (-1 -> |.*(_samples_in|samples // block|\(oh, |_splits_taps|> \(samples))|"
+    r"gradient_by_products: (.*_samples_in\(|\(oh, ow, kh|\(kh, kw, ow|block == samples -> block !=)|"
+    r"weight_gradient_by_products: (-1 -> \S+ #3|.*(samples // block|_splits_taps)|geometry\.groups > 1|inputs == 1|"
+    r"kh \* kw (<= _MOST|-> )|samples > 0|1 < geometry)|_MOST_(GROUPS|TAPS): | faster_form: | meets_many_zeros: |"
     r"_largest_divisor: |"
     r"_LONGEST_REACH: |_MOST_OF_PAIRS: |_splits_taps: .*(reach|kw|inputs|outputs|groups|dilation|stride\[0\]|== 0)|"
     r" on_its_platform: (options|\(on_cpu|\(options)|"
     r" prepare: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
-        "blocks of another size, or the other way, the same result",
+        "blocks of another size, or another form, the same result",
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
     r"_by_rows_and_columns: (x\.shape\[2\] -> x\.shape\[1\]|\(kh, kw, inputs|.*dilation)":
         "images much wider than the filter, or wider than high: `check` has none",

@@ -42,7 +42,13 @@ SHARED = ["components/test_components", "components/test_transformations", "comp
           "components/test_errors", "components/test_platforms", "scripts/test_sharding_modes"]  # fmt: skip
 OWN = ["layers/test_pooling_indices", "layers/test_max_pool2d_tiles", "losses/test_penalties", "layers/test_dropout",
        "layers/test_conv2d_paths", "losses/test_linear_cross_entropy"]  # fmt: skip
-SECONDS = 120  # for one test, or one case of `check`
+SECONDS = 120  # of both cores' time, for one test or one case of `check`
+
+
+def limit_time() -> None:
+    """End this process by a signal after `SECONDS` of work, or, where it waits for ever, after twenty minutes."""
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(1200)  # a process that is stopped meanwhile, to measure something else, is no mutant that hangs
 
 
 def install(file: str, code: Any) -> None:
@@ -88,7 +94,7 @@ class Selection:
         return not self.wanted.isdisjoint(named | words_of(getattr(item, "module" if whole else "function", None)))
 
     def pytest_runtest_setup(self) -> None:
-        signal.alarm(SECONDS)
+        limit_time()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.failed = report.nodeid if report.failed else self.failed
@@ -195,7 +201,7 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
         jax.config.update("jax_enable_x64", "float64" in dtypes)
         jax.clear_caches()
         jax.lax.platform_dependent = lambda *args, path=path, **paths: paths.get(path, paths["default"])(*args)
-        signal.alarm(SECONDS)
+        limit_time()
         args = arguments(case, *dtypes.split())
         component = getattr(unchanged, case.f.__name__)
         # The definition of dropout draws other bits: there the unchanged rule is the reference.

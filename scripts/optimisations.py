@@ -47,6 +47,9 @@ def optimisations(gpu: bool) -> list[Optimisation]:
     def transposed(_: Any, x: Any, given: str, wanted: str) -> Any:
         return x.transpose([given.index(axis) for axis in wanted])
 
+    def chosen(_: Any, a: Any, b: Any) -> Any:
+        return jax.numpy.where((b > a) | (b != b), b, a)
+
     usual, never = ", NHWC, batch 64", lambda *_: False
     on_cpu = [
         Optimisation("conv2d NHWC", cpu, "weight_gradient_by_products", "a convolution", by_convolution),
@@ -68,12 +71,14 @@ def optimisations(gpu: bool) -> list[Optimisation]:
             batched_products,
         ),
     ]
+    windows = "jaxnn.layers._max_pool2d_windows"
+    on_cpu.append(Optimisation("max_pool2d NCHW", windows, "_larger", "a choice by `jnp.where`", chosen))
     if jax.__version_info__ < (0, 11):
         on_cpu.append(Optimisation("conv2d NHWC", cpu, "rows_more", "no extra rows", lambda *_: 0))
     return [
         *([] if gpu else on_cpu),
-        *(Optimisation(f"max_pool2d {layout}", "jax.lax", "optimization_barrier", "no barrier", lambda _, x: x)
-          for layout in ("NHWC", "NCHW")),
+        *(Optimisation(f"max_pool2d {layout}", "jaxnn.layers.max_pool2d", "_computed_once", "positions found again",
+                       lambda _, position: position) for layout in ("NHWC", "NCHW")),
         Optimisation("dropout", "jaxnn.layers.dropout", "_keep", "threefry", random_bits),
         Optimisation("linear_cross_entropy fast", loss, "_block_sizes", "half the rows", times_rows(0.5)),
         Optimisation("linear_cross_entropy fast", loss, "_block_sizes", "four times the rows", times_rows(4)),

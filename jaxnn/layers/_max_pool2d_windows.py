@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
@@ -36,8 +37,8 @@ class Geometry(NamedTuple):
 
 
 def position_dtype(geometry: Geometry) -> Any:
-    """Return the dtype of a position in a window: one byte where that suffices."""
-    return jnp.uint8 if geometry.window[0] * geometry.window[1] <= 256 else jnp.int32
+    """Return the dtype of a position in a window, all of which are less than its largest number: one byte will do."""
+    return jnp.uint8 if geometry.window[0] * geometry.window[1] < 256 else jnp.int32
 
 
 def largest(geometry: Geometry, x: Array) -> tuple[Array, Array]:
@@ -72,8 +73,21 @@ def _largest_along(
         pixel, its_position = pixels(offset)
         # Strictly larger, so the first of equals stays. A NaN is always taken, so the last NaN stays.
         take = (pixel > largest) | (pixel != pixel)
-        largest, at = jnp.where(take, pixel, largest), jnp.where(take, its_position, at)
+        largest, at = _larger(largest, pixel), jnp.where(take, its_position, at)
     return largest, at
+
+
+@jax.custom_jvp
+def _larger(a: Array, b: Array) -> Array:
+    """Return the larger of two, which a CPU without AVX-512 finds in half the time of a choice by `jnp.where`."""
+    return jnp.maximum(a, b)
+
+
+@_larger.defjvp
+def _larger_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Move with the one whose position is kept: the derivative of `jnp.maximum` would take half of each of equals."""
+    a, b = primals
+    return _larger(a, b), jnp.where((b > a) | (b != b), tangents[1], tangents[0])
 
 
 def place_in_window(geometry: Geometry, axis: int, shift: int, ndim: int) -> Array:

@@ -12,7 +12,7 @@ Derivation (derived here: the notes define max-pool and no derivative; dy stands
     needed.
 
 Residuals:
-    the position i'·KW + j' of each maximum: one byte an output (int32 for windows of more than 256 pixels), not x.
+    the position i'·KW + j' of each maximum: one byte an output (int32 for windows of 256 pixels or more), not x.
 
 Conventions:
     Of equal maxima the first in row-major order gets the gradient; a window with NaN has the value NaN, and its last
@@ -28,6 +28,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
@@ -177,8 +178,18 @@ def _max_pool2d(geometry: Geometry, x: Array) -> tuple[Array, Array]:
 
 def _max_pool2d_fwd(geometry: Geometry, x: Array) -> tuple[tuple[Array, Array], Array]:
     y, position = _for_platform(geometry, _tiles.largest, _windows.largest, x)
-    # Else XLA would keep x, and recompute each window's position for every pixel of the window.
-    return (y, position), lax.optimization_barrier(position)  # type: ignore[no-untyped-call]
+    return (y, position), _computed_once(position)
+
+
+def _computed_once(position: Array) -> Array:
+    """Return the position, kept in memory: else XLA would keep x, and find a window's maximum again for each pixel.
+
+    The barrier prevents that, but not on a CPU before jax 0.12, where it is gone when XLA merges operations. Nor does
+    XLA repeat there what it takes for expensive: a remainder is, and this one changes no position.
+    """
+    largest = jnp.asarray(np.iinfo(position.dtype).max, position.dtype)
+    kept: Array = lax.optimization_barrier(lax.rem(position, largest))  # type: ignore[no-untyped-call]
+    return kept
 
 
 def _max_pool2d_bwd(geometry: Geometry, position: Array, cotangents: tuple[Array, Any]) -> tuple[Array]:

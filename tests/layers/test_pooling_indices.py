@@ -1,5 +1,7 @@
 """The indices of max-pooling, against the loops and PyTorch."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,3 +39,33 @@ def test_indices_are_int32_in_64_bit_mode():
     with jax.enable_x64(True):
         _, indices = jaxnn.max_pool2d_with_indices(jnp.ones((1, 4, 4)))
         assert indices.dtype == jnp.int32
+
+
+def test_the_last_of_256_pixels_has_a_gradient():
+    """Its position is 255, the largest number of one byte."""
+    x = jnp.arange(256.0).reshape(1, 16, 16)
+    gradient = jax.grad(lambda x: jaxnn.max_pool2d(x, 16).sum())(x)
+    np.testing.assert_array_equal(gradient.ravel(), np.arange(256) == 255)
+
+
+@pytest.mark.parametrize("x", [[[1.0, 1.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]], [[np.nan, 0.0], [np.nan, 1.0]]])
+def test_y_moves_with_the_pixel_that_gets_the_gradient(x):
+    """Forward mode through the forward rule: of equal pixels the first alone, of NaNs the last."""
+    x, t = jnp.asarray([x]), jnp.asarray([[[1.0, 2.0], [4.0, 8.0]]])
+    gradient = jax.grad(lambda x: jaxnn.max_pool2d(x).sum())(x)
+    _, dy = jax.jvp(lambda x: jax.vjp(jaxnn.max_pool2d, x)[0], (x,), (t,))
+    assert dy == jnp.vdot(gradient, t)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_the_gradient_on_a_cpu_reads_positions_and_not_the_images(layout):
+    def both(x, dy):
+        y, vjp = jax.vjp(lambda x: jaxnn.max_pool2d(x, layout=layout), x)
+        return y, vjp(dy)
+
+    x = jnp.zeros((2, 8, 8, 8))
+    dy = jax.eval_shape(lambda x: jaxnn.max_pool2d(x, layout=layout), x)
+    program = jax.jit(both).lower(x, dy).compile().as_text()
+    loops = re.findall(r"^%\S*fused\S* \((.*)\) -> f32\[2,8,8,8\]", program, re.M)
+    assert loops
+    assert not [operands for operands in loops if "f32[2,8,8,8]" in operands]
