@@ -72,8 +72,6 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
        for dtype in ("accumulation_dtype(dy.dtype) if len(shifts) > 1 else dy.dtype -> accumulation_dtype(dy.dtype)",
                      "len(shifts) > 1 -> len(shifts) >= 1", "len(shifts) > 1 -> len(shifts) > 0",
                      "len(shifts) > 1 -> len(shifts) > 2")},
-    **{f"layers/_max_pool2d_windows.py largest: jnp.zeros(x.shape, dtype) -> {other}": "the first pass takes nothing from it"
-       for other in ("jnp.ones(x.shape, dtype)", "jnp.zeros(x.shape, jnp.bfloat16)")},
     "layers/_max_pool2d_windows.py _largest_along: range(1, k) -> range(0, k)": "the first pixel is not larger than itself",
     "layers/_max_pool2d_windows.py to_pixels: (0, 1) -> (1, 0)": "the axes do not depend on one another",
     **{f"layers/_max_pool2d_windows.py to_pixels: {more}": "more zeros than needed, sliced off afterwards" for more in (
@@ -204,12 +202,15 @@ BEYOND_CHECK = {
     r"platform_dependent": "the other path computes the same",
     r"gradient_by_products: (.*_samples_in\(|\(oh, ow, kh|\(kh, kw, ow|block == samples -> block !=)|"
     r"weight_gradient_by_products: (-1 -> \S+ #3|.*(samples // block|_splits_taps)|geometry\.groups > 1|inputs == 1|"
-    r"kh \* kw (<= _MOST|-> )|samples > 0|1 < geometry)|_MOST_(GROUPS|TAPS): | faster_form: | meets_many_zeros: |"
+    r"kh \* kw (<= _MOST|-> )|samples > 0|1 < geometry|\((kh, kw, inputs|samples, oh), )|"
+    r"input_gradient_by_products: samples // block -> samples( \* block)?$|"
+    r"_MOST_(GROUPS|TAPS): | faster_form: | meets_many_zeros: |"
     r"_largest_divisor: |"
     r"_LONGEST_REACH: |_MOST_OF_PAIRS: |_splits_taps: .*(reach|kw|inputs|outputs|groups|dilation|stride\[0\]|== 0)|"
     r" on_its_platform: (options|\(on_cpu|\(options)|"
     r" prepare: (_block_sizes\(|None if block_size|memory == .* -> (reduction|memory !=))":
         "blocks of another size, or another form, the same result",
+    r"(_by_product|correlate): y\.reshape\(.*\)\.astype\(x\.dtype\) -> (?!.*astype)": "conv2d converts its result, too",
     r"broadcast_to\(.*\) -> |one_hot: .*(ids|classes)": "JAX broadcasts by itself",
     r"_by_rows_and_columns: (x\.shape\[2\] -> x\.shape\[1\]|\(kh, kw, inputs|.*dilation)":
         "images much wider than the filter, or wider than high: `check` has none",

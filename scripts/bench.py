@@ -9,16 +9,17 @@ The groups, all by default:
   memory         peak memory of the convnet's gradient, as compiled
   compile        compile time of the convnet's step
   components     run time, forward and backward, of a batch and of single examples under `vmap`
-  convolutions   the same for conv2d in more shapes, also beside its matrix products alone
+  convolutions   run time, forward and backward, of conv2d in more shapes, also beside its matrix products alone
   optimisations  run time with each optimisation on and off
 
 First each variant's value and gradients are compared with jaxnn's in float64; if one disagrees, the benchmark stops
 with exit code 1. Then all variants take turns in this process, in random order each round, so that other load on the
-machine affects all of them alike. A ratio is the median of the rounds' ratios; its quartiles stand beside it. Rounds of
-less than a second are repeated, because short calls are noisier. JAX and PyTorch use the same number of threads. A call
-of less than 50 ms is preceded by as many untimed calls: they fill its caches, and let the other library's threads go to
-sleep. After three rounds only variants within 25 % of their library's best go on. A library's figure is that of its
-best variant.
+machine affects all of them alike. A ratio is the median of the rounds' ratios; its quartiles stand beside it. If N
+rounds take less than N seconds, more follow until N seconds have passed, because short calls are noisier. After three
+rounds only variants within 25 % of their library's best go on. A library's figure is that of its best variant.
+
+JAX and PyTorch use the same number of threads. A call of less than 50 ms is preceded by as many untimed calls: they
+fill its caches, and let the other library's threads go to sleep.
 
 Achieved bytes/s count each argument and result once; flop/s count the matrix products alone. Peak memory is what XLA
 reserves for temporaries; PyTorch's is known on a GPU only. Committed results lie in scripts/speed/NAME.json, written by
@@ -85,7 +86,7 @@ def ceilings(mode: str, size: int, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def processor_of(about: dict[str, str]) -> str:
-    """Return the processor's name in what /proc/cpuinfo says of it, with its model and its widest vectors."""
+    """Return the processor's name, family, model and widest vectors, from what /proc/cpuinfo says of it."""
     if "model name" not in about:
         return ""
     vectors = next((text for flag, text in VECTORS.items() if flag in about.get("flags", "").split()), "")
@@ -119,7 +120,7 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the checked options."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}")
-    parser.add_argument("--rounds", type=int, help="the least number of timings of a variant (25; --quick: 5)")
+    parser.add_argument("--rounds", type=int, help="rounds, at least (25; --quick: 5)")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -166,7 +167,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Run the groups, and return everything that is reported."""
     groups, rounds = options.groups or list(GROUPS), options.rounds
     chosen = QUICK_GROUPS if options.quick else {group: GROUPS[group] for group in groups}
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU's memory is PyTorch's, too
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch uses the GPU's memory, too
     # Compile times are those of a first run.
     jax.config.update("jax_enable_compilation_cache", False)  # type: ignore[no-untyped-call]
     command = " ".join(["python scripts/bench.py", *(["--quick"] if options.quick else groups), f"--rounds {rounds}"])

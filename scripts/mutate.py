@@ -1,4 +1,4 @@
-"""Mutation testing of the rules: change one token of a rule, and see whether tests and `gradcheck.check` notice.
+"""Mutation testing of the rules: make one small edit of a rule, and see whether tests and `gradcheck.check` notice.
 
     python scripts/mutate.py [NAME ...] [--judge tests|check|both] [--list] [--jobs N] [--only TEXT]
 
@@ -6,12 +6,13 @@ NAME is a file (`relu`, `_labels`) or a component (`nll_loss`); the default is a
 
 There are two judges, and each must notice a mutant. `tests` runs the tests of the components that reach the mutated
 function, up to the first failure. `check` runs `gradcheck.check` over their cases, with the unchanged definition as
-reference. `accepted_mutants.py` lists the mutants that no judge, or not `check`, needs to notice, with the reasons.
+reference. `accepted_mutants.py` lists, with reasons, the mutants that neither judge must notice, and those that only
+the tests must notice.
 
 Each mutant is judged in a process of its own, forked from this one, which has imported JAX and started no backend.
 
-A complete run takes hours, so `mutants.json` keeps, for every function, how many mutants each judge has noticed, once
-these are all that it must notice. To judge a function again, change it or remove its line there.
+A complete run takes hours. Once a judge has noticed every mutant of a function that it must notice, `mutants.json`
+keeps their number. To judge a function again, change it or remove its line there.
 """
 
 import argparse
@@ -42,13 +43,13 @@ SHARED = ["components/test_components", "components/test_transformations", "comp
           "components/test_errors", "components/test_platforms", "scripts/test_sharding_modes"]  # fmt: skip
 OWN = ["layers/test_pooling_indices", "layers/test_max_pool2d_tiles", "losses/test_penalties", "layers/test_dropout",
        "layers/test_conv2d_paths", "losses/test_linear_cross_entropy"]  # fmt: skip
-SECONDS = 120  # of both cores' time, for one test or one case of `check`
+SECONDS = 120  # of CPU time, for one test or one case of `check`
 
 
 def limit_time() -> None:
-    """End this process by a signal after `SECONDS` of work, or, where it waits for ever, after twenty minutes."""
+    """End this process after `SECONDS` of CPU time; after twenty minutes in any case, as it may wait for ever."""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.alarm(1200)  # a process that is stopped meanwhile, to measure something else, is no mutant that hangs
+    signal.alarm(1200)  # long: a process that is paused for other measurements is not a mutant that hangs
 
 
 def install(file: str, code: Any) -> None:
@@ -59,7 +60,7 @@ def install(file: str, code: Any) -> None:
 
 @functools.cache
 def words_of(source: Any) -> set[str]:
-    """Return the words of a function or module, those that follow `jaxnn.` with it."""
+    """Return the words in the source of a function or module; a word after `jaxnn.` keeps that prefix."""
     import inspect
 
     return set(re.findall(r"(?:jaxnn\.)?\w+", inspect.getsource(source) if source else ""))
@@ -69,9 +70,10 @@ Kills = collections.Counter[str]  # what failed for how many mutants of a file: 
 
 
 class Selection:
-    """A plugin of pytest: only the tests of a mutant's components, those that killed most before first.
+    """A plugin of pytest: it selects the tests of a mutant's components, and orders them.
 
-    Then the first case of each test, the second of each, and so on: other tests see more than other cases.
+    The tests that noticed most mutants so far run first. Then the first case of every test runs, then the second of
+    every test: a different test finds more than another case of the same one.
     """
 
     def __init__(self, mutant: Mutant, kills: Kills) -> None:
@@ -88,7 +90,7 @@ class Selection:
         items[:] = sorted(order, key=lambda item: order[item])
 
     def is_about(self, item: Any) -> bool:
-        """Tell whether its name (a case's begins with the component) or its source says so: OWN tests', the file's."""
+        """Tell whether a test names one of the wanted functions: in its id or source; in OWN, in its file's source."""
         whole = f"{item.path.parent.name}/{item.path.stem}" in OWN
         named = {f"jaxnn.{word}" for word in re.findall(r"\w+", item.nodeid)}
         return not self.wanted.isdisjoint(named | words_of(getattr(item, "module" if whole else "function", None)))
@@ -145,8 +147,8 @@ def cases_of_check() -> list[Any]:
 def trials_of(cases: list[Any]) -> dict[str, tuple[int, str, str, str, Any]]:
     """Return by name the order, level, dtypes, path and case of each check.
 
-    The quick core for every case, also in the forms of other platforms; for one case of each component in other
-    dtypes, mixed ones too, and with all checks.
+    Every case runs at level "rule". Components with a form of their own for a TPU or GPU run in that form, too. One
+    case of each component also runs in other dtypes, in mixed ones, and at level "full".
     """
     one_each = list({case.f.__name__: case for case in reversed(cases)}.values())
     forms = {"tpu": ("conv2d", "cross_entropy", "linear_cross_entropy", "max_pool2d"),
@@ -160,7 +162,7 @@ def trials_of(cases: list[Any]) -> dict[str, tuple[int, str, str, str, Any]]:
 
 
 def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
-    """Return the first case in which `gradcheck.check` fails for the mutant, and how, and not for the unchanged."""
+    """Return the first case that fails for the mutant and passes for the unchanged library, with the failed checks."""
     import jax
     import numpy as np
 
@@ -168,7 +170,7 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
     sys.path.insert(0, str(ROOT / "tests"))
     import jaxnn as unchanged
 
-    for name in unchanged.__all__:  # what is first used below would be the mutant's
+    for name in unchanged.__all__:  # load every component now: one loaded later would be the mutant's
         getattr(unchanged, name)
     for name in [name for name in sys.modules if name.partition(".")[0] == "jaxnn"]:
         del sys.modules[name]
@@ -185,8 +187,8 @@ def by_check(mutant: Mutant, code: Any, kills: Kills) -> str:
 
     def failures(f: Any, *args: Any, **options: Any) -> set[tuple[str, str]]:
         rows = gradcheck.check(f, *args, **options).rows
-        # `check` only notes a value other than the reference's, since a straight-through function has one, and calls
-        # unsupported what raises under shard_map: of our rules both are failures.
+        # `check` reports two things without FAIL: a value that differs from the reference's (NOTE), and an error under
+        # shard_map (UNSUPPORTED). For our rules both are failures.
         also = ("NOTE", "primal"), ("UNSUPPORTED", "shard_map")
         return {(r.check, r.path) for r in rows if r.status == "FAIL" or (r.status, r.check) in also}
 
@@ -266,7 +268,7 @@ def alone(judge: Callable[[], str], write: int, programs: str) -> None:
 
 
 class Ledger:
-    """What the judges have noticed; kept in `mutants.json` for functions of which it is every mutant."""
+    """The judges' verdicts; `mutants.json` keeps those of a function once a judge has noticed all it must notice."""
 
     FILE = Path(__file__).with_name("mutants.json")
     COLUMNS = ("mutants", "equivalent", "beyond check", *(f"{judge} {how}" for judge in JUDGES for how in (
@@ -282,7 +284,7 @@ class Ledger:
         self.verdicts: dict[tuple[str, str], collections.Counter[bool]] = collections.defaultdict(collections.Counter)
 
     def _digest(self, of: str) -> str:
-        """Return what changes when a function does, or what is made of it."""
+        """Return a hash of a function's code and of its mutants."""
         keys = (mutant.key for mutant in self.mutants[of])
         return hashlib.sha256("\n".join([self.texts[of], *keys]).encode()).hexdigest()[:16]
 
@@ -339,7 +341,7 @@ def main() -> int:
     everything, names = mutants(), set(options.names)
     stale = EQUIVALENT.keys() - {m.key for m in everything}
     if stale := stale | {p for p in BEYOND_CHECK if not any(re.search(p, m.key) for m in everything)}:
-        sys.exit("EQUIVALENT and BEYOND_CHECK name no mutant:\n  " + "\n  ".join(sorted(stale)))
+        sys.exit("these entries of EQUIVALENT or BEYOND_CHECK match no mutant:\n  " + "\n  ".join(sorted(stale)))
     about = lambda m: {Path(m.file).stem, m.function}  # noqa: E731
     chosen = [m for m in everything if not names or names & about(m) or m.components <= names]
     chosen = [m for m in chosen if options.only in m.id]

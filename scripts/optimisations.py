@@ -1,4 +1,7 @@
-"""The functions of jaxnn that change speed or memory and no result, and what the rules do without them."""
+"""The functions of jaxnn that change speed or memory and not the result, and what the rules do without them.
+
+Dropout's `_keep` changes which elements are dropped, and not how many on average.
+"""
 
 import functools
 import importlib
@@ -10,7 +13,7 @@ import jax
 
 
 class Optimisation(NamedTuple):
-    """A function of jaxnn that changes speed or memory and no result, and what replaces it when it is off."""
+    """A function of jaxnn that changes speed or memory, and what replaces it when it is off."""
 
     work: str  # the component to measure it on
     module: str

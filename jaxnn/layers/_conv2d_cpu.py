@@ -1,7 +1,7 @@
 """A convolution on XLA's CPU backend: gradients by matrix products, and how to avoid slow kernels.
 
-As a convolution, the weight's gradient has a filter as large as the image. XLA's CPU backend runs that slower than the
-same sum as matrix products, most of all inside a scan (`python scripts/bench.py convnet`).
+Computed as a convolution, the weight's gradient has a filter as large as dy. XLA's CPU backend is slower at this than
+at the same sum as matrix products, most of all inside a scan (`python scripts/bench.py convnet`).
 """
 
 import functools
@@ -20,10 +20,11 @@ from jaxnn.rules.cotangents import accumulation_dtype, type_of, vary_with
 # Bytes of the patches of one block of samples, found by trial: they stay in the cache between their writing and the
 # product. The patches of all samples at once cost more in page faults than the product does.
 _BLOCK_BYTES = 4 << 20
-# The longest reach D (KW − 1), in columns, of a filter whose taps are split. At the ends of a row XLA compiles
+# The longest reach D (KW − 1), in columns, for which `_by_rows_and_columns` is used. At the ends of a row XLA compiles
 # KW · reach slices of pairs of columns, so a longer filter would compile slowly.
 _LONGEST_REACH = 8
-# The most numbers in the product of these pairs at one end: 4 MB in float32, as the patches. Every block forms it.
+# The most elements of the product of these pairs at one end of a row: 4 MB in float32, as `_BLOCK_BYTES`. Every block
+# of samples computes it once.
 _MOST_OF_PAIRS = 1 << 20
 # The most groups that are convolved one by one: more would compile slowly.
 _MOST_GROUPS = 32
@@ -34,7 +35,7 @@ _MOST_TAPS = 64
 def faster_form(
     convolve: Callable[..., Array], geometry: Geometry, x: Array, w: Array, stride: Pair, pads: Pads, spread: Pair
 ) -> Callable[[Array, Array], Array] | None:
-    """Return how the CPU backend runs a convolution faster than `convolve(x, w, groups, pads)`; None if it does not."""
+    """Return a function of x and w that is faster on a CPU than `convolve(x, w, groups, pads)`, or None."""
     of_one_channel = min(w.shape[2], w.shape[3] // geometry.groups) == 1
     if geometry.groups > 1 and of_one_channel and w.shape[0] * w.shape[1] <= _MOST_TAPS:
         return functools.partial(_depthwise.correlate, geometry, stride, pads, spread)
@@ -68,7 +69,7 @@ def _with_more_rows(more: int, convolve: Callable[..., Array], pads: Pads, x: Ar
 
 
 def rows_more(geometry: Geometry, x: Array, w: Array, stride: Pair, pads: Pads, spread: Pair) -> int:
-    """Return the number of extra zero output rows that make a convolution faster on the CPU backend of jax 0.10.
+    """Return how many rows of zeros below the images make a convolution faster on the CPU backend of jax 0.10.
 
     That backend is slow where it uses a kernel of YNNPACK: for many channels, and padding of at most the filter's reach
     on both axes. Extra rows need more padding than that, so the backend uses its own kernel. It never uses YNNPACK's
@@ -180,9 +181,10 @@ def _by_patches(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Arra
 def _by_rows_and_columns(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """Multiply columns k = j + Dj' of the padded x, as patches of all i', by dy at j = k − Dj', for all j' together.
 
-    Inner columns, reach ≤ k < OW with reach = D (KW − 1), meet every j': one product for all. At each end, `reach`
-    columns of x are multiplied by the `reach` columns of dy next to them, all pairs in one product, because one product
-    compiles faster than KW products. Tap j' uses the pairs with k − j = Dj'; some pairs are not used.
+    Inner columns, reach ≤ k < OW with reach = D (KW − 1), are multiplied for every j', in one product for all. The
+    first `reach` columns of x are multiplied by the first `reach` columns of dy, and the last by the last. Each end is
+    one product of all pairs (k, j), because one product compiles faster than KW products. Tap j' sums the pairs with
+    k − j = Dj'; the others are not used.
     """
     (kh, kw, inputs, outputs), (samples, oh, ow, _) = w_shape, dy.shape
     shifts = [geometry.dilation[1] * j for j in range(kw)]
@@ -200,7 +202,7 @@ def _by_rows_and_columns(geometry: Geometry, w_shape: tuple[int, ...], x: Array,
     inner = _product(geometry, by_rows(x[:, :, reach:ow]), columns)
     left = pairs(x[:, :, :reach], dy[:, :, :reach])
     right = pairs(x[:, :, ow:], dy[:, :, ow - reach :])
-    # The left end's column j = k − Dj' counts from dy's first; the right end's is negative and counts from its last.
+    # At the left end k − Dj' counts from dy's first column; at the right end it is negative, and counts from the last.
     outer = [sum((left if k >= shift else right)[k, :, k - shift] for k in range(reach)) for shift in shifts]
     return inner + jnp.stack(outer, axis=1)
 
@@ -208,8 +210,8 @@ def _by_rows_and_columns(geometry: Geometry, w_shape: tuple[int, ...], x: Array,
 def _splits_taps(geometry: Geometry, w_shape: tuple[int, ...], ow: int) -> bool:
     """Tell whether `_by_rows_and_columns` forms the weight's gradient, and not `_by_patches`.
 
-    It does where it copies no more, as a product is also faster the squarer its matrices, and where the pairs at both
-    ends stay few and small. It needs horizontal stride 1 and one group.
+    It does if it copies no more than `_by_patches` (its matrices are also closer to square, which is faster) and if the
+    products at both ends stay small. It needs horizontal stride 1 and one group.
     """
     kh, kw, inputs, outputs = w_shape
     reach = geometry.dilation[1] * (kw - 1)

@@ -1,7 +1,7 @@
-"""A depthwise convolution on XLA's CPU backend: with one input or output a group, taps are products of elements.
+"""A depthwise convolution on XLA's CPU backend: a group has one input or one output channel.
 
-That backend runs a convolution of many groups many times slower (`python scripts/bench.py optimisations`). XLA fuses
-the products of elements of all taps into one loop.
+Then each tap is an elementwise product, and XLA fuses all taps into one loop. The backend's own convolution of many
+groups is many times slower (`python scripts/bench.py optimisations`).
 """
 
 import functools
@@ -35,9 +35,10 @@ def correlate(geometry: Geometry, stride: Pair, pads: Pads, spread: Pair, x: Arr
 
 
 def weight_gradient(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: Array, rows: int) -> Array:
-    """dw_i',j',g,o = Σ_s,i,j dy_s,i,j,g,o x_s,Si+Di'−P,Sj+Dj'−P,g, from blocks of `rows` rows i, a divisor of OH.
+    """dw_i',j',g,o = Σ_s,i,j dy_s,i,j,g,o x_s,Si+Di'−P,Sj+Dj'−P,g, in blocks of `rows` rows i; `rows` divides OH.
 
-    Each tap has one array of sums, to which every block adds its products. The end sums it over rows and columns.
+    Each tap has one array of sums, to which every block adds its products. At the end that array is summed over rows
+    and columns.
     """
     kh, kw, _, outputs = w_shape
     dtype, groups, blocks = accumulation_dtype(x.dtype), geometry.groups, dy.shape[1] // rows
@@ -62,7 +63,7 @@ def weight_gradient(geometry: Geometry, w_shape: tuple[int, ...], x: Array, dy: 
 
 
 def _shifted(geometry: Geometry, window: Pair, stride: Pair, x: Array) -> list[Array]:
-    """Return, for each tap i', j' of the window, the pixels Si+Di', Sj+Dj' of the padded x that it meets."""
+    """Return, for each tap i', j' of the window, the pixels Si+Di', Sj+Dj' of the padded x that it multiplies."""
     reach = [d * (k - 1) for d, k in zip(geometry.dilation, window, strict=True)]
     last = [n - 1 - r for n, r in zip(x.shape[1:3], reach, strict=True)]
     return [

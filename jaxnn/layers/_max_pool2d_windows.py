@@ -14,7 +14,7 @@ Pair = tuple[int, int]
 
 
 class Geometry(NamedTuple):
-    """The static half of a pooling."""
+    """The static arguments of a pooling, and the size of its images."""
 
     window: Pair
     stride: Pair
@@ -37,12 +37,12 @@ class Geometry(NamedTuple):
 
 
 def position_dtype(geometry: Geometry) -> Any:
-    """Return the dtype of a position in a window, all of which are less than its largest number: one byte will do."""
+    """Return the dtype of positions. `_computed_once` needs each to be less than the dtype's largest number."""
     return jnp.uint8 if geometry.window[0] * geometry.window[1] < 256 else jnp.int32
 
 
 def largest(geometry: Geometry, x: Array) -> tuple[Array, Array]:
-    """Return each window's maximum and its position i'·KW + j', first along the rows, then down the columns."""
+    """Return each window's maximum and its position i'·KW + j': of each row of a window first, then of the rows."""
     kw, dtype = geometry.window[1], position_dtype(geometry)
     row, column = (_first_pixel(geometry, axis, x.ndim).astype(dtype) for axis in (0, 1))
     largest, at = _largest_along(geometry, 1, x, jnp.zeros(x.shape, dtype), column, 1)
@@ -79,13 +79,13 @@ def _largest_along(
 
 @jax.custom_jvp
 def _larger(a: Array, b: Array) -> Array:
-    """Return the larger of two, which a CPU without AVX-512 finds in half the time of a choice by `jnp.where`."""
+    """Return the larger of two numbers: without AVX-512, a CPU takes half the time of a choice by `jnp.where`."""
     return jnp.maximum(a, b)
 
 
 @_larger.defjvp
 def _larger_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Move with the one whose position is kept: the derivative of `jnp.maximum` would take half of each of equals."""
+    """Return the tangent of the number whose position is kept; of equals `jnp.maximum` would take half of each."""
     a, b = primals
     return _larger(a, b), jnp.where((b > a) | (b != b), tangents[1], tangents[0])
 
@@ -93,7 +93,7 @@ def _larger_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> 
 def place_in_window(geometry: Geometry, axis: int, shift: int, ndim: int) -> Array:
     """Return each pixel's position along an axis in one of its windows.
 
-    It is the window that lies `shift` windows before the last one that starts at or before the pixel.
+    It is found from the last window that starts at or before the pixel, by going back `shift` windows.
     """
     pixel = jnp.arange(geometry.size[axis], dtype=jnp.int32) + geometry.padding[axis]
     return _along(geometry, axis, pixel % geometry.stride[axis] + shift * geometry.stride[axis], ndim)
@@ -102,7 +102,7 @@ def place_in_window(geometry: Geometry, axis: int, shift: int, ndim: int) -> Arr
 def to_pixels(geometry: Geometry, z: Array, shift: Pair) -> Array:
     """Give each pixel the z of one of its windows, or 0 if there is none.
 
-    It is the window that lies `shift` windows before the last one that starts at or before the pixel.
+    It is found from the last window that starts at or before the pixel, by going back `shift` windows.
     """
     for axis in (0, 1):
         s, p, size = geometry.stride[axis], geometry.padding[axis], geometry.size[axis]

@@ -1,4 +1,4 @@
-"""Max-pool: each window of pixels is replaced by its largest.
+"""Max-pool: each window of pixels is replaced by its largest pixel.
 
 Definition (i', j': position in the window, S stride, P padding with −∞):
     y_s,c,i,j = max over i', j' of x_s,c,S·i+i'−P,S·j+j'−P
@@ -7,9 +7,8 @@ Derivation (derived here: the notes define max-pool and no derivative; dy stands
     Where one pixel of the window is the largest, y moves with it and with no other, so ∂y/∂x is 1 at it and else 0.
     x_h,w directly affects the y of each window that holds it, and the chain rule sums over those:
         dx_h,w = Σ over windows (i, j) that hold (h, w) of dy_i,j where (h, w) is the maximum of (i, j), else 0
-    The windows that hold row h are i = ⌊(h+P)/S⌋ − a, where h is their row (h+P) mod S + a·S, for
-    a = 0, 1, … < K/S: with the usual S = K that is one window. Each pixel looks up its windows: no scatter is
-    needed.
+    Let r = (h+P) mod S. Row h is the row r + aS of the window ⌊(h+P)/S⌋ − a, for every a ≥ 0 with r + aS < K, if there
+    is such a window. With the usual S = K that is one window. Each pixel looks up its windows: no scatter is needed.
 
 Residuals:
     the position i'·KW + j' of each maximum: one byte an output (int32 for windows of 256 pixels or more), not x.
@@ -89,7 +88,7 @@ def max_pool2d(
         pixels at the lower or right edge that fill no window are left out.
 
     Raises:
-        TypeError: `x` is not of a floating-point dtype, or an option not a static int.
+        TypeError: `x` is not of a floating-point dtype, or an option has the wrong type.
         ValueError: the shapes or options do not match.
 
     Example:
@@ -184,8 +183,9 @@ def _max_pool2d_fwd(geometry: Geometry, x: Array) -> tuple[tuple[Array, Array], 
 def _computed_once(position: Array) -> Array:
     """Return the position, kept in memory: else XLA would keep x, and find a window's maximum again for each pixel.
 
-    The barrier prevents that, but not on a CPU before jax 0.12, where it is gone when XLA merges operations. Nor does
-    XLA repeat there what it takes for expensive: a remainder is, and this one changes no position.
+    The barrier prevents that, except on a CPU before jax 0.12, where XLA removes it before it fuses operations. There
+    the remainder prevents it: XLA does not repeat an operation that it considers expensive. The remainder changes no
+    position, because each is less than the divisor.
     """
     largest = jnp.asarray(np.iinfo(position.dtype).max, position.dtype)
     kept: Array = lax.optimization_barrier(lax.rem(position, largest))  # type: ignore[no-untyped-call]
@@ -197,7 +197,7 @@ def _max_pool2d_bwd(geometry: Geometry, position: Array, cotangents: tuple[Array
 
 
 def _for_platform(geometry: Geometry, of_tiles: Any, general: Any, *operands: Array) -> Any:
-    """Run the form for tiles on a TPU, where windows tile, and else the general form."""
+    """Run the form for tiles on a TPU if the windows tile; otherwise run the general form."""
     if not _tiles.are_windows_of(geometry):
         return general(geometry, *operands)
     tpu, default = (functools.partial(form, geometry) for form in (of_tiles, general))
@@ -207,7 +207,7 @@ def _for_platform(geometry: Geometry, of_tiles: Any, general: Any, *operands: Ar
 def _gradient(geometry: Geometry, position: Array, dy: Array) -> Array:
     (kh, kw), (sh, sw) = geometry.window, geometry.stride
     shifts = [(a, b) for a in range(-(-kh // sh)) for b in range(-(-kw // sw))]
-    # Where windows overlap, dx is a sum, in at least float32; with one window a pixel it is not.
+    # Where windows overlap, dx is a sum, in at least float32. If each pixel has one window, there is nothing to sum.
     dtype = accumulation_dtype(dy.dtype) if len(shifts) > 1 else dy.dtype
     dx = jnp.zeros((), dtype)
     for shift in shifts:
