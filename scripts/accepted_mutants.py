@@ -31,6 +31,18 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
         ("correlate", "zip(_shifted(geometry, (kh, kw), stride, of_x), of_w, strict=True) -> "
                       "zip(_shifted(geometry, (kh, kw), stride, of_x), of_w)"),
         *(("correlate", f"strict=True -> strict=False{n}") for n in ("", " #2", " #3")))},
+    "layers/_conv2d_depthwise.py correlate: w.reshape(kh * kw, inputs, 1, 1, 1, groups, outputs // groups).swapaxes(0, 1)"
+    ".astype(dtype) -> w.reshape(kh * kw, inputs, 1, 1, 1, groups, outputs // groups).swapaxes(0, 1)":
+        "a product has the wider dtype",
+    "layers/_conv2d_depthwise.py correlate: (pixels, weight) -> (weight, pixels)": "factors in either order",
+    **{f"layers/_conv2d_depthwise.py weight_gradient: {of}.astype(dtype) -> {of}": "a product has the wider dtype" for of in (
+        "lax.dynamic_slice(dy, (sample, first, 0, 0, 0), sizes)",
+        "lax.dynamic_slice(x, (sample, geometry.stride[0] * first, 0, 0, 0), of_x_sizes)")},
+    **{f"layers/_conv2d_depthwise.py weight_gradient: ({start}, 0, 0, 0) -> ({start}, {other})":
+       "a slice of whole axes, which JAX moves back into the array"
+       for start in ("sample, first", "sample, geometry.stride[0] * first")
+       for other in ("1, 0, 0", "0, 1, 0", "0, 0, 1")},
+    "layers/_conv2d_depthwise.py weight_gradient: (0, 0) -> (0, 1)": "one more sample, which no block reads",
     **{f"layers/_conv2d_depthwise.py correlate: {mutant}": "the barrier changes no value" for mutant in (
         "lax.optimization_barrier(channels) if inputs > 1 else channels -> lax.optimization_barrier(channels)",
         "lax.optimization_barrier(channels) if inputs > 1 else channels -> channels",
@@ -203,6 +215,10 @@ BEYOND_CHECK = {
     r"gradient_by_products: (.*_samples_in\(|\(oh, ow, kh|\(kh, kw, ow|block == samples -> block !=)|"
     r"weight_gradient_by_products: (-1 -> \S+ #3|.*(samples // block|_splits_taps)|geometry\.groups > 1|inputs == 1|"
     r"kh \* kw (<= _MOST|-> )|samples > 0|1 < geometry|\((kh, kw, inputs|samples, oh), )|"
+    r"weight_gradient_by_products: _largest_divisor\(oh, fit\)|depthwise\.py weight_gradient: (dy\.shape\[1\] // rows -> "
+    r"dy\.shape\[1\]|\(1, rows, .* -> \(rows, 1|geometry\.stride\[0\] \* \(rows - 1\) (\+ geometry\S+ \* \(kh - 1\) )?-> "
+    r"(rows - 1|geometry\.dilation\[0\] \* \(kh - 1\))$|geometry\.stride\[0\] -> geometry\.stride\[1\]$|rows - 1 -> 1 - rows|"
+    r"block % blocks \* rows -> block % blocks$|rows \* dy\.shape\[2\] -> dy\.shape\[2\])|"
     r"input_gradient_by_products: samples // block -> samples( \* block)?$|"
     r"_MOST_(GROUPS|TAPS): | faster_form: | meets_many_zeros: |"
     r"_largest_divisor: |"
@@ -222,7 +238,7 @@ BEYOND_CHECK = {
     r"_tiles\.py gradient: _place\(.*bfloat16": "a small whole number, the same in every dtype",
     r"_reduced: .*iinfo\(dtype\)\.min": "the pixel of a window that is all −∞",
     r"_place: (\(row, column\) -> |row \* .* - column$)": "another number for a pixel, forward and backward alike",
-    r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: pixel > largest": "the convention at a kink or a tie",
+    r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: (pixel > largest|_larger\()": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that is not used",
     r"max\(1, (options\.)?(classes|count)|and (classes|len\(weight\)) -> |at_label: -1|"
     r"_sum_over: max|total == 0":

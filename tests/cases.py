@@ -192,10 +192,12 @@ CONV = [
     *convs("NHWC"),
     conv("NHWC-pointwise", (2, 3, 4, 3), (1, 1, 3, 2), True, layout="NHWC"),
     conv("NHWC-one-filter-a-group", (2, 6, 5, 4), (3, 2, 2, 2), True, layout="NHWC", groups=2, padding=(1, 0)),
+    conv("NHWC-depthwise-all", (3, 8, 5, 3), (3, 2, 1, 6), True, layout="NHWC", groups=3, stride=(2, 1),
+         dilation=(1, 2), padding=((1, 0), (0, 2))),
     conv(
         "NHWC-large-filter", (4, 7, 6, 2), (3, 2, 2, 3), True, layout="NHWC", dilation=(2, 3), padding=((0, 2), (1, 0))
     ),
-]
+]  # fmt: skip
 
 HARD = [-inf, -1e4, -30.0, -2.0, -1e-3, -0.0, 0.0, 1e-3, 0.5, 2.0, 15.0, 30.0, 1e4, inf, nan]
 ACTIVATIONS = [
