@@ -84,6 +84,8 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
        for dtype in ("accumulation_dtype(dy.dtype) if len(shifts) > 1 else dy.dtype -> accumulation_dtype(dy.dtype)",
                      "len(shifts) > 1 -> len(shifts) >= 1", "len(shifts) > 1 -> len(shifts) > 0",
                      "len(shifts) > 1 -> len(shifts) > 2")},
+    "layers/max_pool2d.py _computed_once: jnp.asarray(np.iinfo(position.dtype).max, position.dtype) -> "
+    "jnp.asarray(np.iinfo(position.dtype).min, position.dtype)": "in XLA the remainder by 0 is the number itself",
     "layers/_max_pool2d_windows.py _largest_along: range(1, k) -> range(0, k)": "the first pixel is not larger than itself",
     "layers/_max_pool2d_windows.py to_pixels: (0, 1) -> (1, 0)": "the axes do not depend on one another",
     **{f"layers/_max_pool2d_windows.py to_pixels: {more}": "more zeros than needed, sliced off afterwards" for more in (
@@ -238,7 +240,7 @@ BEYOND_CHECK = {
     r"_tiles\.py gradient: _place\(.*bfloat16": "a small whole number, the same in every dtype",
     r"_reduced: .*iinfo\(dtype\)\.min": "the pixel of a window that is all −∞",
     r"_place: (\(row, column\) -> |row \* .* - column$)": "another number for a pixel, forward and backward alike",
-    r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: (pixel > largest|_larger\()": "the convention at a kink or a tie",
+    r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: (\(?pixel > largest.* -> pixel >|_larger\()": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that is not used",
     r"max\(1, (options\.)?(classes|count)|and (classes|len\(weight\)) -> |at_label: -1|"
     r"_sum_over: max|total == 0":
