@@ -267,6 +267,19 @@ def test_a_bad_label_leaves_the_weighted_gradient_of_other_rows_alone(f, bad):
     assert jnp.isnan(dx[1]).all()
 
 
+@pytest.mark.parametrize("dtype, unit", [("bfloat16", 2.0**-8), ("float16", 2.0**-11)])
+@pytest.mark.parametrize("f", [jaxnn.softmax, jaxnn.log_softmax], ids=lambda f: f.__name__)
+def test_a_low_precision_is_rounded_once(f, dtype, unit):
+    """The exponentials and their sum are computed in float32: in the logits' precision they would err by percents."""
+    x = jnp.asarray(np.random.default_rng(0).normal(scale=5.0, size=(8, 100)), dtype)
+    wide = np.asarray(x, np.float64)
+    exp = np.exp(wide - wide.max(-1, keepdims=True))
+    exact = exp / exp.sum(-1, keepdims=True)
+    exact = exact if f is jaxnn.softmax else np.log(exact)
+    normal = np.abs(exact) > jnp.finfo(dtype).smallest_normal
+    np.testing.assert_allclose(np.asarray(f(x), np.float64)[normal], exact[normal], rtol=1.01 * unit)
+
+
 def checked(case, level):
     args, *_ = arguments(case, "float32")
     # The definition of dropout draws other bits than its rule, whose own body is the reference then.
