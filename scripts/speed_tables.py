@@ -309,12 +309,13 @@ def section() -> str:
 def summary() -> str:
     """Return the root README's table of at most 20 rows: the training step, its memory and compile time, components.
 
-    The figures are those measured beside PyTorch, on the processor with most results; of other versions of JAX the
-    table has the ratio to JAX.
+    The figures are those measured beside PyTorch, on the processor with most results (of several, the one measured
+    last); of other versions of JAX the table has the ratio to JAX.
     """
     every = holding(SUMMARISED, committed_results())
-    (most, _), *_ = collections.Counter(map(processor, every)).most_common(1)
-    committed = [results for results in every if processor(results) == most]
+    count = collections.Counter(map(processor, every))
+    chosen = max(every, key=lambda results: (count[processor(results)], results["machine"]["date"]))
+    committed = [results for results in every if processor(results) == processor(chosen)]
     with_torch = [results for results in committed if "torch" in results["machine"]["versions"]]
     results = (with_torch or committed)[0]
     others = [other for other in committed if other is not results]

@@ -293,9 +293,9 @@ def test_the_summary_has_the_ratios_of_each_version_and_to_pytorch():
     at = {name.strip(): column for column, name in enumerate(head)}
     shown = {row[0].strip(): {name: row[column].strip() for name, column in at.items()} for row in rows}
     for file, column, figure in [
-        ("cpu-xeon-jax-0.10.json", "jaxnn / JAX", "of JAX"),
-        ("cpu-xeon-jax-0.12.json", "jaxnn / JAX on jax 0.12", "of JAX"),
-        ("cpu-xeon-jax-0.10.json", "jaxnn / PyTorch", "of PyTorch"),
+        ("cpu-epyc-avx512-jax-0.10.json", "jaxnn / JAX", "of JAX"),
+        ("cpu-epyc-avx512-jax-0.12.json", "jaxnn / JAX on jax 0.12", "of JAX"),
+        ("cpu-epyc-avx512-jax-0.10.json", "jaxnn / PyTorch", "of PyTorch"),
     ]:
         measured = {r["name"]: r for r in json.loads((speed_tables.SPEED / file).read_text())["rows"]}
         for name, texts in shown.items():
