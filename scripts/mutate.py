@@ -4,10 +4,10 @@
 
 NAME is a file (`relu`, `_labels`) or a component (`nll_loss`); the default is all. `mutants.py` makes the mutants.
 
-There are two judges, and each must notice a mutant. `tests` runs the tests of the components that reach the mutated
+There are two judges. `tests` runs the tests of the components that reach the mutated
 function, up to the first failure. `check` runs `gradcheck.check` over their cases, with the unchanged definition as
-reference. `accepted_mutants.py` lists, with reasons, the mutants that neither judge must notice, and those that only
-the tests must notice.
+reference. Each must notice every mutant, except those in `accepted_mutants.py`: neither judge must notice what is in
+EQUIVALENT, and only the tests what is in BEYOND_CHECK. Each entry has its reason.
 
 Each mutant is judged in a process of its own, forked from this one, which has imported JAX and started no backend.
 
@@ -47,7 +47,7 @@ SECONDS = 120  # of CPU time, for one test or one case of `check`
 
 
 def limit_time() -> None:
-    """End this process after `SECONDS` of CPU time; after twenty minutes in any case, as it may wait for ever."""
+    """End this process after `SECONDS` of CPU time, and after twenty minutes: waiting takes no CPU time."""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.alarm(1200)  # long: a process that is paused for other measurements is not a mutant that hangs
 

@@ -37,12 +37,15 @@ class Geometry(NamedTuple):
 
 
 def position_dtype(geometry: Geometry) -> Any:
-    """Return the dtype of positions. `_computed_once` needs each to be less than the dtype's largest number."""
+    """Return the dtype of positions. Each is less than its largest number, by which `_computed_once` divides."""
     return jnp.uint8 if geometry.window[0] * geometry.window[1] < 256 else jnp.int32
 
 
 def largest(geometry: Geometry, x: Array) -> tuple[Array, Array]:
-    """Return each window's maximum and its position i'·KW + j': of each row of a window first, then of the rows."""
+    """Return each window's maximum and its position i'·KW + j'.
+
+    First the maximum of each row of a window is found, then the maximum of these.
+    """
     kw, dtype = geometry.window[1], position_dtype(geometry)
     row, column = (_first_pixel(geometry, axis, x.ndim).astype(dtype) for axis in (0, 1))
     largest, at = _largest_along(geometry, 1, x, jnp.zeros(x.shape, dtype), column, 1)
@@ -79,7 +82,10 @@ def _largest_along(
 
 @jax.custom_jvp
 def _larger(a: Array, b: Array) -> Array:
-    """Return the larger of two numbers: without AVX-512, a CPU takes half the time of a choice by `jnp.where`."""
+    """Return the larger of two numbers.
+
+    A choice by `jnp.where` is slower on a CPU without AVX-512 (`python scripts/bench.py optimisations`).
+    """
     return jnp.maximum(a, b)
 
 
@@ -93,7 +99,7 @@ def _larger_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> 
 def place_in_window(geometry: Geometry, axis: int, shift: int, ndim: int) -> Array:
     """Return each pixel's position along an axis in one of its windows.
 
-    It is found from the last window that starts at or before the pixel, by going back `shift` windows.
+    That window is `shift` windows before the last one that starts at or before the pixel.
     """
     pixel = jnp.arange(geometry.size[axis], dtype=jnp.int32) + geometry.padding[axis]
     return _along(geometry, axis, pixel % geometry.stride[axis] + shift * geometry.stride[axis], ndim)
@@ -102,7 +108,7 @@ def place_in_window(geometry: Geometry, axis: int, shift: int, ndim: int) -> Arr
 def to_pixels(geometry: Geometry, z: Array, shift: Pair) -> Array:
     """Give each pixel the z of one of its windows, or 0 if there is none.
 
-    It is found from the last window that starts at or before the pixel, by going back `shift` windows.
+    That window is `shift` windows before the last one that starts at or before the pixel.
     """
     for axis in (0, 1):
         s, p, size = geometry.stride[axis], geometry.padding[axis], geometry.size[axis]

@@ -183,9 +183,9 @@ def _max_pool2d_fwd(geometry: Geometry, x: Array) -> tuple[tuple[Array, Array], 
 def _computed_once(position: Array) -> Array:
     """Return the position, kept in memory: else XLA would keep x, and find a window's maximum again for each pixel.
 
-    The barrier prevents that, except on a CPU before jax 0.12, where XLA removes it before it fuses operations. There
-    the remainder prevents it: XLA does not repeat an operation that it considers expensive. The remainder changes no
-    position, because each is less than the divisor.
+    The barrier alone does not prevent that on a GPU, nor on a CPU with jax 0.10, where XLA removes it before it fuses
+    operations. There the remainder does: XLA does not repeat an operation that it considers expensive. The remainder
+    changes no position, because each is less than the divisor.
     """
     largest = jnp.asarray(np.iinfo(position.dtype).max, position.dtype)
     kept: Array = lax.optimization_barrier(lax.rem(position, largest))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The indices of max-pooling, against the loops and PyTorch."""
+"""The indices of max-pooling, against the loops and PyTorch; which pixel moves y; what its gradient reads."""
 
 import re
 
