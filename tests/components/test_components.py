@@ -75,8 +75,8 @@ def perturbed(exact, rng):
 
 
 DELTA = 1e-7
-# Of three directions, all may happen to move an element by a hundredth of what others move it: its limit is then
-# below its rounding.
+# In each of three directions, the terms of one element may nearly cancel: its limit is then below the rounding of
+# its terms.
 DIRECTIONS = 8
 
 
