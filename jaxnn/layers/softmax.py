@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float
 from jaxnn.rules.component import defined_by, with_formulas
 from jaxnn.rules.cotangents import Type, accumulation_dtype, cotangent, type_of
 from jaxnn.rules.sharding import AxisName
-from jaxnn.rules.softmax_sums import Axes, at_most_largest, checked, largest, shifted, summed, total
+from jaxnn.rules.softmax_sums import Axes, at_most_largest, checked, largest, shifted, stored, summed, total
 
 Residuals = tuple[Array, Array | None, Type]  # y, `where`, and the type of x
 
@@ -117,7 +117,7 @@ def _softmax_bwd(axes: Axes, residuals: Residuals, dy: Array) -> tuple[Array, No
     y, dy = at_most_largest(axes, y.astype(accumulation_dtype(dtype))), dy.astype(accumulation_dtype(dtype))
     dy = dy if where is None else jnp.where(where, dy, jnp.zeros((), dy.dtype))
     # dx_j = y_j (dy_j − Σ_a dy_a y_a)
-    dx = y * (dy - summed(axes, dy * y))
+    dx = y * (dy - stored(summed(axes, dy * y)))
     return cotangent(dx, x), None
 
 

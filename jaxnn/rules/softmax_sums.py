@@ -82,6 +82,21 @@ def at_most_largest(axes: Axes, y: Array) -> Array:
     return same
 
 
+def stored(sums: Array) -> Array:
+    """Return the sums, which lie between −∞ and ∞.
+
+    On a CPU, XLA would make one kernel of softmax's sums and of what follows them, which is slower than two. It keeps
+    them apart if a limit stands between them.
+    """
+
+    def limited(sums: Array) -> Array:
+        infinity = jnp.asarray(jnp.inf, sums.dtype)
+        return lax.clamp(-infinity, sums, infinity)
+
+    same: Array = lax.platform_dependent(sums, cpu=limited, default=lambda sums: sums)
+    return same
+
+
 def zero_safe_product(q: Array, x: Array) -> Array:
     """Return q x, with 0 where q is 0 and x infinite: a class that has no part in the target adds nothing."""
     return jnp.where(q == 0, jnp.zeros((), x.dtype), q * x)
