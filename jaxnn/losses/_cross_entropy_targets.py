@@ -42,11 +42,12 @@ def weighted(weight: Array | None, u: Array) -> Array:
     return u if weight is None else jnp.broadcast_to(weight.astype(u.dtype), u.shape) * u
 
 
-def expected(options: Options, targets: Array, weight: Array | None, x: Array, shift: Array) -> Array:
-    """Return Σ_c q_c z_c of this device's classes, with z = x − shift; each row has one shift.
+def expected(options: Options, targets: Array, weight: Array | None, x: Array, shift: Array | None = None) -> Array:
+    """Return Σ_c q_c z_c of this device's classes, with z = x − shift; each row has one shift, without one it is 0.
 
     For a class id it is (1 − ε) ω_t z_t + ε/C Σ_c ω_c z_c.
     """
+    shift = jnp.zeros((*x.shape[:-1], 1), x.dtype) if shift is None else shift
     z = x - shift
     if jnp.issubdtype(targets.dtype, jnp.floating):
         return jnp.sum(zero_safe_product(weighted(weight, smoothed(options, targets, z)), z), -1)

@@ -153,7 +153,7 @@ def _cross_entropy_bwd(options: Options, residuals: Residuals, dl: Array) -> tup
     x, total, targets, weight = residuals
     from_largest, dl, classes = shifted(options.axes, x), dl[..., None], options.classes(x)
     u = _targets.smoothed(options, targets, from_largest)
-    all_q = _targets.expected(options, targets, weight, jnp.ones_like(from_largest), jnp.zeros_like(total))[..., None]
+    all_q = _targets.expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
     all_q = sharding.all_reduce(options.axis_name, lax.psum, all_q)
     # dx_c = dl (p_c Σ_t q_t − q_c)
     dx = dl * (softmax_times(options.axes, x, from_largest, total, None, all_q) - _targets.weighted(weight, u))
