@@ -125,7 +125,7 @@ EQUIVALENT = {  # key of the mutant (its id without line and column): reason
     "losses/_cross_entropy_targets.py smoothed: u if epsilon == 0 else (1 - epsilon) * u + epsilon / "
     "max(1, options.classes(like)) -> (1 - epsilon) * u + epsilon / max(1, options.classes(like))": "1 u + 0 is u",
     **{f"losses/_cross_entropy_targets.py {f}: max(1, options.classes({x})) -> max(2, options.classes({x}))":
-       "the loss of a single class is 0" for f, x in (("smoothed", "like"), ("expected", "z"))},
+       "the loss of a single class is 0" for f, x in (("smoothed", "like"), ("expected", "x"))},
     "losses/_linear_cross_entropy_inputs.py prepare: max(1, count) -> max(2, count)": "the loss of a single class is 0",
     "losses/_linear_cross_entropy_blocks.py by_rows: sums if forms_gradient else (None, None) -> sums": "zeros, not used",
     **{f"losses/_linear_cross_entropy_terms.py {f}: {mutant}": "NaN has no sign that counts" for f, mutant in (

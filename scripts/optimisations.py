@@ -53,9 +53,6 @@ def optimisations(gpu: bool) -> list[Optimisation]:
     def chosen(_: Any, a: Any, b: Any) -> Any:
         return jax.numpy.where((b > a) | (b != b), b, a)
 
-    def of_difference(gathered: Any, x: Any, shift: Any, labels: Any) -> Any:
-        return gathered(x - shift, jax.numpy.zeros_like(shift), labels)
-
     usual, never = ", NHWC, batch 64", lambda *_: False
     on_cpu = [
         Optimisation("conv2d NHWC", cpu, "weight_gradient_by_products", "a convolution", by_convolution),
@@ -79,9 +76,8 @@ def optimisations(gpu: bool) -> list[Optimisation]:
     ]
     windows = "jaxnn.layers._max_pool2d_windows"
     on_cpu.append(Optimisation("max_pool2d NCHW", windows, "_larger", "a choice by `jnp.where`", chosen))
-    softmax, targets = "jaxnn.layers.softmax", "jaxnn.losses._cross_entropy_targets"
+    softmax = "jaxnn.layers.softmax"
     on_cpu.append(Optimisation("softmax", softmax, "stored", "sums and dx in one kernel", lambda _, sums: sums))
-    on_cpu.append(Optimisation("cross_entropy", targets, "_at_label", "a gather of the difference", of_difference))
     if jax.__version_info__ < (0, 11):
         on_cpu.append(Optimisation("conv2d NHWC", cpu, "rows_more", "no extra rows", lambda *_: 0))
     return [

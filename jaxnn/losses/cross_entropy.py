@@ -145,7 +145,7 @@ def _cross_entropy_fwd(options: Options, x: Array, targets: Array, weight: Array
     from_largest = shifted(options.axes, x)
     total = summed(options.axes, jnp.exp(from_largest))
     # −Σ q log p, with log p in the order that XLA recognises on a GPU; 0 − 0 is not −0.
-    l = 0 - _targets.expected(options, targets, weight, from_largest, jnp.log(total))
+    l = 0 - _targets.expected(options, targets, weight, from_largest - jnp.log(total))
     return _targets.by_label(options, targets, options.classes(x), l), (x, total, targets, weight)
 
 
