@@ -48,7 +48,7 @@ KINDS = {
 RUNS, SECONDS = 3, 0.2  # samples of a time; how long one sample takes at least
 PACKAGES = ("jax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "optax", "flax")
 BUSY, GIVEN_UP = 75, 76  # exit codes: libtpu is in use; a program took too long
-LIMIT = 120.0  # seconds: a program that takes longer to compile is given up
+LIMIT = 600.0  # seconds: a program that takes longer to compile is given up
 Row = dict[str, Any]
 
 

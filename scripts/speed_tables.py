@@ -232,7 +232,8 @@ def draw(committed: list[Results], chosen: tuple[str, ...], path: Path) -> None:
                     axes.set_visible(False)
                     continue
                 draw_panel(axes, names, rows[committed.index(results)])
-                axes.set_title(f"{processor(results)}, jax {results['machine']['versions']['jax']}", fontsize=9)
+                title = f"{processor(results)}, jax {results['machine']['versions']['jax']}"
+                axes.set_title(textwrap.fill(title, 24), fontsize=9)
         panels[0, 0].set_yticks(range(len(names)), names)
         panels[0, 0].set_ylim(-0.7, len(names) - 0.3)
         handles = {h.get_label(): h for axes in panels.flat for h in axes.get_legend_handles_labels()[0]}
