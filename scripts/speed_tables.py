@@ -334,9 +334,9 @@ def summary() -> str:
     versions = [".".join(other["machine"]["versions"]["jax"].split(".")[:2]) for other in others]
     head = [*SUMMARY_HEAD, *(f"jaxnn / JAX on jax {version}" for version in versions), "jaxnn / PyTorch"]
     written = [machine(results), *(f"On jax {v}: {machine(other)}" for v, other in zip(versions, others, strict=True))]
-    texts = [line for text in written for line in ("", *textwrap.wrap(text, 120, break_on_hyphens=False))]
+    text = textwrap.wrap(" ".join(written), 120, break_on_hyphens=False)
     picture = f"![{ALT['quick']}.](scripts/speed/quick.png)"
-    return "\n".join([picture, "", *table(head, lines), *texts])
+    return "\n".join([picture, "", *table(head, lines), "", *text])
 
 
 def same_ratio(r: Row, other: Results) -> str:

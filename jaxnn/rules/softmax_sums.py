@@ -83,10 +83,10 @@ def at_most_largest(axes: Axes, y: Array) -> Array:
 
 
 def stored(sums: Array) -> Array:
-    """Return the sums, which lie between −∞ and ∞.
+    """Return the sums, stored in memory; they lie between −∞ and ∞.
 
-    On a CPU, XLA would make one kernel of softmax's sums and of what follows them, which is slower than two. It keeps
-    them apart if a limit stands between them.
+    On a CPU, XLA would fuse the sums of softmax's backward pass with the loop that uses them, which was slower than two
+    loops (`python scripts/bench.py optimisations`). The limits change nothing, and keep them apart.
     """
 
     def limited(sums: Array) -> Array:

@@ -75,8 +75,8 @@ def perturbed(exact, rng):
 
 
 DELTA = 1e-7
-# In each of three directions, the terms of one element may nearly cancel: its limit is then below the rounding of
-# its terms.
+# With only three random directions, the terms of an element can nearly cancel in all of them; the error allowed is then
+# less than the rounding error of its terms.
 DIRECTIONS = 8
 
 

@@ -56,19 +56,19 @@ def test_the_platforms_programs_differ(name):
     assert found[0] != found[1] or found[0] != found[2]
 
 
-# Operations of the gradient's program that are there on one platform alone, or are more there.
-OF = [
+# Component, platform, and an operation that the gradient's program has only, or more often, on that platform.
+FORMS = [
     ("max_pool2d", "tpu", "reduce"),  # the tiles, forward
     ("conv2d", "cpu", "dot_general"),
     ("softmax", "cuda", "minimum"),  # at most the largest
-    ("softmax", "cpu", "clamp"),  # sums apart from dx
-    ("log_softmax", "cuda", "optimization_barrier"),  # the sums again, in one kernel
+    ("softmax", "cpu", "clamp"),  # the sums are not fused with dx
+    ("log_softmax", "cuda", "optimization_barrier"),  # the sums are computed again, so that one kernel suffices
     ("cross_entropy", "cpu", "gather"),  # elsewhere the label is found by comparison
     ("linear_cross_entropy", "cpu", "while"),  # smaller blocks
 ]
 
 
-@pytest.mark.parametrize("name, platform, operation", OF)
+@pytest.mark.parametrize("name, platform, operation", FORMS)
 def test_each_form_is_on_its_platform(name, platform, operation):
     f, args = gradient(name)
     count = {
