@@ -84,7 +84,8 @@ def _largest_along(
 def _larger(a: Array, b: Array) -> Array:
     """Return the larger of two numbers.
 
-    A choice by `jnp.where` is slower on a CPU without AVX-512 (`python scripts/bench.py optimisations`).
+    A choice by `jnp.where` is slower on a CPU without AVX-512
+    (`XLA_FLAGS=--xla_cpu_max_isa=AVX2 python scripts/bench.py optimisations`).
     """
     return jnp.maximum(a, b)
 
