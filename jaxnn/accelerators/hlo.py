@@ -18,7 +18,7 @@ _BITS = {
     "f8e5m2fnuz": 8, "f8e8m0fnu": 8, "token": 0, "opaque": 0,
 }  # fmt: skip
 _SHAPE = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<dims>[^\]]*)\](?:\{(?P<layout>[^}]*)\})?")
-_LAYOUT = re.compile(r"(?P<order>[\d,]*)(?::(?P<tiles>T(?:\([\d,*]+\))+)?(?P<more>(?:[ELSDPMH]\([^)]*\))*))?")
+_LAYOUT = re.compile(r"(?P<order>[\d,]*)(?::(?P<tiles>T(?:\([\d,*]+\))+)?(?P<more>(?:(?:SC|[ELSDPMH])\([^)]*\))*))?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEAD = re.compile(r"\s*(?P<root>ROOT )?%(?P<name>[\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*(?P<opcode>[a-z][\w\-]*)\(")
