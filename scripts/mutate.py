@@ -4,9 +4,10 @@
 
 NAME is a file (`relu`, `_labels`) or a component (`nll_loss`); the default is all. `mutants.py` makes the mutants.
 
-There are two judges. `tests` runs the tests of the components that reach the mutated function, up to the first
-failure. `check` runs `gradcheck.check` over their cases, with the unchanged definition as reference. Each must notice every mutant, except those in `accepted_mutants.py`: neither judge must notice what is in
-EQUIVALENT, and only the tests what is in BEYOND_CHECK. Each entry has its reason.
+There are two judges. `tests` runs the tests of the components that reach the mutated function, up to the first failure.
+`check` runs `gradcheck.check` over their cases, with the unchanged definition as reference. Each must notice every
+mutant, except those in `accepted_mutants.py`: neither judge must notice what is in EQUIVALENT, and only the tests what
+is in BEYOND_CHECK. Each entry has its reason.
 
 Each mutant is judged in a process of its own, forked from this one, which has imported JAX and started no backend.
 
