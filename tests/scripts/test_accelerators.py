@@ -81,6 +81,7 @@ def test_what_is_compiled_has_its_facts(tiny, only):
     json.dumps(found)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("group, only", [("convnet", "gradient"), ("models", "cnn"), ("epoch", "softmax")])
 def test_networks_and_their_epochs_compile(tiny, group, only):
     ((_, found),) = rows(
@@ -112,6 +113,7 @@ def test_a_present_device_runs_the_program(monkeypatch, tiny, group, only):
     assert found["seconds"] > 0
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", ["softmax", "mlp", "cnn", "convnet"])
 def test_the_plain_networks_are_the_same_networks(name, monkeypatch):
     monkeypatch.setattr(programs, "drop", lambda x, rate, key: x)
