@@ -59,6 +59,29 @@ def expected(options: Options, targets: Array, weight: Array | None, x: Array) -
     return at_label + jnp.sum(zero_safe_product(weighted(weight, share), x), -1)
 
 
+def gradient(options: Options, targets: Array, weight: Array | None, p: Array, q_here: Array, dl: Array) -> Array:
+    """Return dl (p − q), which is NaN in the rows whose label is no class, and 0 in ignored rows.
+
+    p is softmax times Σ_c q_c, and `q_here` what this device's classes have of that sum. For a class id without
+    smoothing it is q at the label, and q is 0 elsewhere. On a CPU it is then subtracted at the label alone, because a
+    comparison of every class with the label takes longer (`python scripts/bench.py optimisations`).
+    """
+    classes = options.classes(p)
+
+    def everywhere(targets: Array, weight: Array | None, p: Array, q_here: Array, dl: Array) -> Array:
+        q = weighted(weight, smoothed(options, targets, p))
+        return by_label(options, targets, classes, dl * (p - q))
+
+    def at_label(targets: Array, weight: Array | None, p: Array, q_here: Array, dl: Array) -> Array:
+        dx, at_label = (by_label(options, targets, classes, dl * each) for each in (p, q_here))
+        return _labels.less_at_label(dx, _here(options, targets, p), at_label[..., 0])
+
+    if jnp.issubdtype(targets.dtype, jnp.floating) or options.label_smoothing != 0:
+        return everywhere(targets, weight, p, q_here, dl)
+    dx: Array = lax.platform_dependent(targets, weight, p, q_here, dl, cpu=at_label, default=everywhere)
+    return dx
+
+
 def _here(options: Options, labels: Array, x: Array) -> Array:
     """Return the labels counted from the first of this device's classes."""
     return _labels.local_labels(labels, x.shape[-1], options.axis_name)

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
@@ -87,6 +88,22 @@ def at_label_by_comparison(x: Float[Array, "*rows classes"], labels: Int[Array, 
     A gather would have it stored first.
     """
     return jnp.sum(jnp.where(one_hot(labels, x.shape[-1]), x, jnp.zeros((), x.dtype)), -1)
+
+
+def less_at_label(
+    x: Float[Array, "*rows classes"], labels: Int[Array, "*rows"], y: Float[Array, "*rows"]
+) -> Float[Array, "*rows classes"]:
+    """Return x, less y at each row's label; y must be 0 where t is no label, or the row NaN."""
+
+    rows, classes = labels.size, x.shape[-1]
+    if classes == 0:
+        return x
+
+    def of_row(x: Array, label: Array, y: Array) -> Array:
+        return x.at[label].add(-y, mode="promise_in_bounds", unique_indices=True)
+
+    index = in_range(labels, classes).reshape(rows)
+    return jax.vmap(of_row)(x.reshape(rows, classes), index, y.reshape(rows)).reshape(x.shape)
 
 
 def in_range(labels: Int[Array, "*rows"], classes: int) -> Int[Array, "*rows"]:

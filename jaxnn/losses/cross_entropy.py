@@ -151,13 +151,12 @@ def _cross_entropy_fwd(options: Options, x: Array, targets: Array, weight: Array
 
 def _cross_entropy_bwd(options: Options, residuals: Residuals, dl: Array) -> tuple[Array, Array | None, Array | None]:
     x, total, targets, weight = residuals
-    from_largest, dl, classes = shifted(options.axes, x), dl[..., None], options.classes(x)
-    u = _targets.smoothed(options, targets, from_largest)
-    all_q = _targets.expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
-    all_q = sharding.all_reduce(options.axis_name, lax.psum, all_q)
+    from_largest, dl = shifted(options.axes, x), dl[..., None]
+    q_here = _targets.expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
+    all_q = sharding.all_reduce(options.axis_name, lax.psum, q_here)
     # dx_c = dl (p_c Σ_t q_t − q_c)
-    dx = dl * (softmax_times(options.axes, x, from_largest, total, None, all_q) - _targets.weighted(weight, u))
-    dx = _targets.by_label(options, targets, classes, dx)
+    p = softmax_times(options.axes, x, from_largest, total, None, all_q)
+    dx = _targets.gradient(options, targets, weight, p, q_here, dl)
 
     floating = jnp.issubdtype(targets.dtype, jnp.floating)
     minus_log_p = jnp.log(total) - from_largest
@@ -166,7 +165,9 @@ def _cross_entropy_bwd(options: Options, residuals: Residuals, dl: Array) -> tup
     dweight = None
     if weight is not None:
         # dω_c = −Σ_n dl_n u_nc log p_nc
-        du = _targets.by_label(options, targets, classes, dl * zero_safe_product(u, minus_log_p), bad=0.0)
+        u = _targets.smoothed(options, targets, from_largest)
+        du = dl * zero_safe_product(u, minus_log_p)
+        du = _targets.by_label(options, targets, options.classes(x), du, bad=0.0)
         dweight = cotangent(jnp.sum(du, tuple(range(du.ndim - 1))), type_of(weight))
     return cotangent(dx, type_of(x)), None if dt is None else cotangent(dt, type_of(targets)), dweight
 

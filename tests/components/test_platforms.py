@@ -64,6 +64,7 @@ FORMS = [
     ("softmax", "cpu", "clamp"),  # the sums are not fused with dx
     ("log_softmax", "cuda", "optimization_barrier"),  # the sums are computed again, so that one kernel suffices
     ("cross_entropy", "cpu", "gather"),  # elsewhere the label is found by comparison
+    ("cross_entropy", "cpu", "scatter"),  # q is subtracted at the label
     ("linear_cross_entropy", "cpu", "while"),  # smaller blocks
 ]
 
