@@ -95,15 +95,12 @@ def less_at_label(
 ) -> Float[Array, "*rows classes"]:
     """Return x, less y at each row's label; y must be 0 where t is no label, or the row NaN."""
 
-    rows, classes = labels.size, x.shape[-1]
-    if classes == 0:
+    if x.shape[-1] == 0:
         return x
-
-    def of_row(x: Array, label: Array, y: Array) -> Array:
-        return x.at[label].add(-y, mode="promise_in_bounds", unique_indices=True)
-
-    index = in_range(labels, classes).reshape(rows)
-    return jax.vmap(of_row)(x.reshape(rows, classes), index, y.reshape(rows)).reshape(x.shape)
+    less = lambda row, label, y: row.at[label].add(-y)  # noqa: E731
+    for _ in labels.shape:
+        less = jax.vmap(less)
+    return less(x, in_range(labels, x.shape[-1]), y)
 
 
 def in_range(labels: Int[Array, "*rows"], classes: int) -> Int[Array, "*rows"]:
