@@ -114,7 +114,7 @@ def machine() -> dict[str, Any]:
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep freed arrays of up to 32 MB, the most that glibc allows; False if it is another library."""
+    """Let the C library keep freed arrays of up to 32 MB, the most that glibc allows; False if another library."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     trim_threshold, mmap_threshold = (-1, 2**31 - 1), (-3, 2**25)
     return mallopt is not None and all(mallopt(*option) == 1 for option in (trim_threshold, mmap_threshold))

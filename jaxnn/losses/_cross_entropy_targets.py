@@ -74,7 +74,7 @@ def gradient(options: Options, targets: Array, weight: Array | None, p: Array, q
 
     def at_label(targets: Array, weight: Array | None, p: Array, q_here: Array, dl: Array) -> Array:
         dx, at_label = (by_label(options, targets, classes, dl * each) for each in (p, q_here))
-        return _labels.less_at_label(dx, _here(options, targets, p), at_label[..., 0])
+        return _labels.less_at_label(dx, _here(options, targets, p), jnp.squeeze(at_label, -1))
 
     if jnp.issubdtype(targets.dtype, jnp.floating) or options.label_smoothing != 0:
         return everywhere(targets, weight, p, q_here, dl)
