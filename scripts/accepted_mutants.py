@@ -243,7 +243,7 @@ BEYOND_CHECK = {
     r"_place: (\(row, column\) -> |row \* .* - column$)": "another number for a pixel, forward and backward alike",
     r"_relu_fwd: x > 0|_sides: x >= 0|_largest_along: (\(?pixel > largest.* -> pixel >|_larger\()": "the convention at a kink or a tie",
     r"(zero|ones)\) -> .*-(zero|ones)\)": "−0, or a number that is not used",
-    r"max\(1, (options\.)?(classes|count)|and (classes|len\(weight\)) -> |at_label: -1|"
+    r"max\(1, (options\.)?(classes|count)|and (classes|len\(weight\)) -> | at_label: -1|less_at_label: -1 -> -0$|"
     r"_sum_over: max|total == 0":
         "no classes, or no weights at all: `check` has some",
     r"expected: epsilon == 0": "the general form, which is the same there",
@@ -257,7 +257,7 @@ BEYOND_CHECK = {
     r"over_blocks: .*(jnp\.arange\(block|bfloat16|int8)": "a small whole number, the same in every dtype",
     r"(_bwd|add_at): cotangent\(.*\) -> |cotangent: |vary_with: |vary_with\(.*\) -> jnp\.zeros\(":
         "already of the right type, except over a mesh",
-    r"_nll_fwd: | to_label: |in_range: |at_label: |is_ignored: |nll(_loss)?: l if rows|"
+    r"_nll_fwd: | to_label: |in_range: | at_label: |is_ignored: |nll(_loss)?: l if rows|"
     r"jnp\.where\(block\.bad, jnp\.nan, d?l\) -> d?l$|~block\.bad -> block\.counted$|_whole: counted & .* -> ~_labels":
         "rows whose label is no class: NaN by contract, whatever was computed",
     r" by_rows: .* -> functools\.partial\(jnp\.zeros\)$": "JAX's default is float32, and float64 in its mode",
