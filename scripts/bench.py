@@ -18,10 +18,6 @@ machine affects all of them alike. A ratio is the median of the rounds' ratios; 
 rounds take less than N seconds, more follow until N seconds have passed, because short calls are noisier. After three
 rounds only variants within 25 % of their library's best go on. A library's figure is that of its best variant.
 
-On Linux the C library is told to keep freed memory (glibc's `mallopt`). Otherwise it returns each large array to the
-kernel, whose new zeroed pages took up to two thirds of the time of a short call. A program has the same with the
-environment variables MALLOC_MMAP_THRESHOLD_=33554432 and MALLOC_TRIM_THRESHOLD_=2147483647.
-
 JAX and PyTorch use the same number of threads. A call of less than 50 ms is preceded by as many untimed calls: they
 fill its caches, and let the other library's threads go to sleep.
 
@@ -31,7 +27,6 @@ reserves for temporaries; PyTorch's is known on a GPU only. Committed results li
 """
 
 import argparse
-import ctypes
 import datetime
 import functools
 import json
@@ -113,13 +108,6 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def keep_freed_memory() -> bool:
-    """Let the C library keep freed arrays of up to 32 MB, the most that glibc allows; False if another library."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    trim_threshold, mmap_threshold = (-1, 2**31 - 1), (-3, 2**25)
-    return mallopt is not None and all(mallopt(*option) == 1 for option in (trim_threshold, mmap_threshold))
-
-
 class Parser(argparse.ArgumentParser):
     """A parser whose errors take one line."""
 
@@ -183,8 +171,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     # Compile times are those of a first run.
     jax.config.update("jax_enable_compilation_cache", False)  # type: ignore[no-untyped-call]
     command = " ".join(["python scripts/bench.py", *(["--quick"] if options.quick else groups), f"--rounds {rounds}"])
-    about = machine() | {"freed_memory": "kept" if keep_freed_memory() else "returned"}
-    results: dict[str, Any] = {"command": command, "machine": about, "ceilings": {}, "rows": []}
+    results: dict[str, Any] = {"command": command, "machine": machine(), "ceilings": {}, "rows": []}
     wanted = {"torch": libraries.torch, "flax": libraries.linen, "optax": libraries.optax}
     if missing := [name for name, module in wanted.items() if not module]:
         print(f"not installed, and left out: {', '.join(missing)}", file=sys.stderr)

@@ -171,7 +171,6 @@ def machine(results: Results) -> str:
     m = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     hardware = f"{m['device']}, {m['cores']} cores of {m['cpu']}, load {m['load']:.1f} at the start"
-    hardware += ", freed memory kept" if m.get("freed_memory") == "kept" else ""
     return f"`{results['command']}`, {m['date'][:10]}; {hardware}; {versions}."
 
 
