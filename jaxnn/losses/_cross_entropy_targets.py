@@ -60,11 +60,11 @@ def expected(options: Options, targets: Array, weight: Array | None, x: Array) -
 
 
 def gradient(options: Options, targets: Array, weight: Array | None, p: Array, q_here: Array, dl: Array) -> Array:
-    """Return dl (p − q), which is NaN in the rows whose label is no class, and 0 in ignored rows.
+    """Return dl (p Σ_c q_c − q); NaN in the rows whose label is no class, 0 in ignored rows.
 
-    p is softmax times Σ_c q_c, and `q_here` what this device's classes have of that sum. For a class id without
-    smoothing it is q at the label, and q is 0 elsewhere. On a CPU it is then subtracted at the label alone, because a
-    comparison of every class with the label takes longer (`python scripts/bench.py optimisations`).
+    The argument p is softmax(x) Σ_c q_c, and `q_here` the sum of q over this device's classes. For class ids without
+    smoothing, q is 0 except at the label. On a CPU it is then subtracted there alone: a comparison of every class with
+    the label takes longer (`python scripts/bench.py optimisations`).
     """
     classes = options.classes(p)
 

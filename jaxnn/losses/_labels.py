@@ -93,8 +93,10 @@ def at_label_by_comparison(x: Float[Array, "*rows classes"], labels: Int[Array, 
 def less_at_label(
     x: Float[Array, "*rows classes"], labels: Int[Array, "*rows"], y: Float[Array, "*rows"]
 ) -> Float[Array, "*rows classes"]:
-    """Return x, less y at each row's label; y must be 0 where t is no label, or the row NaN."""
+    """Return x with y subtracted at each row's label.
 
+    Where t is no label, y is subtracted at class 0: there y must be 0, or the row NaN.
+    """
     if x.shape[-1] == 0:
         return x
     less = lambda row, label, y: row.at[label].add(-y)  # noqa: E731
