@@ -1,5 +1,6 @@
 """Class labels: which are valid, which are ignored, and the weight of their rows."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -99,7 +100,7 @@ def less_at_label(
     """
     if x.shape[-1] == 0:
         return x
-    less = lambda row, label, y: row.at[label].add(-y)  # noqa: E731
+    less: Callable[..., Array] = lambda row, label, y: row.at[label].add(-y)  # noqa: E731
     for _ in labels.shape:
         less = jax.vmap(less)
     return less(x, in_range(labels, x.shape[-1]), y)
