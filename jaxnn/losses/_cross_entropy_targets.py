@@ -63,8 +63,8 @@ def gradient(options: Options, targets: Array, weight: Array | None, p: Array, q
     """Return dl (p Σ_c q_c − q); NaN in the rows whose label is no class, 0 in ignored rows.
 
     The argument p is softmax(x) Σ_c q_c, and `q_here` the sum of q over this device's classes. For class ids without
-    smoothing, q is 0 except at the label. On a CPU it is then subtracted there alone: a comparison of every class with
-    the label takes longer (`python scripts/bench.py optimisations`).
+    smoothing, q is 0 except at the label. On a CPU it is then subtracted there alone, as dl p − dl q: a comparison of
+    every class with the label takes longer (`python scripts/bench.py optimisations`).
     """
     classes = options.classes(p)
 

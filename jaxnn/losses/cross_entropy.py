@@ -154,8 +154,8 @@ def _cross_entropy_bwd(options: Options, residuals: Residuals, dl: Array) -> tup
     from_largest, dl = shifted(options.axes, x), dl[..., None]
     q_here = _targets.expected(options, targets, weight, jnp.ones_like(from_largest))[..., None]
     all_q = sharding.all_reduce(options.axis_name, lax.psum, q_here)
+    p = softmax_times(options.axes, x, from_largest, total, None, all_q)  # p_c Σ_t q_t
     # dx_c = dl (p_c Σ_t q_t − q_c)
-    p = softmax_times(options.axes, x, from_largest, total, None, all_q)
     dx = _targets.gradient(options, targets, weight, p, q_here, dl)
 
     floating = jnp.issubdtype(targets.dtype, jnp.floating)
